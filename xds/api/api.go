@@ -1,0 +1,15 @@
+// Package api is the vocabulary on the wire: the .proto files of the workload,
+// authorization, certificate, hand-off and discovery protocols, each in a
+// folder with its generated Go. `make generate` reproduces the generated files.
+//
+// Names and field numbers are compatible with Istio ambient, so that each half
+// of Ambit runs against the other project's half. A field is never renumbered.
+package api
+
+//go:generate go run ./gen
+
+// Type URLs of the resources that node proxies subscribe to.
+const (
+	AddressType       = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+)

@@ -1,0 +1,2 @@
+// Package ca is the certificate signing API (generated).
+package ca

@@ -1,0 +1,2 @@
+// Package zds is the messages by which the node agent hands network namespaces to the node proxy (generated).
+package zds
