@@ -1,0 +1,57 @@
+# Ambit. `make help` lists the targets.
+SHELL := /bin/bash
+GO    ?= go
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X github.com/ambit-mesh/ambit/xds/boot.Version=$(VERSION)
+
+export CGO_ENABLED
+
+.PHONY: help build cross generate lint test fuzz demo lab bench check-go clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+check-go:
+	@command -v $(GO) >/dev/null || { echo "make: the Go toolchain is missing: install Go $$(awk '/^go /{print $$2}' go.mod) or newer and put it in PATH"; exit 1; }
+
+build: CGO_ENABLED = 0
+build: check-go ## build every program into bin/ as a static binary
+	@mkdir -p bin
+	@GOPROXY=off $(GO) list -test -deps ./... >/dev/null 2>&1 || { echo "downloading Go modules, once:"; \
+	  $(GO) mod download -x 2>&1 | sed -n 's|^# get https*://[^/]*/\(.*\)/@v/\(.*\)\.zip: 200.*|  \1 \2|p'; }
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./*/cmd/...
+	@ls -1 bin | sed 's/^/  bin\//'
+
+cross: CGO_ENABLED = 0
+cross: check-go ## compile every program for linux/amd64 and linux/arm64
+	@for arch in amd64 arm64; do echo "linux/$$arch"; mkdir -p bin/linux-$$arch; GOOS=linux GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ ./*/cmd/... || exit 1; done
+
+generate: check-go ## rewrite generated files (protocols)
+	$(GO) generate ./...
+
+lint: check-go ## gofmt, vet, staticcheck
+	@out=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$out" || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+test: check-go ## every test, race detector on; what this machine cannot run is listed at the end
+	$(GO) run ./test/cmd/ambit-test ./...
+
+FUZZTIME ?= 5s
+fuzz: check-go ## run every fuzz target for FUZZTIME (5s)
+	$(GO) run ./test/cmd/ambit-test --fuzz $(FUZZTIME) ./...
+
+demo: build ## a two-node mesh on this machine, told as a story
+	bin/ambit-lab demo
+
+lab: build ## start the lab and leave it running (bin/ambit-lab down ends it)
+	bin/ambit-lab up
+
+BENCH ?= .
+BENCHTIME ?= 1s
+bench: check-go ## benchmarks beside the code; BENCH=regexp BENCHTIME=1s COUNT=1
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -count $(or $(COUNT),1) -benchmem ./xds/... ./ebpf/... ./ztunnel/...
+
+clean: ## remove bin/
+	rm -rf bin

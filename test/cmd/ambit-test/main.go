@@ -1,0 +1,71 @@
+// Command ambit-test runs `go test` so that root and ordinary users get the same
+// tests: each test binary gets network and mount namespaces of its own (and,
+// where the caller lacks the capability, a user namespace around them), so tests
+// neither need root nor touch the machine's network. It prints one line per
+// package and, at the end, each skipped test with its reason.
+//
+// With AMBIT_TEST_REQUIRE set, a skipped test is a failure: CI sets it.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	if len(args) > 1 && args[0] == "exec" {
+		return isolate(args[1:])
+	}
+	flags := flag.NewFlagSet("ambit-test", flag.ContinueOnError)
+	fuzz := flags.String("fuzz", "", "run every fuzz target for this `duration` instead of the tests")
+	race := flags.Bool("race", true, "race detector")
+	filter := flags.String("run", "", "only tests that match this `regexp`")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	packages := flags.Args()
+	if len(packages) == 0 {
+		packages = []string{"./..."}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "ambit-test:", err)
+		return 2
+	}
+	if *fuzz != "" {
+		return fuzzAll(packages, *fuzz)
+	}
+	opts := []string{"-exec", self + " exec", "-timeout", "10m"}
+	strict := os.Getenv("AMBIT_TEST_REQUIRE") != ""
+	if *race {
+		if missing := raceMissing(); missing == "" {
+			opts = append(opts, "-race")
+		} else {
+			fmt.Println("race detector off:", missing)
+			if strict {
+				return 1
+			}
+		}
+	}
+	if *filter != "" {
+		opts = append(opts, "-run", *filter)
+	}
+	return runTests(opts, packages, strict, os.Stdout)
+}
+
+// raceMissing says what keeps the race detector, which links with cgo, from
+// working; "" when nothing does.
+func raceMissing() string {
+	cc := os.Getenv("CC")
+	if cc == "" {
+		cc = "gcc"
+	}
+	if _, err := exec.LookPath(cc); err != nil {
+		return "no C compiler (" + cc + ") in PATH; install it with: apt-get install gcc libc6-dev"
+	}
+	return ""
+}
