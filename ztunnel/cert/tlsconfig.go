@@ -1,0 +1,163 @@
+package cert
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ambit-mesh/ambit/xds/identity"
+)
+
+// maxCachedConfigs bounds the cache of client configurations, one per (local
+// identity, expected peers). Beyond it the cache starts over: a configuration
+// costs a microsecond, the bound only guards memory.
+const maxCachedConfigs = 8192
+
+// curves: X25519 first, as ztunnel does. The post-quantum hybrid
+// X25519MLKEM768 doubles the cost of a mutual handshake (facts/baseline.md)
+// and peers accept it last, so it is left out.
+var curves = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384}
+
+// configCache holds ready tls.Configs. Certificates, roots and time are looked
+// up at handshake time, so a cached configuration never goes stale.
+type configCache struct {
+	mu     sync.RWMutex
+	client map[configKey]*tls.Config
+	server map[identity.ID]*tls.Config
+}
+
+type configKey struct {
+	local identity.ID
+	peers string
+}
+
+// base is what both roles share: TLS 1.3 with exactly h2. TLS 1.3 suites are
+// not configurable in crypto/tls; with AES instructions on both ends it picks
+// AES-GCM, and ztunnel peers offer nothing else.
+func base() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		MaxVersion:             tls.VersionTLS13,
+		NextProtos:             []string{"h2"},
+		CurvePreferences:       curves,
+		SessionTicketsDisabled: true,
+		// Whole 16 KiB records from the first byte: bulk is the rule here,
+		// and small records cost both ends a syscall each.
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
+// ClientConfig is how local dials a peer that must be one of expected. The
+// handshake waits, within its context, for local's certificate.
+func (m *Manager) ClientConfig(local identity.ID, expected []identity.ID) *tls.Config {
+	k := configKey{local: local, peers: JoinPeers(expected)}
+	m.configs.mu.RLock()
+	cfg := m.configs.client[k]
+	m.configs.mu.RUnlock()
+	if cfg != nil {
+		return cfg
+	}
+	accept := oneOf(slices.Clone(expected))
+	cfg = base()
+	// The peer has no DNS name: VerifyConnection judges its identity instead.
+	// Without a ServerName no SNI is sent, so nothing names the peer in clear.
+	cfg.InsecureSkipVerify = true
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		_, err := m.trust.Verify(cs, x509.ExtKeyUsageServerAuth, m.cfg.Now(), accept)
+		return err
+	}
+	cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c, err := m.Get(info.Context(), local)
+		if err != nil {
+			return nil, err
+		}
+		return &c.TLS, nil
+	}
+	m.configs.mu.Lock()
+	defer m.configs.mu.Unlock()
+	if m.configs.client == nil || len(m.configs.client) >= maxCachedConfigs {
+		m.configs.client = map[configKey]*tls.Config{}
+	}
+	m.configs.client[k] = cfg
+	return cfg
+}
+
+// ServerConfig is how local is served: every client shows a certificate of
+// local's trust domain or of one of its aliases.
+func (m *Manager) ServerConfig(local identity.ID) *tls.Config {
+	m.configs.mu.RLock()
+	cfg := m.configs.server[local]
+	m.configs.mu.RUnlock()
+	if cfg != nil {
+		return cfg
+	}
+	accept := inDomains(append([]string{local.TrustDomain()}, m.cfg.TrustDomainAliases...))
+	cfg = base()
+	cfg.ClientAuth = tls.RequireAnyClientCert
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		_, err := m.trust.Verify(cs, x509.ExtKeyUsageClientAuth, m.cfg.Now(), accept)
+		return err
+	}
+	cfg.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		c, err := m.Get(hello.Context(), local)
+		if err != nil {
+			return nil, err
+		}
+		return &c.TLS, nil
+	}
+	m.configs.mu.Lock()
+	defer m.configs.mu.Unlock()
+	if m.configs.server == nil || len(m.configs.server) >= maxCachedConfigs {
+		m.configs.server = map[identity.ID]*tls.Config{}
+	}
+	m.configs.server[local] = cfg
+	return cfg
+}
+
+// drop forgets an identity's configurations together with its certificate.
+func (c *configCache) drop(id identity.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.server, id)
+	for k := range c.client {
+		if k.local == id {
+			delete(c.client, k)
+		}
+	}
+}
+
+// JoinPeers is the canonical form of a set of expected peers: sorted, without
+// repetitions, joined by commas. Two orders of one set share a tunnel.
+func JoinPeers(expected []identity.ID) string {
+	if len(expected) == 1 {
+		return expected[0].String()
+	}
+	return joinIDs(expected)
+}
+
+// SplitPeers is the inverse of JoinPeers.
+func SplitPeers(joined string) ([]identity.ID, error) {
+	if joined == "" {
+		return nil, nil
+	}
+	var out []identity.ID
+	for s := range strings.SplitSeq(joined, ",") {
+		id, err := identity.Parse(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, id)
+	}
+	return out, nil
+}
+
+func joinIDs(ids []identity.ID) string {
+	s := make([]string, len(ids))
+	for i, id := range ids {
+		s[i] = id.String()
+	}
+	slices.Sort(s)
+	return strings.Join(slices.Compact(s), ",")
+}
