@@ -1,0 +1,84 @@
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/xds/identity"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+)
+
+// Key says which connects may share a tunnel. Two pods never do, whatever their service account: policy and the app
+// see the pod's address, and NetworkPolicy is per pod.
+type Key struct {
+	Pod     string         // source pod: its uid or network namespace
+	SrcAddr netip.Addr     // address the tunnel's socket is bound to
+	Local   identity.ID    // who we are
+	Peers   string         // who may answer: canonical, sorted, joined
+	Addr    netip.AddrPort // where
+}
+
+// DialerConfig configures a Dialer. DialTransport and TLS are required.
+type DialerConfig struct {
+	// DialTransport opens the byte stream below TLS, in the source pod's network namespace. ctx carries the timeout.
+	DialTransport func(ctx context.Context, k Key) (net.Conn, error)
+	// TLS returns the client configuration, whose VerifyConnection decides whether the peer is one of k.Peers.
+	TLS func(ctx context.Context, k Key) (*tls.Config, error)
+	// Account returns the pod's account in the ledger; nil means no limits.
+	Account func(k Key) *ledger.Account
+
+	MaxStreams       int           // per tunnel, whatever more the peer allows; 100
+	MaxTunnels       int           // per key, opened because others are busy; 4
+	IdleTimeout      time.Duration // of a tunnel without streams; 5 min
+	DialTimeout      time.Duration // TCP connect; 10 s
+	HandshakeTimeout time.Duration // TLS and the peer's SETTINGS; 10 s
+	ConnectTimeout   time.Duration // answer to CONNECT; 10 s
+
+	Logger     *slog.Logger          // nil: discard
+	Registerer prometheus.Registerer // nil: not registered
+}
+
+// ConnectRequest is what a CONNECT asks.
+type ConnectRequest struct {
+	Authority string
+	Header    []HeaderField
+}
+
+// ConnectResponse is the peer's answer.
+type ConnectResponse struct {
+	Status int
+	Header Header
+	// Peer is who answered; TLS is its verified connection.
+	Peer identity.ID
+	TLS  *tls.ConnectionState
+	// LocalAddr and RemoteAddr are the tunnel's.
+	LocalAddr, RemoteAddr netip.AddrPort
+	// Reused says that the stream went into a tunnel that was there already.
+	Reused bool
+}
+
+// Handler serves one CONNECT. It runs on its own goroutine, owns the stream it accepts, and rejects by returning
+// without having called Accept or Reject (503).
+type Handler func(ctx context.Context, r *Request)
+
+// ServerConfig configures a Server. TLS and Handler are required.
+type ServerConfig struct {
+	// TLS returns the configuration for a connection to local. It must require and verify client certificates.
+	TLS     func(ctx context.Context, local netip.AddrPort) (*tls.Config, error)
+	Handler Handler
+	// Account is the pod's account in the ledger; nil means no limits.
+	Account *ledger.Account
+
+	MaxConcurrentStreams int           // 200
+	HandshakeTimeout     time.Duration // TLS, preface and SETTINGS together; 10 s
+	MaxHeaderBytes       int           // of a decoded header list; 64 KiB
+
+	Logger     *slog.Logger          // nil: discard
+	Registerer prometheus.Registerer // nil: not registered
+}

@@ -1,0 +1,185 @@
+// Package sockopt sets and reads the raw socket options that a transparent proxy needs.
+//
+// Every option names the man page or the kernel header it comes from. The functions act on sockets that the caller
+// owns and may be used from any goroutine; nothing here decides whether an option is wanted.
+package sockopt
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// soOriginalDst is SO_ORIGINAL_DST (linux/netfilter_ipv4.h).
+	soOriginalDst = 80
+	// ip6tSoOriginalDst is IP6T_SO_ORIGINAL_DST (linux/netfilter_ipv6/ip6_tables.h).
+	ip6tSoOriginalDst = 80
+)
+
+// Keepalive of every socket that carries mesh traffic, the reference's values: first probe and interval after 180 s,
+// nine probes.
+const (
+	KeepaliveIdle     = 180 * time.Second
+	KeepaliveInterval = 180 * time.Second
+	KeepaliveCount    = 9
+)
+
+// Options are set on a socket before it is bound or connected. The zero value sets nothing.
+type Options struct {
+	Mark        int  // SO_MARK, socket(7)
+	Transparent bool // IP_TRANSPARENT or IPV6_TRANSPARENT, ip(7): failure is an error
+	// TransparentBestEffort is Transparent whose failure is ignored: listeners work without it, without the source
+	// address of plaintext peers.
+	TransparentBestEffort bool
+	Freebind              bool // IP_FREEBIND or IPV6_FREEBIND, ip(7)
+	ReusePort             bool // SO_REUSEPORT, socket(7)
+	ReuseAddr             bool // SO_REUSEADDR, socket(7)
+}
+
+// ControlFor returns a function for net.Dialer.Control or net.ListenConfig.Control that applies o.
+func ControlFor(o Options) func(network, addr string, c syscall.RawConn) error {
+	return func(network, _ string, c syscall.RawConn) error {
+		v6 := len(network) > 0 && network[len(network)-1] == '6'
+		return control(c, func(fd int) error { return o.apply(fd, v6) })
+	}
+}
+
+// Apply sets o on an open socket.
+func Apply(fd int, v6 bool, o Options) error { return o.apply(fd, v6) }
+
+func (o Options) apply(fd int, v6 bool) error {
+	if o.Mark != 0 {
+		if err := SetMark(fd, o.Mark); err != nil {
+			return err
+		}
+	}
+	if o.Transparent {
+		if err := SetTransparent(fd, v6); err != nil {
+			return err
+		}
+	} else if o.TransparentBestEffort {
+		_ = SetTransparent(fd, v6) // best effort by contract
+	}
+	if o.Freebind {
+		if err := SetFreebind(fd, v6); err != nil {
+			return err
+		}
+	}
+	if o.ReusePort {
+		if err := SetReusePort(fd); err != nil {
+			return err
+		}
+	}
+	if o.ReuseAddr {
+		if err := os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetMark sets SO_MARK (socket(7)); it needs CAP_NET_ADMIN or, since Linux 5.17, CAP_NET_RAW.
+func SetMark(fd, mark int) error {
+	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark))
+}
+
+// SetTransparent allows binding to addresses that are not ours (ip(7)). A dual-stack socket gets both options.
+func SetTransparent(fd int, v6 bool) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+	if v6 {
+		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+	}
+	return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
+}
+
+// SetFreebind allows binding to an address that no interface has (yet).
+func SetFreebind(fd int, v6 bool) error {
+	if v6 {
+		return os.NewSyscallError("setsockopt IPV6_FREEBIND", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1))
+	}
+	return os.NewSyscallError("setsockopt IP_FREEBIND", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
+}
+
+// SetReusePort lets the next generation of a listener bind while this one drains.
+func SetReusePort(fd int) error {
+	return os.NewSyscallError("setsockopt SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+}
+
+// Keepalive sets the mesh's keepalive and TCP_NODELAY on a connection.
+func Keepalive(c *net.TCPConn) error {
+	return errors.Join(c.SetNoDelay(true), c.SetKeepAliveConfig(net.KeepAliveConfig{
+		Enable: true, Idle: KeepaliveIdle, Interval: KeepaliveInterval, Count: KeepaliveCount,
+	}))
+}
+
+// Reset closes c so that the peer sees RST instead of FIN: SO_LINGER with zero timeout, socket(7).
+func Reset(c *net.TCPConn) error {
+	return errors.Join(c.SetLinger(0), c.Close())
+}
+
+// OriginalDst returns the destination that the client of a redirected connection asked for.
+func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("original destination: %w", err)
+	}
+	// A dual-stack socket reports an IPv4 peer as IPv4-mapped; netfilter then knows the IPv4 tuple only.
+	v6 := false
+	if la, ok := c.LocalAddr().(*net.TCPAddr); ok {
+		v6 = la.IP.To4() == nil
+	}
+	var dst netip.AddrPort
+	if err := control(raw, func(fd int) (err error) {
+		dst, err = originalDst(fd, v6)
+		return err
+	}); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("original destination: %w", err)
+	}
+	return dst, nil
+}
+
+func originalDst(fd int, v6 bool) (netip.AddrPort, error) {
+	if v6 {
+		var sa unix.RawSockaddrInet6
+		if err := getsockopt(fd, unix.SOL_IPV6, ip6tSoOriginalDst, unsafe.Pointer(&sa), unsafe.Sizeof(sa)); err != nil {
+			return netip.AddrPort{}, os.NewSyscallError("getsockopt IP6T_SO_ORIGINAL_DST", err)
+		}
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), hostOrder(sa.Port)), nil
+	}
+	var sa unix.RawSockaddrInet4
+	if err := getsockopt(fd, unix.SOL_IP, soOriginalDst, unsafe.Pointer(&sa), unsafe.Sizeof(sa)); err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("getsockopt SO_ORIGINAL_DST", err)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), hostOrder(sa.Port)), nil
+}
+
+// hostOrder reads a port that the kernel stores in network byte order.
+func hostOrder(p uint16) uint16 {
+	b := (*[2]byte)(unsafe.Pointer(&p))
+	return uint16(b[0])<<8 | uint16(b[1])
+}
+
+func getsockopt(fd, level, opt int, p unsafe.Pointer, size uintptr) error {
+	n := uint32(size)
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt), uintptr(p), uintptr(unsafe.Pointer(&n)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func control(c syscall.RawConn, f func(fd int) error) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
