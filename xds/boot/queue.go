@@ -1,0 +1,126 @@
+package boot
+
+import (
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Queue is an io.Writer that never blocks: lines wait in one bounded buffer
+// for a goroutine that writes them in large pieces. When the buffer is full
+// the line is dropped and counted, because logging must not delay traffic.
+//
+//	q := boot.NewQueue(os.Stdout, 0)
+//	defer q.Close()
+//	log, levels, err := boot.NewLogger(q, "text", "info")
+type Queue struct {
+	w       io.Writer
+	limit   int
+	dropped atomic.Uint64
+	wakec   chan struct{} // cap 1
+	stopc   chan struct{} // closed by Close
+	donec   chan struct{} // closed when the goroutine has ended
+	once    sync.Once
+
+	mu      sync.Mutex
+	pending []byte // guarded by mu
+	spare   []byte // guarded by mu; the other of the two buffers, nil while it is being written
+}
+
+const (
+	// defaultQueueBytes holds some ten thousand lines.
+	defaultQueueBytes = 4 << 20
+	// flushTimeout is how long Close waits for a reader that is stuck.
+	flushTimeout = time.Second
+	// keepBuffer is the largest buffer kept for the next round.
+	keepBuffer = 256 << 10
+)
+
+// NewQueue starts a queue of at most limit bytes (0: 4 MiB) in front of w.
+func NewQueue(w io.Writer, limit int) *Queue {
+	if limit <= 0 {
+		limit = defaultQueueBytes
+	}
+	q := &Queue{w: w, limit: limit, wakec: make(chan struct{}, 1), stopc: make(chan struct{}), donec: make(chan struct{})}
+	go q.writeLoop()
+	return q
+}
+
+// Write queues one line or drops it. It never fails.
+func (q *Queue) Write(line []byte) (int, error) {
+	q.mu.Lock()
+	full := len(q.pending)+len(line) > q.limit
+	if !full {
+		if q.pending == nil {
+			q.pending, q.spare = q.spare, nil
+		}
+		q.pending = append(q.pending, line...)
+	}
+	q.mu.Unlock()
+	if full {
+		q.dropped.Add(1)
+		return len(line), nil
+	}
+	select {
+	case q.wakec <- struct{}{}:
+	default:
+	}
+	return len(line), nil
+}
+
+// Dropped counts the lines that found the queue full, or a writer that failed.
+func (q *Queue) Dropped() uint64 { return q.dropped.Load() }
+
+// Close writes what is queued and ends the goroutine. It waits at most a
+// second for a reader that does not read.
+func (q *Queue) Close() error {
+	q.once.Do(func() { close(q.stopc) })
+	t := time.NewTimer(flushTimeout)
+	defer t.Stop()
+	select {
+	case <-q.donec:
+	case <-t.C:
+	}
+	return nil
+}
+
+func (q *Queue) writeLoop() {
+	defer close(q.donec)
+	for {
+		select {
+		case <-q.wakec:
+			q.flush()
+		case <-q.stopc:
+			q.flush()
+			return
+		}
+	}
+}
+
+func (q *Queue) flush() {
+	q.mu.Lock()
+	b := q.pending
+	q.pending = nil
+	q.mu.Unlock()
+	if len(b) == 0 {
+		return
+	}
+	if _, err := q.w.Write(b); err != nil {
+		q.dropped.Add(countLines(b))
+	}
+	if cap(b) <= keepBuffer {
+		q.mu.Lock()
+		q.spare = b[:0]
+		q.mu.Unlock()
+	}
+}
+
+func countLines(b []byte) (n uint64) {
+	for _, c := range b {
+		if c == '\n' {
+			n++
+		}
+	}
+	return n
+}
