@@ -1,0 +1,279 @@
+package ca
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/xds/identity"
+)
+
+const (
+	// MaxTTL is the longest life of a workload's certificate, and what a
+	// request that names none gets.
+	MaxTTL = 24 * time.Hour
+	// minTTL keeps a mistaken unit (hours sent as seconds) from making
+	// certificates that expire while they travel.
+	minTTL = time.Minute
+	// clockSkew is how far behind a peer's clock may be.
+	clockSkew = 2 * time.Minute
+	// maxCSR bounds what the parser sees. A P-256 request has some 500 bytes.
+	maxCSR = 16 << 10
+)
+
+// Config tells where an Authority's keys are. The zero values of Now and
+// MaxTTL mean time.Now and MaxTTL.
+type Config struct {
+	// TrustDomain is the only one that leaves are signed for.
+	TrustDomain string
+	// StateDir keeps the self-signed root, made when absent, and the public
+	// root bundle. It is not used by OpenWith keys in PluggedDir, except for
+	// the bundle.
+	StateDir string
+	// PluggedDir, when set, holds ca-cert.pem, ca-key.pem, cert-chain.pem and
+	// root-cert.pem of an existing CA.
+	PluggedDir string
+	MaxTTL     time.Duration
+	Now        func() time.Time
+}
+
+// Authority signs certificates.
+type Authority struct {
+	cfg    Config
+	issuer *issuer
+	roots  string // PEM bundle, the last element of every chain
+}
+
+// Open loads the CA, or makes a self-signed one on first use.
+func Open(c Config) (*Authority, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.MaxTTL <= 0 || c.MaxTTL > MaxTTL {
+		c.MaxTTL = MaxTTL
+	}
+	if _, err := identity.New(c.TrustDomain, "ns", "sa"); err != nil {
+		return nil, fmt.Errorf("trust domain %q is not valid: %w", c.TrustDomain, err)
+	}
+	if err := makeStateDir(c.StateDir); err != nil {
+		return nil, err
+	}
+	iss, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	a := &Authority{cfg: c, issuer: iss, roots: string(encodeCerts(iss.roots...))}
+	if c.PluggedDir != "" {
+		// Proxies read the bundle from the state directory in both cases.
+		err = writeFile(filepath.Join(c.StateDir, RootFile), []byte(a.roots), 0o644)
+	}
+	return a, err
+}
+
+func (c Config) open() (*issuer, error) {
+	if c.PluggedDir != "" {
+		iss, err := loadIssuer(c.PluggedDir, c.Now())
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w (--ca-dir needs %s, %s, %s and %s)", err, certFile, keyFile, chainFile, RootFile)
+		}
+		return iss, err
+	}
+	iss, err := loadIssuer(c.StateDir, c.Now())
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return iss, err
+	}
+	if _, exists := os.Stat(filepath.Join(c.StateDir, certFile)); exists == nil {
+		return nil, fmt.Errorf("%w (restore the file, or remove %s to begin with another root)", err, filepath.Join(c.StateDir, certFile))
+	}
+	if iss, err = newRoot(c.TrustDomain, c.Now()); err != nil {
+		return nil, err
+	}
+	return iss, iss.save(c.StateDir)
+}
+
+// TrustDomain is the one that leaves are signed for.
+func (a *Authority) TrustDomain() string { return a.cfg.TrustDomain }
+
+// Roots is the PEM bundle that peers verify against.
+func (a *Authority) Roots() string { return a.roots }
+
+// RootPool is Roots as a pool; the caller owns it.
+func (a *Authority) RootPool() *x509.CertPool { return pool(a.issuer.roots) }
+
+// Info describes the CA for status pages.
+type Info struct {
+	TrustDomain string    `json:"trust_domain"`
+	Subject     string    `json:"subject"`
+	SelfSigned  bool      `json:"self_signed"`
+	NotAfter    time.Time `json:"not_after"`
+	MaxLeaf     string    `json:"max_leaf_lifetime"`
+}
+
+// Info describes the CA.
+func (a *Authority) Info() Info {
+	return Info{
+		TrustDomain: a.cfg.TrustDomain,
+		Subject:     a.issuer.cert.Subject.String(),
+		SelfSigned:  a.cfg.PluggedDir == "",
+		NotAfter:    a.issuer.notAfter().UTC(),
+		MaxLeaf:     a.cfg.MaxTTL.String(),
+	}
+}
+
+// Sign answers a PEM certificate request with a chain for id: the leaf, each
+// intermediate, and last the root bundle. Only the request's key counts; it
+// must be P-256 and the request signed with it. A ttl of 0 asks for the
+// longest life. Errors are *InvalidError, or this CA's own trouble.
+func (a *Authority) Sign(csrPEM []byte, id identity.ID, ttl time.Duration) ([]string, error) {
+	pub, err := parseCSR(csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	if id.IsZero() || id.TrustDomain() != a.cfg.TrustDomain {
+		return nil, &InvalidError{fmt.Sprintf("identity %q is not of trust domain %q, the only one this CA signs for", id, a.cfg.TrustDomain)}
+	}
+	cert, err := a.sign(pub, ttl, func(c *x509.Certificate) error {
+		ext, err := uriSAN(id)
+		c.ExtraExtensions = append(c.ExtraExtensions, ext)
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	chain := []string{string(encodeCerts(cert))}
+	for _, c := range a.issuer.chain {
+		chain = append(chain, string(encodeCerts(c)))
+	}
+	return append(chain, a.roots), nil
+}
+
+// sign makes a leaf from the template that shape completes.
+func (a *Authority) sign(pub *ecdsa.PublicKey, ttl time.Duration, shape func(*x509.Certificate) error) (*x509.Certificate, error) {
+	now := a.cfg.Now()
+	end := now.Add(a.lifetime(ttl))
+	if last := a.issuer.notAfter(); end.After(last) {
+		end = last
+	}
+	if !end.After(now) {
+		return nil, fmt.Errorf("the CA certificate expired at %s: renew it", a.issuer.notAfter().UTC().Format(time.RFC3339))
+	}
+	begin := now.Add(-clockSkew)
+	if begin.Before(a.issuer.cert.NotBefore) {
+		begin = a.issuer.cert.NotBefore
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial, NotBefore: begin, NotAfter: end,
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+	}
+	if err := shape(tmpl); err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.issuer.cert, pub, a.issuer.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	return cert, nil
+}
+
+func (a *Authority) lifetime(ttl time.Duration) time.Duration {
+	if ttl <= 0 || ttl > a.cfg.MaxTTL {
+		return a.cfg.MaxTTL
+	}
+	return max(ttl, minTTL)
+}
+
+// parseCSR checks a request and returns its key.
+func parseCSR(csrPEM []byte) (*ecdsa.PublicKey, error) {
+	if len(csrPEM) > maxCSR {
+		return nil, &InvalidError{fmt.Sprintf("certificate request has %d bytes, at most %d are read", len(csrPEM), maxCSR)}
+	}
+	block, rest := pem.Decode(csrPEM)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
+		return nil, &InvalidError{"certificate request is not a PEM block of type CERTIFICATE REQUEST"}
+	}
+	if len(strings.TrimSpace(string(rest))) > 0 {
+		return nil, &InvalidError{"certificate request is followed by other data: send one PEM block"}
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, &InvalidError{"certificate request cannot be parsed: " + err.Error()}
+	}
+	pub, ok := csr.PublicKey.(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return nil, &InvalidError{fmt.Sprintf("certificate request has a %s key: use ECDSA P-256", keyName(csr))}
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, &InvalidError{"certificate request is not signed by its own key: " + err.Error()}
+	}
+	return pub, nil
+}
+
+func keyName(csr *x509.CertificateRequest) string {
+	if pub, ok := csr.PublicKey.(*ecdsa.PublicKey); ok {
+		return "ECDSA " + pub.Curve.Params().Name
+	}
+	return csr.PublicKeyAlgorithm.String()
+}
+
+// uriSAN is the subjectAltName with the one URI. It is critical because the
+// subject is empty (RFC 5280 §4.2.1.6), which crypto/x509 does by itself only
+// for names it encodes; done here it does not depend on that.
+func uriSAN(id identity.ID) (ext pkix.Extension, err error) {
+	const tagURI = 6 // GeneralName [6] uniformResourceIdentifier
+	value, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: tagURI, Bytes: []byte(id.String())}})
+	if err != nil {
+		return ext, fmt.Errorf("encode subjectAltName: %w", err)
+	}
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: value}, nil
+}
+
+// ServerCertificate makes a certificate for ambitd's own TLS port, valid for
+// these DNS names and IP addresses.
+func (a *Authority) ServerCertificate(names []string) (*tls.Certificate, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := a.sign(&key.PublicKey, a.cfg.MaxTTL, func(c *x509.Certificate) error {
+		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		for _, n := range slices.Compact(slices.Sorted(slices.Values(names))) {
+			if ip := net.ParseIP(n); ip != nil {
+				c.IPAddresses = append(c.IPAddresses, ip)
+			} else {
+				c.DNSNames = append(c.DNSNames, n)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("server certificate: %w", err)
+	}
+	out := &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
+	for _, c := range a.issuer.chain {
+		out.Certificate = append(out.Certificate, c.Raw)
+	}
+	return out, nil
+}
