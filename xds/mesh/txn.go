@@ -1,0 +1,266 @@
+package mesh
+
+import (
+	"slices"
+
+	"github.com/ambit-mesh/ambit/xds/hamt"
+)
+
+// Txn collects changes on top of a snapshot. It belongs to one goroutine and
+// ends with Commit.
+type Txn struct {
+	s  Snapshot
+	ed *hamt.Edit
+}
+
+// Edit starts a transaction; the snapshot itself does not change.
+func (s *Snapshot) Edit() *Txn {
+	return &Txn{s: *s.orEmpty(), ed: &hamt.Edit{}}
+}
+
+// Commit returns the new snapshot. The transaction must not be used again.
+func (t *Txn) Commit() *Snapshot {
+	t.ed = nil
+	s := t.s
+	t.s = Snapshot{}
+	return &s
+}
+
+// Workload reads a workload within the transaction.
+func (t *Txn) Workload(uid string) *Workload {
+	w, _ := t.s.workloads.Get(uid)
+	return w
+}
+
+// Service reads a service within the transaction.
+func (t *Txn) Service(h Hostname) *Service {
+	s, _ := t.s.services.Get(h)
+	return s
+}
+
+// PutWorkload adds or replaces the workload with its uid.
+func (t *Txn) PutWorkload(w *Workload) {
+	old, _ := t.s.workloads.Get(w.UID)
+	t.s.workloads = t.s.workloads.Set(t.ed, w.UID, w)
+	t.unindexWorkload(old, w)
+	if w.indexedByAddr() {
+		for _, a := range w.Addrs {
+			k := NetAddr{w.Network, a}
+			list, _ := t.s.addrs.Get(k)
+			t.s.addrs = t.s.addrs.Set(t.ed, k, withWorkload(list, w))
+		}
+	}
+	if w.Node != "" { // workloads outside the cluster are on no node, and many share a name
+		k := podKey{w.Node, w.Namespace, w.Name}
+		list, _ := t.s.pods.Get(k)
+		t.s.pods = t.s.pods.Set(t.ed, k, withWorkload(list, w))
+		t.editNode(w.Node, func(on hamt.Map[string, *Workload]) hamt.Map[string, *Workload] {
+			return on.Set(t.ed, w.UID, w)
+		})
+	}
+	for h, ports := range w.Services {
+		set, _ := t.s.endpoints.Get(h)
+		t.s.endpoints = t.s.endpoints.Set(t.ed, h, set.put(t.ed, Endpoint{w, ports}))
+	}
+}
+
+// RemoveWorkload removes a workload and its endpoints; it reports whether
+// there was one.
+func (t *Txn) RemoveWorkload(uid string) bool {
+	old, ok := t.s.workloads.Get(uid)
+	if !ok {
+		return false
+	}
+	t.s.workloads = t.s.workloads.Delete(t.ed, uid)
+	t.unindexWorkload(old, nil)
+	return true
+}
+
+// unindexWorkload removes what the index has of old and will not be replaced
+// by next.
+func (t *Txn) unindexWorkload(old, next *Workload) {
+	if old == nil {
+		return
+	}
+	if old.indexedByAddr() {
+		for _, a := range old.Addrs {
+			if next != nil && next.indexedByAddr() && next.Network == old.Network && next.HasAddr(a) {
+				continue
+			}
+			k := NetAddr{old.Network, a}
+			list, _ := t.s.addrs.Get(k)
+			t.s.addrs = setOrDelete(t.s.addrs, t.ed, k, withoutWorkload(list, old.UID))
+		}
+	}
+	if old.Node != "" && (next == nil || next.Node != old.Node || next.Namespace != old.Namespace || next.Name != old.Name) {
+		k := podKey{old.Node, old.Namespace, old.Name}
+		list, _ := t.s.pods.Get(k)
+		t.s.pods = setOrDelete(t.s.pods, t.ed, k, withoutWorkload(list, old.UID))
+	}
+	if old.Node != "" && (next == nil || next.Node != old.Node) {
+		t.editNode(old.Node, func(on hamt.Map[string, *Workload]) hamt.Map[string, *Workload] {
+			return on.Delete(t.ed, old.UID)
+		})
+	}
+	for h := range old.Services {
+		if next != nil {
+			if _, stays := next.Services[h]; stays {
+				continue
+			}
+		}
+		set, _ := t.s.endpoints.Get(h)
+		if set == nil {
+			continue
+		}
+		if set = set.remove(t.ed, old.UID); set.Len() == 0 {
+			t.s.endpoints = t.s.endpoints.Delete(t.ed, h)
+		} else {
+			t.s.endpoints = t.s.endpoints.Set(t.ed, h, set)
+		}
+	}
+}
+
+func (t *Txn) editNode(node string, f func(hamt.Map[string, *Workload]) hamt.Map[string, *Workload]) {
+	on := hamt.NewMap[string, *Workload](hamt.HashString)
+	if have, _ := t.s.nodes.Get(node); have != nil {
+		on = *have
+	}
+	if on = f(on); on.Len() == 0 {
+		t.s.nodes = t.s.nodes.Delete(t.ed, node)
+	} else {
+		t.s.nodes = t.s.nodes.Set(t.ed, node, &on)
+	}
+}
+
+// PutService adds or replaces the service with its name.
+func (t *Txn) PutService(s *Service) {
+	old, _ := t.s.services.Get(s.Host)
+	t.s.services = t.s.services.Set(t.ed, s.Host, s)
+	t.unindexService(old, s)
+	list, _ := t.s.hosts.Get(s.Host.Name)
+	t.s.hosts = t.s.hosts.Set(t.ed, s.Host.Name, withService(list, s))
+	for _, v := range s.VIPs {
+		list, _ := t.s.vips.Get(v)
+		t.s.vips = t.s.vips.Set(t.ed, v, withService(list, s))
+	}
+	for _, c := range s.CIDRs {
+		list, known := t.s.cidrs.Get(c)
+		t.s.cidrs = t.s.cidrs.Set(t.ed, c, withService(list, s))
+		if !known {
+			t.countLength(c, 1)
+		}
+	}
+}
+
+// RemoveService removes a service; its endpoints stay for the case that it
+// comes back. It reports whether there was one.
+func (t *Txn) RemoveService(h Hostname) bool {
+	old, ok := t.s.services.Get(h)
+	if !ok {
+		return false
+	}
+	t.s.services = t.s.services.Delete(t.ed, h)
+	t.unindexService(old, nil)
+	return true
+}
+
+func (t *Txn) unindexService(old, next *Service) {
+	if old == nil {
+		return
+	}
+	if next == nil {
+		list, _ := t.s.hosts.Get(old.Host.Name)
+		t.s.hosts = setOrDelete(t.s.hosts, t.ed, old.Host.Name, withoutService(list, old.Host))
+	}
+	for _, v := range old.VIPs {
+		if next != nil && slices.Contains(next.VIPs, v) {
+			continue
+		}
+		list, _ := t.s.vips.Get(v)
+		t.s.vips = setOrDelete(t.s.vips, t.ed, v, withoutService(list, old.Host))
+	}
+	for _, c := range old.CIDRs {
+		if next != nil && slices.Contains(next.CIDRs, c) {
+			continue
+		}
+		list, known := t.s.cidrs.Get(c)
+		list = withoutService(list, old.Host)
+		t.s.cidrs = setOrDelete(t.s.cidrs, t.ed, c, list)
+		if known && len(list) == 0 {
+			t.countLength(c, -1)
+		}
+	}
+}
+
+func (t *Txn) countLength(c NetPrefix, by int32) {
+	l := *t.s.lengths
+	l.of(c.Prefix.Addr())[c.Prefix.Bits()] += by
+	t.s.lengths = &l
+}
+
+func setOrDelete[K comparable, T any](m hamt.Map[K, []T], ed *hamt.Edit, k K, list []T) hamt.Map[K, []T] {
+	if len(list) == 0 {
+		return m.Delete(ed, k)
+	}
+	return m.Set(ed, k, list)
+}
+
+// Lists in the index are short and immutable: each change copies.
+
+func withWorkload(list []*Workload, w *Workload) []*Workload {
+	out := make([]*Workload, 0, len(list)+1)
+	placed := false
+	for _, have := range list {
+		if have.UID == w.UID {
+			continue
+		}
+		if !placed && w.betterAt(have) {
+			out, placed = append(out, w), true
+		}
+		out = append(out, have)
+	}
+	if !placed {
+		out = append(out, w)
+	}
+	return out
+}
+
+func withoutWorkload(list []*Workload, uid string) []*Workload {
+	var out []*Workload
+	for _, have := range list {
+		if have.UID != uid {
+			out = append(out, have)
+		}
+	}
+	return out
+}
+
+// withService keeps the place of a service that is replaced, so that "first
+// seen" is stable.
+func withService(list []*Service, s *Service) []*Service {
+	out := make([]*Service, 0, len(list)+1)
+	placed := false
+	for _, have := range list {
+		if have.Host == s.Host {
+			if placed {
+				continue
+			}
+			have, placed = s, true
+		}
+		out = append(out, have)
+	}
+	if !placed {
+		out = append(out, s)
+	}
+	return out
+}
+
+func withoutService(list []*Service, h Hostname) []*Service {
+	var out []*Service
+	for _, have := range list {
+		if have.Host != h {
+			out = append(out, have)
+		}
+	}
+	return out
+}
