@@ -11,9 +11,7 @@
 package dir
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -50,10 +48,12 @@ func (k Key) String() string {
 // Change is what happened since the previous one. Problems and Unenforced
 // describe the whole current state, not the difference.
 type Change struct {
-	Upserts    []*Object
-	Deletes    []Key
-	Problems   []Problem
-	Unenforced map[string]int // kind → objects that this build accepts but does not enforce
+	Upserts  []*Object
+	Deletes  []Key
+	Problems []Problem
+	// Unenforced counts what this build accepts but does not enforce: objects by
+	// kind, and keys of the mesh configuration as MeshConfig.<key>.
+	Unenforced map[string]int
 }
 
 // Problem is something in a file that is not in force, and why.
@@ -89,16 +89,3 @@ func (p Problem) String() string {
 	}
 	return b.String()
 }
-
-// Watch reads dirs and reports every change until ctx ends. The first call of
-// changed carries the full state, also when there is nothing yet. All calls come
-// from the goroutine that called Watch.
-func Watch(ctx context.Context, dirs []string, log *slog.Logger, changed func(Change)) error {
-	changed(Change{})
-	<-ctx.Done()
-	return context.Cause(ctx)
-}
-
-// Decode reads one file's content: every object of a kind we know by its Go type
-// (also those the mesh does not need, such as Deployments) and every problem.
-func Decode(file string, data []byte) ([]*Object, []Problem) { return nil, nil }
