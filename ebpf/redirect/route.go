@@ -163,7 +163,7 @@ func removeRoutes(ns *netns.NS) error {
 					return fmt.Errorf("delete %s rule for mark %#x: %w", f.name, MarkReturn, err)
 				}
 			}
-			if err := h.RouteDel(f.route(lo)); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := h.RouteDel(f.route(lo)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete %s local route of table %d: %w", f.name, routeTable, err)
 			}
 		}
