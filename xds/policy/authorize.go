@@ -1,0 +1,190 @@
+package policy
+
+import "sync"
+
+// Authorize decides about a connection to a workload of namespace ns that
+// names the policies refs. Policies of global scope, of the namespace and
+// those named are considered:
+//
+//  1. a named policy that is not known denies;
+//  2. any DENY that matches denies;
+//  3. without any ALLOW policy the connection is allowed;
+//  4. any ALLOW that matches allows, else the connection is denied.
+//
+// Of several matching rules the one with the lowest policy key, then rule, is
+// reported. refs must not be changed afterwards.
+func (s *Set) Authorize(ns string, refs []string, c Conn) Verdict {
+	s = s.orEmpty()
+	v := Verdict{ns: ns, plaintext: c.Peer.IsZero()}
+	d := decision{set: s, ns: ns}
+	d.facts.set(c)
+	d.space = emptyGroup
+	if g, ok := s.spaces.Get(ns); ok {
+		d.space = g
+	}
+	if missing := d.resolve(refs); missing != "" {
+		v.Policy, v.why = missing, unknownPolicy
+		return v
+	}
+	v.DryRun = d.dryRun()
+	if r, ok := d.first(denyClass); ok {
+		v.Policy, v.Rule, v.why = r.p.Key, r.i+1, matched
+		return v
+	}
+	v.allows = d.policies(allowClass)
+	if v.allows == 0 {
+		v.Allowed = true
+		return v
+	}
+	if r, ok := d.first(allowClass); ok {
+		v.Allowed, v.Policy, v.Rule, v.why = true, r.p.Key, r.i+1, matched
+		return v
+	}
+	v.why = noneMatched
+	return v
+}
+
+// decision is the working state of one Authorize.
+type decision struct {
+	set   *Set
+	facts facts
+	ns    string
+	space *group
+	refs  []string // evaluated one by one, or
+	named *group   // together
+}
+
+// many is from how many named policies on it pays to compile them together.
+const many = 32
+
+// resolve returns the lowest named policy that is not known.
+func (d *decision) resolve(refs []string) (missing string) {
+	if len(refs) >= many {
+		g := d.set.memo.get(d.set, d.ns, refs)
+		d.named, missing = g.group, g.missing
+		return missing
+	}
+	d.refs = refs
+	return lowestMissing(d.set, refs)
+}
+
+func lowestMissing(s *Set, refs []string) (missing string) {
+	for _, key := range refs {
+		if _, ok := s.policies.Get(key); !ok && (missing == "" || key < missing) {
+			missing = key
+		}
+	}
+	return missing
+}
+
+// considered: a named policy of another scope counts once, with its scope.
+func (d *decision) considered(key string, class int) (*Policy, bool) {
+	p, ok := d.set.policies.Get(key)
+	if !ok || p.class() != class || p.inGroup(d.ns) {
+		return nil, false
+	}
+	return p, true
+}
+
+// inGroup reports whether the policy counts for the namespace by its scope.
+func (p *Policy) inGroup(ns string) bool {
+	return p.Scope == Global || p.Scope == Namespace && p.Namespace == ns
+}
+
+func (d *decision) policies(class int) int {
+	n := d.set.global.class[class].policies + d.space.class[class].policies
+	if d.named != nil {
+		n += d.named.class[class].policies
+	}
+	for _, key := range d.refs {
+		if _, ok := d.considered(key, class); ok {
+			n++
+		}
+	}
+	return n
+}
+
+func (d *decision) first(class int) (ref, bool) {
+	best, found := d.set.global.class[class].first(&d.facts)
+	better := func(r ref, ok bool) {
+		if ok && (!found || compareRefs(r, best) < 0) {
+			best, found = r, true
+		}
+	}
+	better(d.space.class[class].first(&d.facts))
+	if d.named != nil {
+		better(d.named.class[class].first(&d.facts))
+	}
+	for _, key := range d.refs {
+		if p, ok := d.considered(key, class); ok {
+			better(p.first(&d.facts))
+		}
+	}
+	return best, found
+}
+
+// dryRunNone is what ALLOW policies in dry run would do together.
+const dryRunNone = "no ALLOW policy in dry run matched, they would deny"
+
+func (d *decision) dryRun() string {
+	if r, ok := d.first(dryDenyClass); ok {
+		return r.p.dry[r.i]
+	}
+	if d.policies(dryAllowClass) == 0 {
+		return ""
+	}
+	if r, ok := d.first(dryAllowClass); ok {
+		return r.p.dry[r.i]
+	}
+	return dryRunNone
+}
+
+// memo keeps what long lists of named policies compile to. Lists are immutable,
+// so a list is known by where it is; an entry keeps its list alive.
+type memo struct {
+	mu sync.RWMutex
+	m  map[memoKey]*named
+}
+
+type memoKey struct {
+	ns    string
+	first *string
+	n     int
+}
+
+type named struct {
+	group   *group
+	missing string
+	refs    []string
+}
+
+// maxMemo bounds the lists kept; the next one starts afresh.
+const maxMemo = 1024
+
+func (m *memo) get(s *Set, ns string, refs []string) *named {
+	key := memoKey{ns, &refs[0], len(refs)}
+	m.mu.RLock()
+	n := m.m[key]
+	m.mu.RUnlock()
+	if n != nil {
+		return n
+	}
+	n = &named{refs: refs, missing: lowestMissing(s, refs)}
+	var list []*Policy
+	seen := map[string]bool{}
+	for _, key := range refs {
+		p := s.Get(key)
+		if p != nil && !p.inGroup(ns) && !seen[key] {
+			seen[key] = true
+			list = append(list, p)
+		}
+	}
+	n.group = groupOf(list)
+	m.mu.Lock()
+	if m.m == nil || len(m.m) >= maxMemo {
+		m.m = map[memoKey]*named{}
+	}
+	m.m[key] = n
+	m.mu.Unlock()
+	return n
+}
