@@ -1,0 +1,270 @@
+package store
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/api/security"
+	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/xds/client"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/xds/policy"
+)
+
+// edit is one change under way; the store's lock is held.
+type edit struct {
+	s        *Store
+	old      *View
+	mesh     *mesh.Txn
+	policies *policy.Txn
+
+	workloads map[string]bool // touched, by uid
+	services  map[mesh.Hostname]bool
+	keys      map[string]bool // touched policies
+}
+
+func (s *Store) begin() *edit {
+	old := s.View()
+	return &edit{
+		s: s, old: old, mesh: old.Mesh.Edit(), policies: old.Policies.Edit(),
+		workloads: map[string]bool{}, services: map[mesh.Hostname]bool{}, keys: map[string]bool{},
+	}
+}
+
+// addresses applies workloads and services.
+func (e *edit) addresses(d client.Delta) (rejects []client.Reject) {
+	for _, r := range d.Added {
+		if err := e.address(r); err != nil {
+			rejects = append(rejects, client.Reject{Name: r.Name, Reason: err.Error()})
+		}
+	}
+	for _, name := range d.Removed {
+		e.removeAddress(name)
+	}
+	return rejects
+}
+
+func (e *edit) address(r client.Resource) error {
+	if r.TypeURL != api.AddressType {
+		return fmt.Errorf("value has type %s, want %s", r.TypeURL, api.AddressType)
+	}
+	var a workload.Address
+	if err := proto.Unmarshal(r.Value, &a); err != nil {
+		return fmt.Errorf("decode address: %w", err)
+	}
+	switch v := a.GetType().(type) {
+	case *workload.Address_Workload:
+		w, err := mesh.DecodeWorkload(v.Workload)
+		if err != nil {
+			return err
+		}
+		e.putWorkload(w)
+	case *workload.Address_Service:
+		svc, err := mesh.DecodeService(v.Service)
+		if err != nil {
+			return err
+		}
+		e.mesh.PutService(svc)
+		e.services[svc.Host] = true
+	default:
+		return fmt.Errorf("address is neither a workload nor a service that this version knows")
+	}
+	return nil
+}
+
+// removeAddress: a name is a uid, else namespace/hostname, of which a further
+// part is ignored.
+func (e *edit) removeAddress(name string) {
+	if e.mesh.Workload(name) != nil {
+		e.dropHeld(name)
+		e.count(e.mesh.Workload(name), -1)
+		e.mesh.RemoveWorkload(name)
+		e.workloads[name] = true
+		return
+	}
+	if parts := strings.SplitN(name, "/", 3); len(parts) >= 2 {
+		h := mesh.Hostname{Namespace: parts[0], Name: parts[1]}
+		if e.mesh.RemoveService(h) {
+			e.services[h] = true
+		}
+	}
+}
+
+func (e *edit) putWorkload(w *mesh.Workload) {
+	e.dropHeld(w.UID)
+	old := e.mesh.Workload(w.UID)
+	e.count(w, 1)
+	if old != nil && samePod(old, w) && e.missing(w) != "" {
+		e.s.held[w.UID] = held{w, time.Now().Add(HoldBack)}
+		return
+	}
+	e.count(old, -1)
+	e.mesh.PutWorkload(w)
+	e.workloads[w.UID] = true
+}
+
+// samePod: the version before can stand in for the new one.
+func samePod(a, b *mesh.Workload) bool {
+	return a.Identity == b.Identity && a.Network == b.Network && a.Node == b.Node && slices.Equal(a.Addrs, b.Addrs)
+}
+
+func (e *edit) dropHeld(uid string) {
+	if h, ok := e.s.held[uid]; ok {
+		e.count(h.w, -1)
+		delete(e.s.held, uid)
+	}
+}
+
+func (e *edit) count(w *mesh.Workload, by int) {
+	if w == nil {
+		return
+	}
+	for _, key := range w.Policies {
+		if e.s.named[key] += by; e.s.named[key] == 0 {
+			delete(e.s.named, key)
+		}
+	}
+}
+
+func (e *edit) missing(w *mesh.Workload) string {
+	for _, key := range w.Policies {
+		if e.policies.Get(key) == nil {
+			return key
+		}
+	}
+	return ""
+}
+
+// authorizations applies policies.
+func (e *edit) authorizations(d client.Delta) (rejects []client.Reject) {
+	for _, r := range d.Added {
+		if err := e.authorization(r); err != nil {
+			rejects = append(rejects, client.Reject{Name: r.Name, Reason: err.Error()})
+		}
+	}
+	for _, key := range d.Removed {
+		if e.policies.Get(key) != nil {
+			if _, known := e.s.dying[key]; !known {
+				e.s.dying[key] = time.Now().Add(HoldBack)
+			}
+		}
+	}
+	return rejects
+}
+
+func (e *edit) authorization(r client.Resource) error {
+	if r.TypeURL != api.AuthorizationType {
+		return fmt.Errorf("value has type %s, want %s", r.TypeURL, api.AuthorizationType)
+	}
+	var a security.Authorization
+	if err := proto.Unmarshal(r.Value, &a); err != nil {
+		return fmt.Errorf("decode authorization: %w", err)
+	}
+	p, err := policy.Compile(&a)
+	if err != nil {
+		return err
+	}
+	for _, problem := range p.Problems {
+		e.s.log.Warn("policy has a term that is not understood; it is applied more strictly", "err", problem)
+	}
+	delete(e.s.dying, p.Key)
+	e.policies.PutPolicy(p)
+	e.keys[p.Key] = true
+	return nil
+}
+
+// settle ends the hold-backs that are over: because what was waited for is
+// there, or because time is up.
+func (e *edit) settle(now time.Time) {
+	for uid, h := range e.s.held {
+		missing := e.missing(h.w)
+		if missing != "" && now.Before(h.deadline) {
+			continue
+		}
+		if missing != "" {
+			e.s.log.Warn("workload names a policy that did not come; it denies from now on", "workload", uid, "policy", missing)
+		}
+		delete(e.s.held, uid)
+		e.count(e.mesh.Workload(uid), -1)
+		e.mesh.PutWorkload(h.w)
+		e.workloads[uid] = true
+	}
+	for key, deadline := range e.s.dying {
+		p := e.policies.Get(key)
+		if p != nil && p.Scope == policy.Selector && e.s.named[key] > 0 && now.Before(deadline) {
+			continue
+		}
+		delete(e.s.dying, key)
+		e.policies.Remove(key)
+		e.keys[key] = true
+	}
+}
+
+// commit publishes the change, if it is one, and tells the subscribers.
+func (e *edit) commit() {
+	now := time.Now()
+	e.settle(now)
+	e.s.schedule(now)
+	next := &View{
+		Mesh: e.old.Mesh, Policies: e.old.Policies, Generation: e.old.Generation + 1,
+		Synced: e.s.synced[api.AddressType] && e.s.synced[api.AuthorizationType],
+	}
+	if len(e.workloads)+len(e.services) > 0 {
+		next.Mesh = e.mesh.Commit()
+	}
+	if len(e.keys) > 0 {
+		next.Policies = e.policies.Commit()
+	}
+	if next.Mesh == e.old.Mesh && next.Policies == e.old.Policies && next.Synced == e.old.Synced {
+		return
+	}
+	ch := e.change(next)
+	e.s.cur.Store(next)
+	for _, f := range e.s.subs {
+		(*f)(e.old, next, ch)
+	}
+}
+
+func (e *edit) change(next *View) Change {
+	var ch Change
+	for _, uid := range slices.Sorted(maps.Keys(e.workloads)) {
+		ch.Workloads = append(ch.Workloads, WorkloadChange{uid, e.old.Mesh.Workload(uid), next.Mesh.Workload(uid)})
+	}
+	for h := range e.services {
+		ch.Services = append(ch.Services, ServiceChange{h, e.old.Mesh.Service(h), next.Mesh.Service(h)})
+	}
+	slices.SortFunc(ch.Services, func(a, b ServiceChange) int { return strings.Compare(a.Host.String(), b.Host.String()) })
+	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
+		ch.Policies = append(ch.Policies, PolicyChange{key, e.old.Policies.Get(key), next.Policies.Get(key)})
+	}
+	return ch
+}
+
+// schedule sets the timer to the next deadline.
+func (s *Store) schedule(now time.Time) {
+	var next time.Time
+	earlier := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	for _, h := range s.held {
+		earlier(h.deadline)
+	}
+	for _, t := range s.dying {
+		earlier(t)
+	}
+	if s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
+	}
+	if !next.IsZero() && !s.closed {
+		s.timer = time.AfterFunc(next.Sub(now), s.expire)
+	}
+}
