@@ -4,7 +4,8 @@
 //
 //	Run → dial → subscribe each type → receive → Handler.Apply → ACK or NACK
 //
-// Run owns everything; Handler is called on its goroutine, one delta at a time.
+// Run owns everything. Handler is called on its goroutine, one delta at a
+// time; a second goroutine per stream only receives.
 package client
 
 import (
@@ -12,10 +13,18 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
+	"net"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
+)
+
+const (
+	minBackoff = 10 * time.Millisecond
+	maxBackoff = 15 * time.Second
 )
 
 // Resource is one added or changed resource, still encoded.
@@ -23,7 +32,7 @@ type Resource struct {
 	Name, Version string
 	Aliases       []string
 	TypeURL       string // of Value
-	Value         []byte // must not be kept after Apply
+	Value         []byte // must not be changed
 }
 
 // Delta is one response of the control plane.
@@ -39,7 +48,7 @@ type Delta struct {
 type Reject struct{ Name, Reason string }
 
 // Handler applies deltas. What it does not reject is in force when Apply
-// returns.
+// returns; of what it rejects, the version before stays in force.
 type Handler interface {
 	Apply(Delta) []Reject
 }
@@ -58,37 +67,114 @@ type Config struct {
 	Synced     func() // called once, when a first response of each type was applied
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	// Dial replaces the TCP dialer.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Synced == nil {
+		c.Synced = func() {}
+	}
+	if c.Node == nil {
+		c.Node = &discovery.Node{}
+	}
+	if c.Dial == nil {
+		d := net.Dialer{
+			Timeout:         5 * time.Second,
+			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 300 * time.Second, Interval: 75 * time.Second, Count: 9},
+		}
+		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if c.Target == "" {
+		errs = append(errs, errors.New("xds client: target is empty; set the control plane's host:port"))
+	} else if _, _, err := net.SplitHostPort(c.Target); err != nil {
+		errs = append(errs, errors.New("xds client: target "+c.Target+" is not host:port"))
+	}
+	if c.TLS == nil {
+		errs = append(errs, errors.New("xds client: TLS is not set"))
+	}
+	if len(c.Types) == 0 || c.Handler == nil {
+		errs = append(errs, errors.New("xds client: no types or no handler to subscribe for"))
+	}
+	return errors.Join(errs...)
 }
 
 // Client is a subscription to a control plane.
-type Client struct{ cfg Config }
+type Client struct {
+	cfg     Config
+	metrics *metrics
+
+	// owned by Run
+	types  map[string]*subscription
+	synced bool
+}
 
 // New checks the configuration.
 func New(cfg Config) (*Client, error) {
-	var errs []error
-	if cfg.Target == "" {
-		errs = append(errs, errors.New("target is empty; set the control plane's host:port"))
-	}
-	if cfg.TLS == nil {
-		errs = append(errs, errors.New("TLS is not set"))
-	}
-	if len(cfg.Types) == 0 || cfg.Handler == nil {
-		errs = append(errs, errors.New("no types or no handler to subscribe for"))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg = cfg.withDefaults()
+	c := &Client{cfg: cfg, metrics: newMetrics(cfg.Registerer), types: map[string]*subscription{}}
+	for _, t := range cfg.Types {
+		c.types[t] = newSubscription(t)
 	}
-	if cfg.Synced == nil {
-		cfg.Synced = func() {}
-	}
-	return &Client{cfg: cfg}, nil
+	return c, nil
 }
 
-// Run keeps the subscription until ctx ends and returns its cause.
+// Run keeps the subscription until ctx ends and returns its cause. While the
+// control plane is away, everything applied stays in force.
 func (c *Client) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return context.Cause(ctx)
+	backoff := minBackoff
+	var away time.Time
+	for {
+		heard, err := c.session(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if heard {
+			backoff, away = minBackoff, time.Time{}
+		}
+		if away.IsZero() {
+			away = time.Now()
+		}
+		c.metrics.terminated(err)
+		// Spread over half of the time, so that the proxies of a mesh do not
+		// return together after a restart of the control plane.
+		wait := backoff/2 + rand.N(backoff/2)
+		level := slog.LevelWarn
+		if heard {
+			level = slog.LevelInfo // streams end now and then: limits of age, restarts
+		}
+		c.cfg.Logger.Log(ctx, level, "xds stream ended", "server", c.cfg.Target, "err", err,
+			"retry_in", wait, "away_since", away.UTC().Format(time.RFC3339))
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// markSynced notes that a type was applied for the first time.
+func (c *Client) markSynced() {
+	if c.synced {
+		return
+	}
+	for _, s := range c.types {
+		if !s.applied {
+			return
+		}
+	}
+	c.synced = true
+	c.cfg.Synced()
 }
