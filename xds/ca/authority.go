@@ -38,7 +38,8 @@ const (
 // Config tells where an Authority's keys are. The zero values of Now and
 // MaxTTL mean time.Now and MaxTTL.
 type Config struct {
-	// TrustDomain is the only one that leaves are signed for.
+	// TrustDomain names a self-signed root. Which trust domain a leaf may be of
+	// is decided by NodeRule, with the mesh configuration of the moment.
 	TrustDomain string
 	// StateDir keeps the self-signed root, made when absent, and the public
 	// root bundle. It is not used by OpenWith keys in PluggedDir, except for
@@ -105,9 +106,6 @@ func (c Config) open() (*issuer, error) {
 	return iss, iss.save(c.StateDir)
 }
 
-// TrustDomain is the one that leaves are signed for.
-func (a *Authority) TrustDomain() string { return a.cfg.TrustDomain }
-
 // Roots is the PEM bundle that peers verify against.
 func (a *Authority) Roots() string { return a.roots }
 
@@ -116,21 +114,19 @@ func (a *Authority) RootPool() *x509.CertPool { return pool(a.issuer.roots) }
 
 // Info describes the CA for status pages.
 type Info struct {
-	TrustDomain string    `json:"trust_domain"`
-	Subject     string    `json:"subject"`
-	SelfSigned  bool      `json:"self_signed"`
-	NotAfter    time.Time `json:"not_after"`
-	MaxLeaf     string    `json:"max_leaf_lifetime"`
+	Subject    string    `json:"subject"`
+	SelfSigned bool      `json:"self_signed"`
+	NotAfter   time.Time `json:"not_after"`
+	MaxLeaf    string    `json:"max_leaf_lifetime"`
 }
 
 // Info describes the CA.
 func (a *Authority) Info() Info {
 	return Info{
-		TrustDomain: a.cfg.TrustDomain,
-		Subject:     a.issuer.cert.Subject.String(),
-		SelfSigned:  a.cfg.PluggedDir == "",
-		NotAfter:    a.issuer.notAfter().UTC(),
-		MaxLeaf:     a.cfg.MaxTTL.String(),
+		Subject:    a.issuer.cert.Subject.String(),
+		SelfSigned: a.cfg.PluggedDir == "",
+		NotAfter:   a.issuer.notAfter().UTC(),
+		MaxLeaf:    a.cfg.MaxTTL.String(),
 	}
 }
 
@@ -143,8 +139,8 @@ func (a *Authority) Sign(csrPEM []byte, id identity.ID, ttl time.Duration) ([]st
 	if err != nil {
 		return nil, err
 	}
-	if id.IsZero() || id.TrustDomain() != a.cfg.TrustDomain {
-		return nil, &InvalidError{fmt.Sprintf("identity %q is not of trust domain %q, the only one this CA signs for", id, a.cfg.TrustDomain)}
+	if id.IsZero() {
+		return nil, &InvalidError{"no identity to sign for"}
 	}
 	cert, err := a.sign(pub, ttl, func(c *x509.Certificate) error {
 		ext, err := uriSAN(id)
