@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -176,6 +177,13 @@ func (s *Server) release() {
 func (s *Server) Track(p Pod) error {
 	if p.UID == "" {
 		return errors.New("hand off pod: no uid")
+	}
+	// Found here, an impossible message costs this pod; found while sending, it
+	// would cost the connection.
+	if data, err := proto.Marshal(addRequest(p).msg); err != nil {
+		return fmt.Errorf("hand off pod %s: %w", p.UID, err)
+	} else if len(data) > maxMessage {
+		return fmt.Errorf("hand off pod %s: names too long: %d bytes, the protocol allows %d", p.UID, len(data), maxMessage)
 	}
 	if p.NS != nil {
 		ns, err := p.NS.Dup()

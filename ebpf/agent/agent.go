@@ -1,0 +1,336 @@
+// Package agent brings the node's pods into the mesh and keeps them there: from
+// the pods a Source wants enrolled to rules in their network namespaces, a proxy
+// that serves them, and a status that says so.
+//
+//	Source ─ all local pods ─▶ one worker per pod
+//	    enrol:    open namespace → rules → proxy's ack → status enabled
+//	    un-enrol: status away → capture ends → proxy drains → rules away
+//	    gone:     status away → proxy stops → namespace let go
+//
+// Capture comes before the proxy and goes before it, so that a pod is never
+// believed to be captured when it is not; while the proxy is missing the pod's
+// connections are refused. The order of un-enrolment lets peers hear of it first.
+//
+// Each worker owns its pod's state; workers share a bounded number of slots for
+// kernel work and nothing else, so a pod that fails delays no other. The package
+// does not know the rules' content (redirect) nor the protocol (handoff).
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
+)
+
+// Pod is a local pod as its Source sees it.
+type Pod struct {
+	UID            string
+	Namespace      string
+	Name           string
+	ServiceAccount string
+	NetNS          string // path of the network namespace, "" while unknown
+	Addrs          []netip.Addr
+	Enrolled       bool
+	Why            string // what decided Enrolled
+	BypassInbound  bool
+	DNS            bool
+}
+
+// Source knows the node's pods.
+type Source interface {
+	// Run calls update with all pods of the node, first as soon as they are
+	// known and then whenever one changed, from one goroutine, until ctx ends.
+	Run(ctx context.Context, update func([]Pod)) error
+}
+
+// Proxies is how pods reach the node proxy; *handoff.Server is one.
+type Proxies interface {
+	Run(ctx context.Context) error
+	Track(p handoff.Pod) error
+	Add(ctx context.Context, p handoff.Pod) error
+	Del(ctx context.Context, uid string) error
+}
+
+// Rules is how a pod is captured; *redirect.Dataplane is one.
+type Rules interface {
+	Apply(ns *netns.NS, r redirect.PodRules) error
+	Check(ns *netns.NS, r redirect.PodRules) error
+	Release(ns *netns.NS) error
+	Remove(ns *netns.NS) error
+	Present(ns *netns.NS) (bool, error)
+}
+
+// HostRules exempts the node's own probes; *redirect.Host is one.
+type HostRules interface {
+	Set(pods []netip.Addr) error
+}
+
+const (
+	// watchInterval is how soon a vanished namespace is noticed at the latest.
+	watchInterval = 2 * time.Second
+	// verifyInterval is how soon rules that somebody changed are repaired.
+	verifyInterval = 30 * time.Second
+
+	defaultPropagation = time.Second
+	defaultDrain       = 5 * time.Second
+
+	// kernelSlots bounds concurrent rule changes: each opens a few sockets and
+	// waits for the kernel's one lock on nftables. Arbitrary.
+	kernelSlots = 8
+)
+
+// Config is what an Agent is made of.
+type Config struct {
+	Source  Source
+	Proxies Proxies
+	Rules   Rules
+	Host    HostRules // nil: probes are not exempted
+	Status  *StatusDir
+
+	// Propagation is how long peers get to learn that a pod left the mesh before
+	// its proxy stops; default 1 s.
+	Propagation time.Duration
+	// Drain is how long proxied connections keep their way back after that;
+	// default 5 s.
+	Drain time.Duration
+
+	Synced     func() // called once all pods are known and proxies are let in
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+func (c Config) withDefaults() Config {
+	if c.Propagation <= 0 {
+		c.Propagation = defaultPropagation
+	}
+	if c.Drain <= 0 {
+		c.Drain = defaultDrain
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Agent reconciles the node's pods.
+type Agent struct {
+	cfg     Config
+	metrics *metrics
+	slots   chan struct{}
+	probes  probes
+
+	mu      sync.Mutex
+	workers map[string]*worker // by UID
+	wg      sync.WaitGroup     // workers
+	synced  bool               // owned by the source's goroutine
+}
+
+// New returns an Agent that does nothing until Run.
+func New(cfg Config) *Agent {
+	cfg = cfg.withDefaults()
+	a := &Agent{
+		cfg: cfg, slots: make(chan struct{}, kernelSlots), workers: map[string]*worker{},
+		probes: probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
+	}
+	a.metrics = newMetrics(cfg.Registerer, a.counts)
+	return a
+}
+
+// Run reconciles until ctx ends. Rules, routes and statuses stay behind, so that
+// pods stay in the mesh while an agent is replaced; Cleanup takes them away.
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	firstc := make(chan struct{})
+	g.Go(func() error {
+		err := a.cfg.Source.Run(ctx, func(pods []Pod) { a.update(ctx, pods, firstc) })
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("pod source: %w", errors.Join(err, errEnded(err)))
+	})
+	g.Go(func() error {
+		// A proxy drains what its first snapshot does not name, so none is served
+		// before all pods are known.
+		select {
+		case <-firstc:
+		case <-ctx.Done():
+			return nil
+		}
+		if a.cfg.Synced != nil {
+			a.cfg.Synced()
+		}
+		return a.cfg.Proxies.Run(ctx)
+	})
+	g.Go(func() error { a.watchLoop(ctx); return nil })
+	err := g.Wait()
+	a.wg.Wait()
+	return err
+}
+
+func errEnded(err error) error {
+	if err == nil {
+		return errors.New("ended by itself")
+	}
+	return nil
+}
+
+// SnapshotResult hears from the proxies' side how a snapshot's pod was taken.
+func (a *Agent) SnapshotResult(uid string, err error) {
+	a.mu.Lock()
+	w := a.workers[uid]
+	a.mu.Unlock()
+	if w != nil {
+		w.snapshot(err)
+	}
+}
+
+// update gives each worker its pod, on the source's goroutine.
+func (a *Agent) update(ctx context.Context, pods []Pod, firstc chan struct{}) {
+	if ctx.Err() != nil {
+		return
+	}
+	if !a.synced {
+		a.start(pods)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	present := make(map[string]bool, len(pods))
+	for _, p := range pods {
+		present[p.UID] = true
+		w := a.workers[p.UID]
+		switch {
+		case w != nil:
+			w.want(&p)
+		case p.Enrolled, p.NetNS != "" && !a.synced:
+			// A pod that is not enrolled gets a worker at the start alone, to
+			// clear what an agent before this one may have left.
+			a.spawnLocked(ctx, p)
+		}
+	}
+	for uid, w := range a.workers {
+		if !present[uid] {
+			w.want(nil)
+		}
+	}
+	if !a.synced {
+		a.synced = true
+		close(firstc)
+	}
+}
+
+// start prepares the first snapshot and forgets statuses of pods that are gone.
+func (a *Agent) start(pods []Pod) {
+	enrolled := map[string]bool{}
+	for _, p := range pods {
+		if !p.Enrolled {
+			continue
+		}
+		enrolled[p.UID] = true
+		if err := a.track(p); err != nil {
+			a.cfg.Logger.Warn("pod is not in the first snapshot", "pod", p.Namespace+"/"+p.Name, "err", err)
+		}
+	}
+	if err := a.cfg.Status.RemoveExcept(enrolled); err != nil {
+		a.cfg.Logger.Error("old pod statuses remain", "err", err)
+	}
+}
+
+// track names p in snapshots. Without a path the proxy keeps a pod it already has.
+func (a *Agent) track(p Pod) error {
+	hp := handoff.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount}
+	if p.NetNS != "" {
+		ns, err := netns.Open(p.NetNS)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		hp.NS = ns
+	}
+	return a.cfg.Proxies.Track(hp)
+}
+
+func (a *Agent) spawnLocked(ctx context.Context, p Pod) {
+	w := &worker{
+		agent: a, uid: p.UID, wakec: make(chan struct{}, 1),
+		log: a.cfg.Logger.With("pod", p.Namespace+"/"+p.Name, "uid", p.UID),
+	}
+	w.desired = &p
+	a.workers[p.UID] = w
+	a.wg.Go(func() { w.run(ctx) })
+}
+
+// retire ends w's place in the table unless a new wish came in meanwhile.
+func (a *Agent) retire(w *worker) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.desired != nil && w.desired.Enrolled {
+		return false
+	}
+	delete(a.workers, w.uid)
+	return true
+}
+
+func (a *Agent) watchLoop(ctx context.Context) {
+	watch, verify := time.NewTicker(watchInterval), time.NewTicker(verifyInterval)
+	defer watch.Stop()
+	defer verify.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-watch.C:
+			a.eachWorker((*worker).wake)
+		case <-verify.C:
+			a.eachWorker((*worker).verify)
+			if err := a.probes.rewrite(); err != nil {
+				a.cfg.Logger.Warn("node rules cannot be written: probes to enrolled pods may fail", "err", err)
+			}
+		}
+	}
+}
+
+func (a *Agent) eachWorker(f func(*worker)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.workers {
+		f(w)
+	}
+}
+
+func (a *Agent) counts() (enabled, pending int) {
+	a.eachWorker(func(w *worker) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		switch w.shown.Redirection {
+		case Enabled:
+			enabled++
+		case Pending:
+			pending++
+		}
+	})
+	return enabled, pending
+}
+
+// kernel runs f in one of the slots for kernel work.
+func (a *Agent) kernel(ctx context.Context, f func() error) error {
+	select {
+	case a.slots <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-a.slots }()
+	return f()
+}

@@ -1,0 +1,401 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
+)
+
+const (
+	retryMin = 50 * time.Millisecond
+	retryMax = 5 * time.Second
+)
+
+// phase is how far a pod is out of the mesh again.
+//
+//	serving ──un-enrol──▶ released ──Propagation──▶ draining ──Drain──▶ clean
+//	   ▲                     │                         │
+//	   └────── enrol ────────┴─────────────────────────┘
+type phase int
+
+const (
+	serving  phase = iota // or on the way there
+	released              // not captured any more; the proxy still serves
+	draining              // the proxy has been told to stop
+)
+
+// worker reconciles one pod.
+type worker struct {
+	agent *Agent
+	uid   string
+	log   *slog.Logger
+	wakec chan struct{} // cap 1: "look again"
+
+	mu      sync.Mutex
+	desired *Pod // nil: the pod is gone
+	check   bool // compare the rules with the kernel
+	refused bool // a proxy's snapshot did not take the pod
+	shown   Status
+
+	// Owned by run's goroutine.
+	ns       *netns.NS
+	path     string            // where ns was opened
+	rules    redirect.PodRules // what was applied last, if applied
+	applied  bool
+	acked    bool
+	handed   Pod // what acked is about
+	phase    phase
+	until    time.Time // of released and draining
+	attempts int
+	cleared  bool // nothing of an earlier agent's is left
+}
+
+func (w *worker) want(p *Pod) {
+	w.mu.Lock()
+	w.desired = p
+	w.mu.Unlock()
+	w.wake()
+}
+
+func (w *worker) wake() {
+	select {
+	case w.wakec <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+func (w *worker) verify() {
+	w.mu.Lock()
+	w.check = true
+	w.mu.Unlock()
+	w.wake()
+}
+
+func (w *worker) snapshot(err error) {
+	w.mu.Lock()
+	w.refused = err != nil
+	w.mu.Unlock()
+	w.wake()
+}
+
+// run looks at the pod whenever something may have changed.
+func (w *worker) run(ctx context.Context) {
+	defer w.closeNS()
+	for {
+		wait, done := w.step(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if done && w.agent.retire(w) {
+			return
+		}
+		if !w.sleep(ctx, wait) {
+			return
+		}
+	}
+}
+
+// sleep waits for a wake-up, or for d if it is not 0.
+func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
+	var timec <-chan time.Time
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timec = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-w.wakec:
+	case <-timec:
+	}
+	return true
+}
+
+// step does what is to be done now. It returns when to come back without being
+// woken (0: never), and whether the worker has nothing left to do.
+func (w *worker) step(ctx context.Context) (time.Duration, bool) {
+	w.mu.Lock()
+	var d *Pod
+	if w.desired != nil {
+		p := *w.desired
+		d = &p
+	}
+	check := w.check
+	w.check = false
+	if w.refused {
+		w.acked = false
+	}
+	w.refused = false
+	w.mu.Unlock()
+
+	switch {
+	case d == nil:
+		return w.retry(w.drop(ctx)), true
+	case d.Enrolled:
+		w.phase = serving
+		err := w.enrol(ctx, *d, check)
+		if err != nil && ctx.Err() == nil {
+			w.show(*d, Pending, err.Error())
+			w.agent.metrics.failures.Inc()
+		}
+		return w.retry(err), false
+	default:
+		return w.unenrol(ctx)
+	}
+}
+
+// retry returns how long to wait after err, jittered so that pods of one cause
+// do not come back together.
+func (w *worker) retry(err error) time.Duration {
+	if err == nil {
+		w.attempts = 0
+		return 0
+	}
+	d := min(retryMin<<min(w.attempts, 16), retryMax)
+	w.attempts++
+	return d/2 + rand.N(d)
+}
+
+func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
+	if err := w.open(ctx, p); err != nil {
+		return err
+	}
+	rules := redirect.PodRules{
+		BypassInbound: p.BypassInbound, DNS: p.DNS,
+		IPv6: slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }),
+	}
+	// The node's probes first: once rules are there, others are refused.
+	if err := w.agent.probes.put(w.uid, p.Addrs); err != nil {
+		return fmt.Errorf("exempt the node's probes: %w", err)
+	}
+	if !w.applied || w.rules != rules || check {
+		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {
+			return fmt.Errorf("redirect: %w", err)
+		}
+	}
+	if err := w.hand(ctx, p); err != nil {
+		return err
+	}
+	w.cleared = true
+	w.show(p, Enabled, p.Why)
+	return nil
+}
+
+// open makes w.ns the namespace at the pod's path.
+func (w *worker) open(ctx context.Context, p Pod) error {
+	if p.NetNS == "" {
+		return errors.New("the pod's network namespace is not known yet")
+	}
+	if w.ns != nil {
+		inode, err := netns.Inode(p.NetNS)
+		if err == nil && inode == w.ns.Inode() {
+			return nil
+		}
+		w.log.Info("network namespace is gone or another one", "path", p.NetNS)
+		w.forget(ctx)
+	}
+	ns, err := netns.Open(p.NetNS)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNetNS) {
+			w.forget(ctx) // also what the first snapshot named
+		}
+		return err
+	}
+	w.ns, w.path = ns, p.NetNS
+	return nil
+}
+
+// forget drops what belongs to a namespace that is no more. Its rules went with it.
+func (w *worker) forget(ctx context.Context) {
+	if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil && ctx.Err() == nil {
+		w.log.Warn("proxy was not told that the pod is gone", "err", err)
+	}
+	w.closeNS()
+}
+
+func (w *worker) closeNS() {
+	if w.ns != nil {
+		_ = w.ns.Close() // only ever entered and passed on
+	}
+	w.ns, w.applied, w.acked = nil, false, false
+}
+
+func (w *worker) apply(rules redirect.PodRules) error {
+	if w.applied && w.rules == rules {
+		err := w.agent.cfg.Rules.Check(w.ns, rules)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, redirect.ErrDrift) {
+			w.log.Warn("redirection was changed by somebody else: repairing it", "err", err)
+			w.agent.metrics.repairs.Inc()
+		}
+	}
+	w.applied = false
+	if err := w.agent.cfg.Rules.Apply(w.ns, rules); err != nil {
+		return err
+	}
+	w.rules, w.applied = rules, true
+	return nil
+}
+
+func (w *worker) hand(ctx context.Context, p Pod) error {
+	same := w.handed.Name == p.Name && w.handed.Namespace == p.Namespace && w.handed.ServiceAccount == p.ServiceAccount
+	if w.acked && same {
+		return nil
+	}
+	w.acked = false
+	err := w.agent.cfg.Proxies.Add(ctx, handoff.Pod{
+		UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, NS: w.ns,
+	})
+	if err != nil {
+		return fmt.Errorf("hand over to ztunnel: %w", err)
+	}
+	w.acked, w.handed = true, p
+	return nil
+}
+
+// unenrol takes a living pod out of the mesh, one phase per call.
+func (w *worker) unenrol(ctx context.Context) (time.Duration, bool) {
+	switch {
+	case w.ns == nil:
+		return 0, w.clear(ctx) == nil
+	case w.phase == serving:
+		w.hide()
+		if err := w.agent.kernel(ctx, func() error { return w.agent.cfg.Rules.Release(w.ns) }); err != nil {
+			w.log.Warn("capture cannot be ended", "err", err)
+			return w.retry(err), false
+		}
+		w.applied = false
+		w.phase, w.until = released, time.Now().Add(w.agent.cfg.Propagation)
+		w.attempts = 0
+		return w.agent.cfg.Propagation, false
+	case time.Now().Before(w.until):
+		return time.Until(w.until), false
+	case w.phase == released:
+		if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil && ctx.Err() == nil {
+			// A proxy that lost its connection learns it from its next snapshot.
+			w.log.Warn("proxy was not told that the pod left the mesh", "err", err)
+		}
+		w.acked = false
+		w.phase, w.until = draining, time.Now().Add(w.agent.cfg.Drain)
+		return w.agent.cfg.Drain, false
+	default:
+		if err := w.remove(ctx); err != nil {
+			w.log.Warn("redirection cannot be removed", "err", err)
+			return w.retry(err), false
+		}
+		w.closeNS()
+		w.log.Info("pod left the mesh")
+		return 0, true
+	}
+}
+
+func (w *worker) remove(ctx context.Context) error {
+	if err := w.agent.kernel(ctx, func() error { return w.agent.cfg.Rules.Remove(w.ns) }); err != nil {
+		return err
+	}
+	w.cleared = true
+	return w.agent.probes.put(w.uid, nil)
+}
+
+// clear takes away what an earlier agent left in a pod that is not enrolled.
+func (w *worker) clear(ctx context.Context) error {
+	w.hide()
+	w.mu.Lock()
+	path := ""
+	if w.desired != nil {
+		path = w.desired.NetNS
+	}
+	w.mu.Unlock()
+	if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil && ctx.Err() == nil {
+		w.log.Warn("proxy was not told that the pod is not in the mesh", "err", err)
+	}
+	if err := w.agent.probes.put(w.uid, nil); err != nil {
+		w.log.Warn("node rules cannot be written", "err", err)
+	}
+	if w.cleared || path == "" {
+		return nil
+	}
+	ns, err := netns.Open(path)
+	if err != nil {
+		return nil // no namespace, no rules
+	}
+	defer ns.Close()
+	err = w.agent.kernel(ctx, func() error {
+		present, err := w.agent.cfg.Rules.Present(ns)
+		if err != nil || !present {
+			return err
+		}
+		w.log.Info("removing redirection that an earlier agent left")
+		return w.agent.cfg.Rules.Remove(ns)
+	})
+	if err != nil {
+		w.log.Warn("redirection of an earlier agent cannot be removed", "err", err)
+	}
+	w.cleared = true
+	return nil
+}
+
+// drop lets go of a pod that is gone. Its rules go with its namespace, and while
+// that one lasts they keep the pod's last connections from leaving in plaintext.
+func (w *worker) drop(ctx context.Context) error {
+	w.hide()
+	w.forget(ctx)
+	if err := w.agent.probes.put(w.uid, nil); err != nil {
+		w.log.Warn("node rules cannot be written", "err", err)
+	}
+	w.log.Info("pod is gone")
+	return nil
+}
+
+// show writes the pod's status if it says something else than before.
+func (w *worker) show(p Pod, r Redirection, reason string) {
+	w.mu.Lock()
+	old := w.shown
+	w.mu.Unlock()
+	s := Status{
+		UID: p.UID, Namespace: p.Namespace, Name: p.Name, NetNS: p.NetNS,
+		Redirection: r, Reason: reason, Since: old.Since,
+	}
+	if old.Redirection != r {
+		s.Since = time.Now().UTC().Truncate(time.Second)
+	}
+	if s == old {
+		return
+	}
+	if err := w.agent.cfg.Status.Write(s); err != nil {
+		w.log.Error("pod status cannot be written", "err", err)
+		return
+	}
+	w.mu.Lock()
+	w.shown = s
+	w.mu.Unlock()
+	level := slog.LevelInfo
+	if r == Pending {
+		level = slog.LevelWarn
+	}
+	w.log.Log(context.Background(), level, "pod redirection", "redirection", string(r), "why", reason)
+}
+
+// hide removes the pod's status.
+func (w *worker) hide() {
+	if err := w.agent.cfg.Status.Remove(w.uid); err != nil {
+		w.log.Error("pod status cannot be removed", "err", err)
+	}
+	w.mu.Lock()
+	w.shown = Status{}
+	w.mu.Unlock()
+}

@@ -1,0 +1,142 @@
+// Package app puts the node agent together: this is the only place where the
+// source of pods, the rules, the hand-off and the status meet.
+//
+//	flags ─▶ Config ─▶ Run: logger, metrics, readiness
+//	                    ├─ agent    ◀─ directory of YAML
+//	                    │   ├─▶ redirect (pods' namespaces, the node's probes)
+//	                    │   └─▶ handoff  (ztunnel)
+//	                    └─ health   /healthz/ready /metrics
+//
+// Nothing here runs twice or is shared beyond the goroutines of one Run.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/ebpf/agent"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/xds/boot"
+)
+
+// Config is what the flags say.
+type Config struct {
+	Source            string // dir:PATH[,PATH...]
+	Node              string
+	ZDSPath           string
+	StatusDir         string
+	Redirect          string // auto, nftables
+	HealthAddr        string // "" for none
+	ExcludeNamespaces []string
+	HostProbes        bool // exempt the node's own connections to enrolled pods
+	ProbeV4, ProbeV6  netip.Addr
+	Propagation       time.Duration
+	Drain             time.Duration
+	CleanupOnExit     bool
+	LogFormat         string
+	LogLevel          string
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if _, err := c.dirs(); err != nil {
+		errs = append(errs, err)
+	}
+	for _, f := range []struct{ flag, value string }{
+		{"node", c.Node}, {"zds-path", c.ZDSPath}, {"status-dir", c.StatusDir},
+	} {
+		if f.value == "" {
+			errs = append(errs, fmt.Errorf("--%s is required", f.flag))
+		}
+	}
+	switch c.Redirect {
+	case "auto", "nftables":
+	case "ebpf":
+		errs = append(errs, errors.New("--redirect=ebpf: this build redirects with nftables only; use auto or nftables"))
+	default:
+		errs = append(errs, fmt.Errorf("--redirect=%s: want auto or nftables", c.Redirect))
+	}
+	return errors.Join(append(errs, boot.CheckLogging(c.LogFormat, c.LogLevel))...)
+}
+
+func (c Config) dirs() ([]string, error) {
+	paths, ok := strings.CutPrefix(c.Source, "dir:")
+	if !ok || paths == "" {
+		return nil, fmt.Errorf("--source=%s: want dir:PATH[,PATH...]", c.Source)
+	}
+	return strings.Split(paths, ","), nil
+}
+
+func (c Config) redirect(log *slog.Logger) redirect.Config {
+	return redirect.Config{ProbeV4: c.ProbeV4, ProbeV6: c.ProbeV6, Logger: boot.Scoped(log, "redirect")}
+}
+
+// Run is the agent's process until ctx ends.
+func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	q := boot.NewQueue(stdout, 0)
+	defer q.Close()
+	log, levels := boot.NewLogger(q, cfg.LogFormat, cfg.LogLevel)
+	log.Info("ambit-node starts", "version", boot.Version, "node", cfg.Node, "redirect", "nftables", "requested", cfg.Redirect)
+
+	parts, err := assemble(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer parts.home.Close()
+	group := boot.NewGroup(ctx, log)
+	if cfg.HealthAddr != "" {
+		ln, err := boot.Listen(ctx, cfg.HealthAddr)
+		if err != nil {
+			return fmt.Errorf("listen on --health-addr: %w", err)
+		}
+		mux := boot.AdminMux(boot.AdminConfig{Levels: levels, Handlers: map[string]http.Handler{
+			"/healthz/ready": parts.ready, "/metrics": boot.Metrics(parts.registry),
+		}})
+		group.Go("health", func(ctx context.Context) error { return boot.ServeHTTP(ctx, ln, mux, log) })
+	}
+	group.Go("agent", parts.agent.Run)
+	err = group.Wait()
+	if cfg.CleanupOnExit {
+		n, cerr := agent.Cleanup(parts.status, parts.rules, parts.host)
+		log.Info("cleaned up", "pods", n)
+		err = errors.Join(err, cerr)
+	}
+	log.Info("ambit-node ends", "err", err)
+	return err
+}
+
+// Cleanup takes everything away that agents with the same status directory left.
+func Cleanup(cfg Config, stdout io.Writer) error {
+	status, err := agent.OpenStatusDir(cfg.StatusDir)
+	if err != nil {
+		return err
+	}
+	home, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	log := slog.New(slog.DiscardHandler)
+	rules, err := redirect.New(cfg.redirect(log))
+	if err != nil {
+		return err
+	}
+	host, err := redirect.NewHost(cfg.redirect(log), home)
+	if err != nil {
+		return err
+	}
+	n, err := agent.Cleanup(status, rules, host)
+	fmt.Fprintf(stdout, "%d pods are out of the mesh\n", n)
+	return err
+}
