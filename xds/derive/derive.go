@@ -9,21 +9,19 @@
 // are safe from any goroutine at any time.
 package derive
 
-import (
-	"github.com/ambit-mesh/ambit/xds/dir"
-	"github.com/ambit-mesh/ambit/xds/identity"
-	"google.golang.org/protobuf/proto"
-	corev1 "k8s.io/api/core/v1"
-)
+import "google.golang.org/protobuf/proto"
 
 // Config is fixed for the life of an Engine. The zero value is usable.
 type Config struct {
 	ClusterID       string // default Kubernetes
 	TrustDomain     string // default cluster.local; the mesh configuration's trustDomain wins
 	SystemNamespace string // default ambit-system
-	RootNamespace   string // default: what the mesh configuration says, else istio-system when it exists, else SystemNamespace
-	ClusterDomain   string // default cluster.local
-	Network         string // default network of workloads and services
+	// RootNamespace holds mesh-wide policy. Default: what the mesh configuration
+	// says, else both SystemNamespace and istio-system, so that an Istio user's
+	// mesh-wide policies hold unchanged.
+	RootNamespace string
+	ClusterDomain string // default cluster.local
+	Network       string // default network of workloads and services
 }
 
 // Name identifies a resource.
@@ -41,10 +39,10 @@ type Resource struct {
 // Condition is the verdict on one object, to be shown as its status.
 type Condition struct {
 	Kind, Namespace, Name string
-	Type                  string // ZtunnelAccepted
+	Type                  string // ConditionAccepted or ConditionWaypoint
 	Status                string // True, False
-	Reason                string // Accepted, UnsupportedValue, ...
-	Message               string
+	Reason                string // one of the Reason constants
+	Message               string // what differs from what was written, "" when nothing does
 }
 
 // Result is what one Apply changed. Status is the full current list, sorted.
@@ -53,24 +51,3 @@ type Result struct {
 	Removes []Name
 	Status  []Condition
 }
-
-// Engine holds the tables. Create it with New.
-type Engine struct{ cfg Config }
-
-// New returns an engine without objects.
-func New(cfg Config) *Engine { return &Engine{cfg: cfg} }
-
-// Apply takes a change into account and returns the resources that differ.
-func (e *Engine) Apply(c dir.Change) Result { return Result{} }
-
-// Resources returns every current resource of a type, sorted by name.
-func (e *Engine) Resources(typeURL string) []Resource { return nil }
-
-// RunsOn reports whether a live pod with this identity runs on the node.
-func (e *Engine) RunsOn(node string, id identity.ID) bool { return false }
-
-// PodByUID returns the pod with this metadata.uid. It must not be modified.
-func (e *Engine) PodByUID(uid string) (*corev1.Pod, bool) { return nil, false }
-
-// TrustDomain returns the trust domain in force.
-func (e *Engine) TrustDomain() string { return e.cfg.TrustDomain }

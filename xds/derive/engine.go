@@ -1,0 +1,303 @@
+package derive
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/xds/crd"
+	"github.com/ambit-mesh/ambit/xds/dir"
+)
+
+// Engine holds the tables. Create it with New.
+type Engine struct {
+	cfg Config // immutable
+
+	mu sync.RWMutex // guards everything below; Apply holds it for writing
+
+	// Inputs.
+	namespaces map[string]*corev1.Namespace
+	nodes      map[string]*corev1.Node
+	pods       map[nn]*corev1.Pod
+	services   map[nn]*corev1.Service
+	slices     map[nn]*discoveryv1.EndpointSlice
+	policies   map[nn]*crd.AuthorizationPolicy
+	peers      map[nn]*crd.PeerAuthentication
+	meshes     map[nn]*crd.Mesh
+	set        settings
+
+	// Indexes over the inputs.
+	podLabels        labelIndex
+	podsOnNode       multi[string, nn]
+	accounts         map[account]int // live pods
+	podByUID         map[string]nn
+	servicesIn       multi[string, nn] // by namespace
+	serviceSelectors *selectorIndex
+	slicesOf         multi[nn, nn] // by service
+	policySelectors  *selectorIndex
+	peerSelectors    *selectorIndex
+	wide             map[string]map[nn]*crd.PeerAuthentication // without selector, by namespace
+
+	// Outputs.
+	made       map[source][]Resource // what each input made
+	conditions map[source][]Condition
+	status     []Condition // sorted, rebuilt when stale
+	stale      bool
+
+	dirty    dirty
+	computed computed // by the latest Apply
+}
+
+// source is the input object that a resource or condition comes from.
+type source struct {
+	kind string
+	nn
+}
+
+// account is a service account in use on a node.
+type account struct{ node, ns, name string }
+
+// dirty is what must be computed again.
+type dirty struct {
+	pods, services, slices, policies, peers set[nn]
+	all                                     bool
+}
+
+// computed counts what one Apply computed, for tests of incrementality.
+type computed struct{ Pods, Services, Slices, Policies, Peers int }
+
+// New returns an engine without objects.
+func New(cfg Config) *Engine {
+	e := &Engine{
+		cfg:        cfg.withDefaults(),
+		namespaces: map[string]*corev1.Namespace{}, nodes: map[string]*corev1.Node{},
+		pods: map[nn]*corev1.Pod{}, services: map[nn]*corev1.Service{}, slices: map[nn]*discoveryv1.EndpointSlice{},
+		policies: map[nn]*crd.AuthorizationPolicy{}, peers: map[nn]*crd.PeerAuthentication{}, meshes: map[nn]*crd.Mesh{},
+		podLabels: labelIndex{}, podsOnNode: multi[string, nn]{}, accounts: map[account]int{}, podByUID: map[string]nn{},
+		servicesIn: multi[string, nn]{}, serviceSelectors: newSelectorIndex(), slicesOf: multi[nn, nn]{},
+		policySelectors: newSelectorIndex(), peerSelectors: newSelectorIndex(),
+		wide: map[string]map[nn]*crd.PeerAuthentication{},
+		made: map[source][]Resource{}, conditions: map[source][]Condition{},
+	}
+	e.dirty.reset()
+	e.dirty.all = true // what the engine makes without any input
+	e.set = settle(e.cfg, nil, nil)
+	return e
+}
+
+func (d *dirty) reset() {
+	*d = dirty{pods: set[nn]{}, services: set[nn]{}, slices: set[nn]{}, policies: set[nn]{}, peers: set[nn]{}}
+}
+
+// Apply takes a change into account and returns the resources that differ.
+func (e *Engine) Apply(c dir.Change) Result {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, k := range c.Deletes {
+		e.input(k.Kind, nn{k.Namespace, k.Name}, nil)
+	}
+	for _, o := range c.Upserts {
+		e.input(o.GVK.Kind, nn{o.Namespace, o.Name}, o.Value)
+	}
+	if s := settle(e.cfg, e.meshes, e.namespaces); !s.equal(&e.set) {
+		e.set = s
+		e.dirty.all = true
+	}
+	if e.dirty.all {
+		e.dirtyAll()
+	}
+	var r Result
+	e.compute(&r)
+	e.dirty.reset()
+	slices.SortFunc(r.Upserts, func(a, b Resource) int { return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(r.Removes, func(a, b Name) int { return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name)) })
+	r.Status = e.statusLocked()
+	return r
+}
+
+func (e *Engine) dirtyAll() {
+	markAll(e.dirty.pods, e.pods)
+	markAll(e.dirty.services, e.services)
+	markAll(e.dirty.slices, e.slices)
+	markAll(e.dirty.policies, e.policies)
+	markAll(e.dirty.peers, e.peers)
+}
+
+func markAll[V any](s set[nn], from map[nn]V) {
+	for k := range from {
+		s[k] = struct{}{}
+	}
+}
+
+// compute makes every dirty input's resources again.
+func (e *Engine) compute(r *Result) {
+	e.computed = computed{len(e.dirty.pods), len(e.dirty.services), len(e.dirty.slices), len(e.dirty.policies), len(e.dirty.peers)}
+	if e.dirty.all {
+		strict := strictPolicy(e.set.roots[0])
+		e.output(r, source{"static", nn{}}, []Resource{authorizationResource(strict.Namespace+"/"+strict.Name, strict)})
+	}
+	for k := range e.dirty.services {
+		var out []Resource
+		if s := e.service(k); s != nil {
+			out = append(out, serviceResource(s))
+		}
+		e.output(r, source{"Service", k}, out)
+	}
+	for k := range e.dirty.pods {
+		var out []Resource
+		if w := e.workload(k); w != nil {
+			out = append(out, workloadResource(w))
+		}
+		e.output(r, source{"Pod", k}, out)
+	}
+	for k := range e.dirty.slices {
+		var out []Resource
+		for _, w := range e.sliceWorkloads(k) {
+			out = append(out, workloadResource(w))
+		}
+		e.output(r, source{"EndpointSlice", k}, out)
+	}
+	for k := range e.dirty.policies {
+		src := source{"AuthorizationPolicy", k}
+		if p := e.policies[k]; p != nil {
+			v := authorize(p, &e.set)
+			e.judge(r, src, v, v.authz != nil)
+		} else {
+			e.output(r, src, nil)
+			e.condition(src, nil)
+		}
+	}
+	for k := range e.dirty.peers {
+		src := source{"PeerAuthentication", k}
+		if e.peers[k] != nil {
+			v := e.peerVerdict(k)
+			e.judge(r, src, v, v.reason == ReasonAccepted)
+		} else {
+			e.output(r, src, nil)
+			e.condition(src, nil)
+		}
+	}
+}
+
+// judge outputs a policy and its condition.
+func (e *Engine) judge(r *Result, src source, v verdict, accepted bool) {
+	var out []Resource
+	if v.authz != nil {
+		out = append(out, authorizationResource(v.authz.Namespace+"/"+v.authz.Name, v.authz))
+	}
+	e.output(r, src, out)
+	status := "False"
+	if accepted {
+		status = "True"
+	}
+	e.condition(src, []Condition{{
+		Kind: src.kind, Namespace: src.ns, Name: src.name,
+		Type: ConditionAccepted, Status: status, Reason: v.reason, Message: strings.Join(v.notes, "; "),
+	}})
+}
+
+// output replaces what a source made and reports the difference.
+func (e *Engine) output(r *Result, src source, now []Resource) {
+	was := e.made[src]
+	for i := range now {
+		j := slices.IndexFunc(was, func(o Resource) bool { return o.Name == now[i].Name && o.Type == now[i].Type })
+		if j >= 0 && string(was[j].Bytes) == string(now[i].Bytes) {
+			now[i] = was[j] // keeps one copy
+			continue
+		}
+		r.Upserts = append(r.Upserts, now[i])
+	}
+	for _, o := range was {
+		if !slices.ContainsFunc(now, func(n Resource) bool { return o.Name == n.Name && o.Type == n.Type }) {
+			r.Removes = append(r.Removes, Name{o.Type, o.Name})
+		}
+	}
+	if len(now) == 0 {
+		delete(e.made, src)
+	} else {
+		e.made[src] = now
+	}
+}
+
+func (e *Engine) condition(src source, now []Condition) {
+	if slices.Equal(e.conditions[src], now) {
+		return
+	}
+	e.stale = true
+	if len(now) == 0 {
+		delete(e.conditions, src)
+	} else {
+		e.conditions[src] = now
+	}
+}
+
+func (e *Engine) statusLocked() []Condition {
+	if !e.stale {
+		return e.status
+	}
+	e.stale = false
+	var all []Condition // a slice of its own: earlier results keep theirs
+	for _, cs := range e.conditions {
+		all = append(all, cs...)
+	}
+	slices.SortFunc(all, func(a, b Condition) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Type, b.Type))
+	})
+	e.status = all
+	return all
+}
+
+// podPolicies lists the policies a pod refers to: those whose selector chooses it
+// and the one its mTLS mode asks for.
+func (e *Engine) podPolicies(k nn, p *corev1.Pod) []string {
+	var out []string
+	for _, ns := range distinct(append([]string{k.ns}, e.set.roots...)) {
+		e.policySelectors.choosing(ns, p.Labels, func(policy nn) { out = append(out, policy.String()) })
+	}
+	slices.Sort(out)
+	if name := e.peerPolicy(k, p.Labels); name != "" {
+		out = append(out, name)
+	}
+	return out
+}
+
+func workloadResource(w *workload.Workload) Resource {
+	r := addressResource(w.Uid, &workload.Address{Type: &workload.Address_Workload{Workload: w}})
+	if w.NetworkMode != workload.NetworkMode_HOST_NETWORK { // a shared address names nobody
+		for _, a := range w.Addresses {
+			r.Aliases = append(r.Aliases, alias(w.Network, a))
+		}
+	}
+	return r
+}
+
+func serviceResource(s *workload.Service) Resource {
+	r := addressResource(s.Namespace+"/"+s.Hostname, &workload.Address{Type: &workload.Address_Service{Service: s}})
+	for _, a := range s.Addresses {
+		r.Aliases = append(r.Aliases, alias(a.Network, a.Address))
+	}
+	return r
+}
+
+func addressResource(name string, m *workload.Address) Resource {
+	return Resource{Type: api.AddressType, Name: name, Message: m, Bytes: marshal(m)}
+}
+
+func authorizationResource(name string, m proto.Message) Resource {
+	return Resource{Type: api.AuthorizationType, Name: name, Message: m, Bytes: marshal(m)}
+}
+
+func marshal(m proto.Message) []byte {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		panic("BUG: a resource cannot be marshalled: " + err.Error()) // strings were read as UTF-8
+	}
+	return b
+}

@@ -1,0 +1,229 @@
+package derive
+
+import (
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/ambit-mesh/ambit/xds/crd"
+)
+
+// input stores one object (nil: it is gone) and marks what depends on it, before
+// and after the change.
+func (e *Engine) input(kind string, k nn, value any) {
+	switch kind {
+	case "Pod":
+		v, _ := value.(*corev1.Pod)
+		e.inputPod(k, v)
+	case "Service":
+		v, _ := value.(*corev1.Service)
+		e.inputService(k, v)
+	case "EndpointSlice":
+		v, _ := value.(*discoveryv1.EndpointSlice)
+		e.inputSlice(k, v)
+	case "Namespace":
+		v, _ := value.(*corev1.Namespace)
+		e.inputNamespace(k.name, v)
+	case "Node":
+		v, _ := value.(*corev1.Node)
+		e.inputNode(k.name, v)
+	case "AuthorizationPolicy":
+		v, _ := value.(*crd.AuthorizationPolicy)
+		e.inputPolicy(k, v)
+	case "PeerAuthentication":
+		v, _ := value.(*crd.PeerAuthentication)
+		e.inputPeer(k, v)
+	case crd.MeshConfigKind:
+		v, _ := value.(*crd.Mesh)
+		put(e.meshes, k, v)
+	}
+}
+
+// put stores a pointer, or deletes when it is nil, and returns what was there.
+func put[K comparable, V any](m map[K]*V, k K, v *V) (was *V) {
+	was = m[k]
+	if v == nil {
+		delete(m, k)
+	} else {
+		m[k] = v
+	}
+	return was
+}
+
+func (e *Engine) inputPod(k nn, p *corev1.Pod) {
+	if was := put(e.pods, k, p); was != nil {
+		e.podsOnNode.remove(was.Spec.NodeName, k)
+		if e.podByUID[string(was.UID)] == k {
+			delete(e.podByUID, string(was.UID))
+		}
+		if !terminal(was) {
+			a := account{was.Spec.NodeName, k.ns, serviceAccountOf(was)}
+			if e.accounts[a]--; e.accounts[a] == 0 {
+				delete(e.accounts, a)
+			}
+		}
+		e.podLabels.remove(k)
+	}
+	if p != nil {
+		e.podsOnNode.add(p.Spec.NodeName, k)
+		if p.UID != "" {
+			e.podByUID[string(p.UID)] = k
+		}
+		if !terminal(p) {
+			e.accounts[account{p.Spec.NodeName, k.ns, serviceAccountOf(p)}]++
+		}
+		e.podLabels.put(k, p.Labels)
+	}
+	e.dirty.pods[k] = struct{}{}
+	e.waypointCondition(source{"Pod", k}, p)
+}
+
+func (e *Engine) inputService(k nn, s *corev1.Service) {
+	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
+	if was := put(e.services, k, s); was != nil && len(was.Spec.Selector) > 0 {
+		e.podLabels.selected(k.ns, was.Spec.Selector, mark)
+	}
+	e.serviceSelectors.remove(k)
+	if s == nil {
+		e.servicesIn.remove(k.ns, k)
+	} else {
+		e.servicesIn.add(k.ns, k)
+		if len(s.Spec.Selector) > 0 {
+			e.serviceSelectors.put(k, s.Spec.Selector)
+			e.podLabels.selected(k.ns, s.Spec.Selector, mark)
+		}
+	}
+	e.dirty.services[k] = struct{}{}
+	for slice := range e.slicesOf[k] {
+		e.dirty.slices[slice] = struct{}{}
+	}
+	e.waypointCondition(source{"Service", k}, s)
+}
+
+func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
+	if was := put(e.slices, k, s); was != nil {
+		if svc, ok := sliceService(was); ok {
+			e.slicesOf.remove(svc, k)
+		}
+	}
+	if s != nil {
+		if svc, ok := sliceService(s); ok {
+			e.slicesOf.add(svc, k)
+		}
+	}
+	e.dirty.slices[k] = struct{}{}
+}
+
+func (e *Engine) inputNamespace(name string, ns *corev1.Namespace) {
+	was := put(e.namespaces, name, ns)
+	if annotation(was, trafficDistributionAnnotation) != annotation(ns, trafficDistributionAnnotation) {
+		for svc := range e.servicesIn[name] {
+			e.dirty.services[svc] = struct{}{}
+		}
+	}
+	e.waypointCondition(source{"Namespace", nn{"", name}}, ns)
+}
+
+func annotation(ns *corev1.Namespace, key string) string {
+	if ns == nil {
+		return ""
+	}
+	return ns.Annotations[key]
+}
+
+func (e *Engine) inputNode(name string, n *corev1.Node) {
+	if was := put(e.nodes, name, n); localityOf(was) == localityOf(n) {
+		return // a node's heartbeat changes nothing
+	}
+	for pod := range e.podsOnNode[name] {
+		e.dirty.pods[pod] = struct{}{}
+	}
+}
+
+// sentSelector is the selector by which workloads must refer to a policy, nil
+// when none does.
+func sentSelector(p *crd.AuthorizationPolicy) map[string]string {
+	if p == nil || p.Spec.TargetRef != nil || len(p.Spec.TargetRefs) > 0 ||
+		p.Spec.Action == crd.ActionAudit || p.Spec.Action == crd.ActionCustom {
+		return nil
+	}
+	return p.Spec.Selector.Labels()
+}
+
+func (e *Engine) inputPolicy(k nn, p *crd.AuthorizationPolicy) {
+	was := put(e.policies, k, p)
+	e.dirty.policies[k] = struct{}{}
+	before, after := sentSelector(was), sentSelector(p)
+	if maps.Equal(before, after) {
+		return // other rules, same workloads
+	}
+	e.policySelectors.remove(k)
+	if len(after) > 0 {
+		e.policySelectors.put(k, after)
+	}
+	e.markSelected(k.ns, before)
+	e.markSelected(k.ns, after)
+}
+
+// markSelected marks the pods a policy's selector chooses: in its namespace, or in
+// every namespace when it is in the root namespace.
+func (e *Engine) markSelected(ns string, selector map[string]string) {
+	if len(selector) == 0 {
+		return
+	}
+	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
+	if !e.set.isRoot(ns) {
+		e.podLabels.selected(ns, selector, mark)
+		return
+	}
+	for in := range e.podLabels {
+		e.podLabels.selected(in, selector, mark)
+	}
+}
+
+func (e *Engine) inputPeer(k nn, p *crd.PeerAuthentication) {
+	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
+	before := e.inheritedMode(k.ns)
+	was := put(e.peers, k, p)
+	e.dirty.peers[k] = struct{}{}
+	if was != nil {
+		if sel := was.Spec.Selector.Labels(); len(sel) > 0 {
+			e.peerSelectors.remove(k)
+			e.podLabels.selected(k.ns, sel, mark)
+		} else if delete(e.wide[k.ns], k); len(e.wide[k.ns]) == 0 {
+			delete(e.wide, k.ns)
+		}
+	}
+	if p != nil {
+		if sel := p.Spec.Selector.Labels(); len(sel) > 0 {
+			e.peerSelectors.put(k, sel)
+			e.podLabels.selected(k.ns, sel, mark)
+		} else {
+			if e.wide[k.ns] == nil {
+				e.wide[k.ns] = map[nn]*crd.PeerAuthentication{}
+			}
+			e.wide[k.ns][k] = p
+		}
+	}
+	if !isWide(was) && !isWide(p) {
+		return
+	}
+	// Others of the level may have won or lost, and modes per port are relative
+	// to what is inherited. There are few of these objects, so all are looked at.
+	root := e.set.isRoot(k.ns)
+	for other := range e.peers {
+		if root || other.ns == k.ns {
+			e.dirty.peers[other] = struct{}{}
+		}
+	}
+	switch {
+	case before == e.inheritedMode(k.ns):
+	case root:
+		markAll(e.dirty.pods, e.pods)
+	default:
+		e.podLabels.selected(k.ns, nil, mark)
+	}
+}
+
+func isWide(p *crd.PeerAuthentication) bool { return p != nil && len(p.Spec.Selector.Labels()) == 0 }

@@ -1,0 +1,109 @@
+package derive
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ambit-mesh/ambit/xds/identity"
+)
+
+// Resources returns every current resource of a type, sorted by name.
+func (e *Engine) Resources(typeURL string) []Resource {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var out []Resource
+	for _, made := range e.made {
+		for _, r := range made {
+			if r.Type == typeURL {
+				out = append(out, r)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Resource) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Status returns the condition of every object that has one, sorted. It must not
+// be modified.
+func (e *Engine) Status() []Condition {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.status
+}
+
+// RunsOn reports whether a pod with this identity is on the node and has not
+// ended. A pod that is being deleted still needs its certificate.
+func (e *Engine) RunsOn(node string, id identity.ID) bool {
+	if node == "" || id.IsZero() {
+		return false
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return id.TrustDomain() == e.set.trustDomain && e.accounts[account{node, id.Namespace(), id.ServiceAccount()}] > 0
+}
+
+// PodByUID returns the pod with this metadata.uid. It must not be modified.
+func (e *Engine) PodByUID(uid string) (*corev1.Pod, bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	k, ok := e.podByUID[uid]
+	if !ok {
+		return nil, false
+	}
+	return e.pods[k], true
+}
+
+// TrustDomain returns the trust domain in force.
+func (e *Engine) TrustDomain() string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.set.trustDomain
+}
+
+// alias is the name network/ip by which a proxy may ask for a resource.
+func alias(network string, addr []byte) string {
+	a, ok := netip.AddrFromSlice(addr)
+	if !ok {
+		panic("BUG: an address of a resource has neither 4 nor 16 bytes")
+	}
+	return network + "/" + a.String()
+}
+
+const useWaypointLabel = "istio.io/use-waypoint"
+
+// ConditionWaypoint says whether traffic goes through the waypoint an object asks for.
+const ConditionWaypoint = "istio.io/WaypointBound"
+
+// waypointCondition tells users of the waypoint label that nothing comes of it.
+func (e *Engine) waypointCondition(src source, o metav1.Object) {
+	var now []Condition
+	if name := labelOf(o, useWaypointLabel); name != "" && name != "none" {
+		now = append(now, Condition{
+			Kind: src.kind, Namespace: src.ns, Name: src.name, Type: ConditionWaypoint, Status: "False", Reason: ReasonNoWaypoint,
+			Message: "label " + useWaypointLabel + "=" + name + " has no effect: this build runs no waypoints, layer 7 policy is not enforced",
+		})
+	}
+	e.condition(src, now)
+}
+
+func labelOf(o metav1.Object, key string) string {
+	switch v := o.(type) { // a nil pointer in the interface: the object is gone
+	case *corev1.Pod:
+		if v != nil {
+			return v.Labels[key]
+		}
+	case *corev1.Service:
+		if v != nil {
+			return v.Labels[key]
+		}
+	case *corev1.Namespace:
+		if v != nil {
+			return v.Labels[key]
+		}
+	}
+	return ""
+}
