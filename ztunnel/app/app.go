@@ -1,0 +1,304 @@
+// Package app wires ztunnel: the only place where its parts meet.
+//
+//	control plane ─→ xds/client ─→ store ─→ views ─┬→ inbound, outbound (per pod)
+//	              ─→ cert ─────────────────────────┤
+//	node agent    ─→ handoff ─→ inpod ─→ listeners ┘
+//	operator      ─→ admin 15000, metrics 15020, readiness 15021
+//
+// Order of a start: admin and metrics, xDS and certificates, and once each
+// type had its first answer, the agent's pods. Order of an end: stop
+// accepting, GOAWAY, drain until the deadline, cut, then everything else.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/api/discovery"
+	"github.com/ambit-mesh/ambit/xds/boot"
+	"github.com/ambit-mesh/ambit/xds/client"
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+func (c *Config) trustDomainAliases() []string {
+	return slices.DeleteFunc(strings.Split(c.TrustDomainAliases, ","), func(s string) bool { return strings.TrimSpace(s) == "" })
+}
+
+// Run is the process. It returns when ctx has ended and everything is drained,
+// or with the error that ended it.
+func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelControl, reg *prometheus.Registry) error {
+	for _, w := range cfg.Warnings {
+		log.Warn(w)
+	}
+	if n, err := boot.RaiseNoFile(); err != nil {
+		log.Warn("open files stay limited", "limit", n, "error", err.Error())
+	}
+	a, err := newApp(cfg, log, reg)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx, levels, reg)
+}
+
+type app struct {
+	cfg   Config
+	log   *slog.Logger
+	ready *boot.Ready
+	ca    *cert.Client
+	node  *node
+	pods  *inpod.Manager
+	gate  *gate
+
+	syncedc chan struct{}
+}
+
+func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error) {
+	a := &app{cfg: cfg, log: log, ready: boot.NewReady(), syncedc: make(chan struct{})}
+	ca, err := cert.NewClient(cert.CAConfig{
+		Target: cfg.CAAddress, TLS: serverRoots("CA_ROOT_CA", cfg.CARootCA, cfg.CAAddress, cfg.AltCAHostname),
+		Token: cfg.token, ClusterID: cfg.ClusterID, Headers: cfg.CAHeaders,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.ca = ca
+	a.node = newNode(cfg, log, reg, ca)
+	a.gate = &gate{ready: a.ready, blocked: map[string]func(){}}
+	a.pods = inpod.New(inpod.Config{
+		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
+			return a.node.serve(p, podNet{connect: p.NS.Dial, originalDst: originalDst}), nil
+		},
+		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled,
+		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,
+	})
+	reg.MustRegister(istioBuild())
+	return a, nil
+}
+
+// istioBuild is what dashboards made for the reference look for.
+func istioBuild() prometheus.Collector {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "istio_build", Help: "Istio component build info",
+		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": boot.Version}})
+	g.Set(1)
+	return g
+}
+
+func originalDst(c net.Conn) (netip.AddrPort, error) {
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return netip.AddrPort{}, fmt.Errorf("BUG: original destination of a %T", c)
+	}
+	return sockopt.OriginalDst(t)
+}
+
+func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheus.Registry) error {
+	defer a.ca.Close()
+	defer a.node.store.Close()
+	// The parts outlive ctx by the drain: connections still need certificates.
+	work, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	a.gate.block("state manager")
+	a.gate.block("workload proxy manager")
+
+	g := boot.NewGroup(work, a.log)
+	if err := a.serveHTTP(g, levels, reg, quit); err != nil {
+		stop(err)
+		return errors.Join(err, g.Wait())
+	}
+	xds, err := a.xdsClient(reg)
+	if err != nil {
+		stop(err)
+		return errors.Join(err, g.Wait())
+	}
+	g.Go("xds client", xds.Run)
+	g.Go("certificates", a.node.certs.Run)
+	g.Go("connections", a.node.flow.Run)
+	g.Go("identities", func(ctx context.Context) error { return a.node.identities(ctx, a.pods.Pods) })
+	g.Go("agent", func(gctx context.Context) error { return a.agent(ctx, gctx) })
+	a.log.Info("ztunnel started", "node", a.cfg.NodeName, "xds", a.cfg.XDSAddress, "ca", a.cfg.CAAddress, "agent", a.cfg.InpodUDS, "version", boot.Version)
+
+	select {
+	case <-ctx.Done():
+	case <-g.Context().Done():
+	}
+	a.shutdown()
+	stop(nil)
+	return g.Wait()
+}
+
+// shutdown lets connections end by themselves until the deadline, then cuts.
+func (a *app) shutdown() {
+	a.gate.block("shutting down")
+	a.log.Info("draining", "deadline", a.cfg.TerminationDeadline.String(), "connections", a.node.flow.Len(""))
+	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.TerminationDeadline)
+	defer cancel()
+	// Accepted connections hold their streams, so draining the pods waits for
+	// both directions; tunnels without streams go at once.
+	a.pods.Shutdown(ctx)
+	a.node.flow.CutPod("", flow.ErrDrained)
+	_ = a.node.tunnels.Close() // every stream has ended or was cut
+	a.log.Info("drained")
+}
+
+// agent follows the node agent once the mesh is known, so that no pod is
+// served before there is anything to decide by. It stops with the signal,
+// before the drain.
+func (a *app) agent(ctx, group context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(group, cancel)()
+	select {
+	case <-a.syncedc:
+	case <-ctx.Done():
+		return nil
+	}
+	c := handoff.NewClient(handoff.ClientConfig{
+		Path: a.cfg.InpodUDS, Handler: &agentHandler{Manager: a.pods, gate: a.gate}, Logger: boot.Scoped(a.log, "agent"),
+		Disconnected: func(error) { a.gate.block("workload proxy manager") },
+	})
+	return c.Run(ctx)
+}
+
+// agentHandler opens the readiness gate when the agent's list is complete.
+type agentHandler struct {
+	*inpod.Manager
+	gate *gate
+}
+
+func (h *agentHandler) SnapshotDone(known []string) {
+	h.Manager.SnapshotDone(known)
+	h.gate.open("workload proxy manager")
+}
+
+// podsChanged follows pods that cannot be served: the process is not ready
+// while one is pending.
+func (a *app) podsChanged() {
+	var names []string
+	for uid := range a.pods.Pending() {
+		names = append(names, "pod "+uid)
+	}
+	a.gate.set("pod ", names)
+	a.node.changed.signal()
+}
+
+func (a *app) xdsClient(reg prometheus.Registerer) (*client.Client, error) {
+	n, err := a.nodeInfo()
+	if err != nil {
+		return nil, err
+	}
+	var once sync.Once
+	return client.New(client.Config{
+		Target: a.cfg.XDSAddress, TLS: serverRoots("XDS_ROOT_CA", a.cfg.XDSRootCA, a.cfg.XDSAddress, a.cfg.AltXDSHostname),
+		Token: a.cfg.token, Headers: a.cfg.XDSHeaders, ClusterID: a.cfg.ClusterID, Node: n,
+		Types: []string{api.AddressType, api.AuthorizationType}, Handler: a.node.store,
+		Synced: func() {
+			once.Do(func() { close(a.syncedc) })
+			a.gate.open("state manager")
+		},
+		Logger: boot.Scoped(a.log, "xds"), Registerer: reg,
+	})
+}
+
+// nodeInfo introduces this proxy as the reference does: control planes of both
+// projects key on the type in the id.
+func (a *app) nodeInfo() (*discovery.Node, error) {
+	c := &a.cfg
+	fields := map[string]any{}
+	for k, v := range c.Metadata {
+		fields[k] = v
+	}
+	fields["NAME"], fields["NAMESPACE"] = c.PodName, c.PodNamespace
+	fields["INSTANCE_IPS"], fields["NODE_NAME"] = c.InstanceIP, c.NodeName
+	fields["CLUSTER_ID"], fields["NETWORK"] = c.ClusterID, c.Network
+	meta, err := structpb.NewStruct(fields)
+	if err != nil {
+		return nil, fmt.Errorf("node metadata: %w", err)
+	}
+	return &discovery.Node{
+		Id:       fmt.Sprintf("ztunnel~%s~%s.%s~%s.svc.cluster.local", c.instanceIP(), c.PodName, c.PodNamespace, c.PodNamespace),
+		Metadata: meta,
+	}, nil
+}
+
+func (a *app) serveHTTP(g *boot.Group, levels *boot.LevelControl, reg *prometheus.Registry, quit func()) error {
+	servers := []struct {
+		name, addr string
+		h          http.Handler
+	}{
+		{"admin", a.cfg.AdminAddr, a.admin(levels, quit)},
+		{"metrics", a.cfg.StatsAddr, boot.Metrics(reg)},
+		{"readiness", a.cfg.ReadinessAddr, boot.ReadyMux(a.ready)},
+	}
+	for _, s := range servers {
+		ctx, cancel := context.WithTimeout(g.Context(), 5*time.Second)
+		ln, err := boot.Listen(ctx, s.addr)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		g.Go(s.name, func(ctx context.Context) error { return boot.ServeHTTP(ctx, ln, s.h, boot.Scoped(a.log, s.name)) })
+	}
+	return nil
+}
+
+// gate names what readiness waits for; each name at most once.
+type gate struct {
+	ready *boot.Ready
+
+	mu      sync.Mutex
+	blocked map[string]func()
+}
+
+func (g *gate) block(name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.blocked[name] == nil {
+		g.blocked[name] = g.ready.Block(name)
+	}
+}
+
+func (g *gate) open(name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if done := g.blocked[name]; done != nil {
+		done()
+		delete(g.blocked, name)
+	}
+}
+
+// set makes names the blocked ones among those with a prefix.
+func (g *gate) set(prefix string, names []string) {
+	g.mu.Lock()
+	var open []string
+	for n := range g.blocked {
+		if strings.HasPrefix(n, prefix) && !slices.Contains(names, n) {
+			open = append(open, n)
+		}
+	}
+	g.mu.Unlock()
+	for _, n := range names {
+		g.block(n)
+	}
+	for _, n := range open {
+		g.open(n)
+	}
+}

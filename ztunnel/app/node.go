@@ -1,0 +1,274 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/xds/boot"
+	"github.com/ambit-mesh/ambit/xds/identity"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/xds/store"
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+// selfTimeout is how long a pod's first connections wait for its workload.
+const selfTimeout = 5 * time.Second
+
+// podNet is how the proxy reaches the network as one pod.
+type podNet struct {
+	connect     func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error)
+	originalDst func(net.Conn) (netip.AddrPort, error)
+}
+
+// node is the data path of one node: everything between accepted connections
+// and the network, without the processes around it.
+type node struct {
+	cfg     Config
+	log     *slog.Logger
+	reg     prometheus.Registerer
+	store   *store.Store
+	certs   *cert.Manager
+	flow    *flow.Table
+	tunnels *hbone.Dialer
+	ledger  *ledger.Ledger
+	changed *broadcast
+
+	mu   sync.Mutex
+	pods map[string]podNet
+}
+
+func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
+	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, ledger: ledger.New(ledger.DefaultLimits())}
+	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
+	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
+		Logger: boot.Scoped(log, "cert"), Registerer: reg})
+	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), Registerer: reg})
+	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
+		DialTransport: n.dialTransport, TLS: n.clientTLS,
+		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle,
+		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
+	})
+	n.store.Subscribe(func(_, _ *store.View, _ store.Change) {
+		n.flow.Changed()
+		n.changed.signal()
+	})
+	return n
+}
+
+// dialTransport opens a tunnel's socket in the source pod's namespace.
+func (n *node) dialTransport(ctx context.Context, k hbone.Key) (net.Conn, error) {
+	n.mu.Lock()
+	p, ok := n.pods[k.Pod]
+	n.mu.Unlock()
+	if !ok {
+		return nil, flow.ErrPodGone
+	}
+	d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: int(n.cfg.PacketMark)})}
+	if k.SrcAddr.IsValid() && !k.SrcAddr.IsLoopback() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(k.SrcAddr, 0))
+	}
+	return dialed(p.connect(ctx, d, "tcp", k.Addr.String()))
+}
+
+// dialed gives a new socket the mesh's keepalive.
+func dialed(c net.Conn, err error) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		if err := sockopt.Keepalive(t); err != nil {
+			_ = t.Close() // err says more
+			return nil, fmt.Errorf("set keepalive: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// clientTLS waits for the certificate here, so that a slow CA does not count
+// as a slow handshake.
+func (n *node) clientTLS(ctx context.Context, k hbone.Key) (*tls.Config, error) {
+	peers, err := cert.SplitPeers(k.Peers)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := n.certs.Get(ctx, k.Local); err != nil {
+		return nil, err
+	}
+	return n.certs.ClientConfig(k.Local, peers), nil
+}
+
+// self finds the workload of a pod, waiting for one that xDS has not brought yet.
+func (n *node) self(p handoff.Pod) func(context.Context) (*mesh.Workload, error) {
+	return func(ctx context.Context) (*mesh.Workload, error) {
+		if w := n.lookup(p); w != nil {
+			return w, nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, selfTimeout)
+		defer cancel()
+		for {
+			changec := n.changed.wait()
+			if w := n.lookup(p); w != nil {
+				return w, nil
+			}
+			select {
+			case <-changec:
+			case <-ctx.Done():
+				return nil, &UnknownWorkloadError{Pod: p, Node: n.cfg.NodeName}
+			}
+		}
+	}
+}
+
+func (n *node) lookup(p handoff.Pod) *mesh.Workload {
+	w := n.store.View().Mesh.LocalWorkload(n.cfg.NodeName, p.Namespace, p.Name)
+	if w == nil || w.ServiceAccount != p.ServiceAccount {
+		return nil
+	}
+	return w
+}
+
+// UnknownWorkloadError is an enrolled pod that the control plane does not know.
+type UnknownWorkloadError struct {
+	Pod  handoff.Pod
+	Node string
+}
+
+func (e *UnknownWorkloadError) Error() string {
+	return fmt.Sprintf("unknown source workload: the control plane has no workload for pod %s/%s (service account %s) on node %s",
+		e.Pod.Namespace, e.Pod.Name, e.Pod.ServiceAccount, e.Node)
+}
+
+// serve makes what serves one pod.
+func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
+	n.mu.Lock()
+	n.pods[p.UID] = pn
+	n.mu.Unlock()
+	mark := int(n.cfg.PacketMark)
+	self, account := n.self(p), n.ledger.Pod(p.UID)
+	out := outbound.New(outbound.Config{
+		Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
+		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
+			return dialed(pn.connect(ctx, d, "tcp", addr.String()))
+		},
+	})
+	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc}
+	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
+		NoBaggage: !n.cfg.ResponseBaggage})
+	srv := hbone.NewServer(hbone.ServerConfig{
+		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
+		Handler: in.ServeConnect,
+		Account: account,
+		Logger:  boot.Scoped(n.log, "hbone"),
+	})
+	return inpod.Handlers{
+		Account:   account,
+		Outbound:  func(ctx context.Context, c *net.TCPConn) { out.Serve(ctx, c) },
+		Plaintext: func(ctx context.Context, c *net.TCPConn) { in.Serve(ctx, c) },
+		HBONE: func(ctx context.Context, c *net.TCPConn) {
+			n.refused(p, c, srv.ServeConn(ctx, c))
+		},
+		Drain: func(ctx context.Context) { _ = srv.Shutdown(ctx) }, // past the deadline Close cuts
+		Close: func() {
+			_ = srv.Close() // idempotent, nothing to report
+			n.tunnels.ClosePod(p.UID)
+			n.mu.Lock()
+			delete(n.pods, p.UID)
+			n.mu.Unlock()
+			account.Close()
+		},
+	}
+}
+
+func (n *node) serverTLS(ctx context.Context, self func(context.Context) (*mesh.Workload, error)) (*tls.Config, error) {
+	w, err := self(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := n.certs.Get(ctx, w.Identity); err != nil {
+		return nil, err
+	}
+	return n.certs.ServerConfig(w.Identity), nil
+}
+
+// refused records a tunnel that never came to carry a stream. A peer that
+// connects and leaves without a word (a port check) is not worth a line.
+func (n *node) refused(p handoff.Pod, c net.Conn, err error) {
+	s, ok := errors.AsType[*hbone.ServeError](err)
+	if !ok || s.Stage != hbone.StageTLS && s.Stage != hbone.StageLocal || errors.Is(err, io.EOF) {
+		return
+	}
+	flag := flow.FlagTLS
+	if _, ok := errors.AsType[*cert.UnavailableError](err); ok {
+		flag = flow.FlagIdentity
+	}
+	n.flow.Refuse(flow.Record{Direction: flow.Inbound, Pod: p.UID, SrcAddr: addrPortOf(c.RemoteAddr()), DstAddr: addrPortOf(c.LocalAddr())},
+		flow.Flagged(flag, err))
+}
+
+func addrPortOf(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}
+
+// identities follows the node's pods and tells the certificate manager whom to
+// have certificates for.
+func (n *node) identities(ctx context.Context, pods func() []handoff.Pod) error {
+	for {
+		changec := n.changed.wait()
+		var ids []identity.ID
+		for _, p := range pods() {
+			if w := n.lookup(p); w != nil {
+				ids = append(ids, w.Identity)
+			}
+		}
+		n.certs.Retain(ids)
+		select {
+		case <-changec:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// broadcast wakes all that wait.
+type broadcast struct {
+	mu sync.Mutex
+	c  chan struct{}
+}
+
+func newBroadcast() *broadcast { return &broadcast{c: make(chan struct{})} }
+
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.c
+}
+
+func (b *broadcast) signal() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.c)
+	b.c = make(chan struct{})
+}

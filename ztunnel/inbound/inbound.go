@@ -1,0 +1,194 @@
+// Package inbound takes connections for an enrolled pod.
+//
+//	15008  TLS, CONNECT ─→ target ─┐
+//	15006  original destination ───┴→ policy ─→ dial the application ─→ relay
+//	                                  │           as the client (spoofed source)
+//	                                  └ 401 or reset, with the reason in the log
+//
+// Files: inbound.go (the two ways in), target.go (what a CONNECT means, pure),
+// dial.go (the way to the application).
+//
+// A Proxy serves one pod; its methods are called once per connection or stream
+// and return when it has ended. TLS and framing are hbone's.
+package inbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/xds/identity"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/xds/policy"
+	"github.com/ambit-mesh/ambit/xds/store"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+// Config of one pod's Proxy.
+type Config struct {
+	Pod string // uid
+	// Self is the pod's workload; it waits a bounded time for one not known yet.
+	Self func(ctx context.Context) (*mesh.Workload, error)
+	View func() *store.View
+	Flow *flow.Table
+	// Dial reaches the application, from src if that is possible.
+	Dial        func(ctx context.Context, src netip.Addr, dst netip.AddrPort) (net.Conn, error)
+	OriginalDst func(net.Conn) (netip.AddrPort, error)
+	// NoBaggage leaves the pod's description out of answers.
+	NoBaggage bool
+}
+
+// Proxy of one pod.
+type Proxy struct{ cfg Config }
+
+// New returns a Proxy.
+func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
+
+// Serve takes one plaintext connection that was captured on its way in.
+func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
+	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: addrPort(down.RemoteAddr()), Transport: flow.Plaintext}
+	c, ctx := p.cfg.Flow.Begin(ctx, rec)
+	err := p.servePlaintext(ctx, c, down)
+	if err != nil {
+		reset(down)
+	}
+	c.End(err)
+}
+
+func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Conn) error {
+	rec := c.Record()
+	dst, err := p.cfg.OriginalDst(down)
+	if err != nil {
+		return err
+	}
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	rec.DstAddr = dst
+	if outbound.OwnPort(dst.Port()) || dst == addrPort(down.LocalAddr()) {
+		return flow.Flagged(flow.FlagConnect, outbound.ErrSelfCall)
+	}
+	self, err := p.cfg.Self(ctx)
+	if err != nil {
+		return err
+	}
+	m := p.cfg.View().Mesh
+	rec.Dst, rec.Src = self, m.WorkloadByAddr(self.Network, rec.SrcAddr.Addr())
+	c.Describe()
+	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Src: rec.SrcAddr, Dst: dst}}); err != nil {
+		return err
+	}
+	app, err := p.cfg.Dial(ctx, rec.SrcAddr.Addr(), dst)
+	if err != nil {
+		return p.dialError(ctx, dst, err)
+	}
+	return relay.Join(ctx, down, app.(relay.Conn), &c.Stats)
+}
+
+// ServeConnect takes one CONNECT stream of a tunnel to the pod.
+func (p *Proxy) ServeConnect(ctx context.Context, r *hbone.Request) {
+	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, Transport: flow.HBONE,
+		SrcAddr: unmap(r.RemoteAddr), DstAddr: unmap(r.LocalAddr), HBONEAddr: r.Authority, SrcID: r.Peer}
+	c, ctx := p.cfg.Flow.Begin(ctx, rec)
+	err := p.serveConnect(ctx, c, r)
+	c.End(err)
+}
+
+func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request) error {
+	rec := c.Record()
+	reject := func(status int, err error) error {
+		r.Reject(status)
+		return err
+	}
+	self, err := p.cfg.Self(ctx)
+	if err != nil {
+		return reject(503, err)
+	}
+	m := p.cfg.View().Mesh
+	target, err := Target(m, self, r.Method, r.Authority, rec.DstAddr.Addr())
+	p.describe(rec, m, self, r)
+	if err != nil {
+		status := 503
+		if t, ok := errors.AsType[*TargetError](err); ok {
+			status = t.Status
+		}
+		return reject(status, flow.Flagged(flow.FlagConnect, err))
+	}
+	c.Describe()
+	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Peer: r.Peer, Src: rec.SrcAddr, Dst: target}}); err != nil {
+		return reject(401, err)
+	}
+	app, err := p.cfg.Dial(ctx, rec.SrcAddr.Addr(), target)
+	if err != nil {
+		return reject(503, p.dialError(ctx, target, err))
+	}
+	var head []hbone.HeaderField
+	if !p.cfg.NoBaggage {
+		head = append(head, hbone.HeaderField{Name: "baggage", Value: outbound.Baggage(self)})
+	}
+	s, err := r.Accept(head...)
+	if err != nil {
+		_ = app.Close() // nothing was sent to it yet
+		return flow.Flagged(flow.FlagConnect, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
+	}
+	return relay.Join(ctx, s, app.(relay.Conn), &c.Stats)
+}
+
+// describe completes the record. The peer's address names its workload only if
+// that workload has the proven identity: behind a waypoint or SNAT it has not.
+func (p *Proxy) describe(rec *flow.Record, m *mesh.Snapshot, self *mesh.Workload, r *hbone.Request) {
+	rec.Dst, rec.DstID = self, self.Identity
+	rec.Src = peerWorkload(m, self.Network, rec.SrcAddr.Addr(), r.Peer)
+	if svc := addressedService(m, self, r.Header("forwarded")); svc != nil {
+		rec.Service, rec.ServiceNS, rec.ServiceName = svc.Host.Name, svc.Namespace, svc.Name
+	}
+}
+
+func peerWorkload(m *mesh.Snapshot, network string, a netip.Addr, peer identity.ID) *mesh.Workload {
+	w := m.WorkloadByAddr(network, a)
+	if w == nil || w.Identity != peer {
+		return nil
+	}
+	return w
+}
+
+// dialError says whether the connection was cut meanwhile or the application
+// did not take it.
+func (p *Proxy) dialError(ctx context.Context, dst netip.AddrPort, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return flow.Flagged(flow.FlagConnect, fmt.Errorf("dial application at %s: %w", dst, err))
+}
+
+// reset ends c so that the client reads a reset, not an end of file.
+func reset(c net.Conn) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		_ = sockopt.Reset(c) // it is gone either way
+	case relay.Resetter:
+		_ = c.Reset()
+	default:
+		_ = c.Close()
+	}
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return unmap(t.AddrPort())
+	}
+	if a == nil {
+		return netip.AddrPort{}
+	}
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return unmap(ap)
+}

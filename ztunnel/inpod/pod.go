@@ -1,0 +1,133 @@
+package inpod
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+// Handler serves one accepted connection and returns when it has ended.
+type Handler func(ctx context.Context, c *net.TCPConn)
+
+// Handlers are what serves a pod.
+type Handlers struct {
+	Outbound, Plaintext, HBONE Handler
+	// Account is the pod's share of the node; nil means no limits.
+	Account *ledger.Account
+	// Drain asks peers to leave (GOAWAY) and returns when they have or ctx
+	// ends. Close cuts what is left and frees the rest.
+	Drain func(ctx context.Context)
+	Close func()
+}
+
+// pod is one served pod.
+type pod struct {
+	info      handoff.Pod
+	handlers  Handlers
+	log       *slog.Logger
+	ctx       context.Context // of its connections
+	cancel    context.CancelCauseFunc
+	listeners []net.Listener // until stopAccepting
+	accepting sync.WaitGroup
+	conns     sync.WaitGroup
+}
+
+// listen makes one listener. The mark says to the pod's rules that the
+// listener's own traffic is not to be captured; transparency lets 15006 answer
+// from addresses that are not the pod's.
+func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
+	lc := &net.ListenConfig{
+		KeepAlive: -1, // set on the accepted socket, with the mesh's values
+		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: true}),
+	}
+	if m.cfg.IPv6 {
+		ln, err := ns.Listen(ctx, lc, "tcp", "[::]:"+port)
+		if err == nil || !errors.Is(err, syscall.EAFNOSUPPORT) && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+			return ln, err
+		}
+	}
+	return ns.Listen(ctx, lc, "tcp4", "0.0.0.0:"+port)
+}
+
+func (p *pod) accept(ln net.Listener, serve Handler) {
+	p.listeners = append(p.listeners, ln)
+	p.accepting.Go(func() { p.acceptLoop(ln, serve) })
+}
+
+// acceptLoop goes on through every error but its listener's end: out of
+// descriptors it waits, longer each time, so that others can close theirs.
+func (p *pod) acceptLoop(ln net.Listener, serve Handler) {
+	wait := time.Duration(0)
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			p.log.Warn("accept", "addr", ln.Addr().String(), "error", err.Error(), "retry_in", wait.String())
+			select {
+			case <-time.After(wait):
+			case <-p.ctx.Done():
+			}
+			continue
+		}
+		wait = 0
+		tc := c.(*net.TCPConn)
+		if !p.handlers.Account.TryAcquire(ledger.Connections, 1) {
+			p.log.Warn("connection refused: the pod has used up its share of the node's connections", "src", c.RemoteAddr().String())
+			_ = sockopt.Reset(tc) // it is gone either way
+			continue
+		}
+		p.conns.Go(func() { p.serveConn(tc, serve) })
+	}
+}
+
+func (p *pod) serveConn(c *net.TCPConn, serve Handler) {
+	defer p.handlers.Account.Release(ledger.Connections, 1)
+	defer c.Close()
+	if err := sockopt.Keepalive(c); err != nil {
+		return // the peer has gone already
+	}
+	serve(p.ctx, c)
+}
+
+// stopAccepting closes the listeners; connections go on.
+func (p *pod) stopAccepting() {
+	for _, ln := range p.listeners {
+		_ = ln.Close() // nothing to lose on a listener
+	}
+	p.accepting.Wait()
+}
+
+// drain waits for the connections until ctx ends, then cuts them.
+func (p *pod) drain(ctx context.Context) {
+	donec := make(chan struct{})
+	go func() {
+		defer close(donec)
+		p.conns.Wait()
+	}()
+	if p.handlers.Drain != nil {
+		go p.handlers.Drain(ctx) // ends with ctx or when its tunnels have
+	}
+	select {
+	case <-donec:
+	case <-ctx.Done():
+	}
+	p.cancel(flow.ErrDrained)
+	if p.handlers.Close != nil {
+		p.handlers.Close()
+	}
+	<-donec
+	_ = p.info.NS.Close() // its sockets are gone
+}

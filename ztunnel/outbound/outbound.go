@@ -1,0 +1,193 @@
+// Package outbound takes connections that applications open (port 15001).
+//
+//	accept ─→ original destination ─→ own workload ─→ Route ─→ dial ─→ relay
+//	              SO_ORIGINAL_DST       (≤ 5 s for xDS)  │        │
+//	                                    pure function ───┘        └ HBONE, plain TCP or passthrough
+//
+// Files in the order a connection meets them: outbound.go, route.go,
+// waypoint.go, header.go.
+//
+// A Proxy serves one pod; Serve is called once per connection and returns when
+// it has ended. A connection that cannot be served is reset, so that the
+// application sees a failure and not an empty answer, and the log says who
+// refused and why.
+package outbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/xds/store"
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+// Tunnels opens streams; *hbone.Dialer is one.
+type Tunnels interface {
+	Connect(ctx context.Context, k hbone.Key, r hbone.ConnectRequest) (*hbone.Stream, *hbone.ConnectResponse, error)
+}
+
+// Config of one pod's Proxy.
+type Config struct {
+	Pod string // uid
+	// Self is the pod's workload; it waits a bounded time for one not known yet.
+	Self        func(ctx context.Context) (*mesh.Workload, error)
+	View        func() *store.View
+	Flow        *flow.Table
+	Tunnels     Tunnels
+	Dial        func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) // in the pod's namespace
+	OriginalDst func(net.Conn) (netip.AddrPort, error)
+}
+
+// Proxy of one pod.
+type Proxy struct{ cfg Config }
+
+// New returns a Proxy.
+func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
+
+// Serve takes one connection of the application.
+func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
+	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: addrPort(down.RemoteAddr())}
+	c, ctx := p.cfg.Flow.Begin(ctx, rec)
+	err := p.serve(ctx, c, down)
+	if err != nil {
+		reset(down)
+	}
+	c.End(err)
+}
+
+func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error {
+	rec := c.Record()
+	dst, err := p.cfg.OriginalDst(down)
+	if err != nil {
+		return err
+	}
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	rec.DstAddr = dst
+	if dst == addrPort(down.LocalAddr()) {
+		return ErrSelfCall // nothing redirected it: it was made to this port
+	}
+	self, err := p.cfg.Self(ctx)
+	if err != nil {
+		return err
+	}
+	rec.Src, rec.SrcID = self, self.Identity
+	plan, err := Route(p.cfg.View().Mesh, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
+	describe(rec, plan, dst)
+	c.Describe()
+	if err != nil {
+		return flow.Flagged(flow.FlagConnect, err)
+	}
+	up, err := p.dial(ctx, c, plan, self)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	return relay.Join(ctx, down, up, &c.Stats)
+}
+
+// describe completes the record. The reference logs as dst.addr what is
+// dialled, and as dst.hbone_addr what the tunnel leads to.
+func describe(rec *flow.Record, plan Plan, dst netip.AddrPort) {
+	rec.Transport, rec.Dst = plan.Transport, plan.Dst
+	if plan.Addr.IsValid() {
+		rec.DstAddr = plan.Addr
+	}
+	if plan.Transport == flow.HBONE {
+		rec.HBONEAddr = plan.Authority
+		if len(plan.Peers) > 0 {
+			rec.DstID = plan.Peers[0]
+		}
+	}
+	if svc := plan.Service; svc != nil {
+		rec.Service, rec.ServiceNS, rec.ServiceName = svc.Host.Name, svc.Namespace, svc.Name
+	}
+	if !rec.DstAddr.IsValid() {
+		rec.DstAddr = dst
+	}
+}
+
+func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, self *mesh.Workload) (relay.Conn, error) {
+	if plan.Transport != flow.HBONE {
+		up, err := p.cfg.Dial(ctx, plan.Addr)
+		if err != nil {
+			return nil, flow.Flagged(flow.FlagConnect, fmt.Errorf("dial %s: %w", plan.Addr, err))
+		}
+		return up.(relay.Conn), nil
+	}
+	k := hbone.Key{Pod: p.cfg.Pod, Local: self.Identity, Peers: cert.JoinPeers(plan.Peers), Addr: plan.Addr}
+	if src := c.Record().SrcAddr.Addr(); src.Is4() == plan.Addr.Addr().Is4() {
+		k.SrcAddr = src
+	}
+	s, resp, err := p.cfg.Tunnels.Connect(ctx, k, hbone.ConnectRequest{Authority: plan.Authority, Header: headers(c, plan, self)})
+	if err != nil {
+		return nil, explain(err, plan)
+	}
+	if !resp.Peer.IsZero() {
+		c.SetPeer(resp.Peer)
+	}
+	return s, nil
+}
+
+// explain turns a tunnel's failure into who refused and why, with its flag.
+func explain(err error, plan Plan) error {
+	if s, ok := errors.AsType[*hbone.StatusError](err); ok {
+		switch s.Code {
+		case 401:
+			return flow.Flagged(flow.FlagDeny, fmt.Errorf("denied by destination's policy: %s refused %s: %w", plan.Addr, plan.Authority, err))
+		case 503:
+			return flow.Flagged(flow.FlagConnect, fmt.Errorf("%s could not reach %s (does the application listen there?): %w", plan.Addr, plan.Authority, err))
+		}
+		return flow.Flagged(flow.FlagConnect, fmt.Errorf("%s refused %s: %w", plan.Addr, plan.Authority, err))
+	}
+	if u, ok := errors.AsType[*cert.UnavailableError](err); ok {
+		return flow.Flagged(flow.FlagIdentity, u)
+	}
+	d, ok := errors.AsType[*hbone.DialError](err)
+	if !ok {
+		return flow.Flagged(flow.FlagConnect, err)
+	}
+	switch {
+	case d.Stage == hbone.StageTLS:
+		return flow.Flagged(flow.FlagTLS, err)
+	case d.Stage == hbone.StageH2:
+		return flow.Flagged(flow.FlagH2, err)
+	case d.Stage == hbone.StageTCP && d.Timeout():
+		return flow.Flagged(flow.FlagNetworkPolicy, err)
+	}
+	return flow.Flagged(flow.FlagConnect, err)
+}
+
+// reset ends c so that the application reads a reset, not an end of file.
+func reset(c net.Conn) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		_ = sockopt.Reset(c) // it is gone either way
+	case relay.Resetter:
+		_ = c.Reset()
+	default:
+		_ = c.Close()
+	}
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if a == nil {
+		return netip.AddrPort{}
+	}
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	ap, _ := netip.ParseAddrPort(a.String())
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
