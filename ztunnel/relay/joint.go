@@ -8,17 +8,17 @@ type joint struct {
 
 	mu    sync.Mutex
 	cause error // guarded by mu; the first one counts
-	cutc  bool
+	over  bool  // guarded by mu
 }
 
 // cut resets both sides, once. Whichever direction still blocks returns with an error that nobody looks at.
 func (j *joint) cut(cause error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.cutc {
+	if j.over {
 		return
 	}
-	j.cutc, j.cause = true, cause
+	j.over, j.cause = true, cause
 	reset(j.a)
 	reset(j.b)
 }
@@ -27,8 +27,8 @@ func (j *joint) cut(cause error) {
 func (j *joint) end() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !j.cutc {
-		j.cutc = true
+	if !j.over {
+		j.over = true
 		_ = j.a.Close() // both directions have ended: nothing can be lost
 		_ = j.b.Close()
 	}

@@ -37,12 +37,12 @@ type Stats struct {
 
 // sender is a side that takes its input straight from a socket, placing it where its frames want it.
 type sender interface {
-	RelayFrom(src io.Reader, n *atomic.Uint64) error
+	RelayFrom(src io.Reader, n *atomic.Uint64) (readErr, writeErr error)
 }
 
 // receiver is a side that gives its buffers straight to the other side's Write.
 type receiver interface {
-	RelayTo(dst io.Writer, n *atomic.Uint64) error
+	RelayTo(dst io.Writer, n *atomic.Uint64) (readErr, writeErr error)
 }
 
 // Error says which side failed, and whether reading from it or writing to it.
@@ -77,26 +77,19 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 
 // direction runs one way to its end and tells the other side how it ended.
 func (j *joint) direction(from, to string, src, dst Conn, n *atomic.Uint64) {
-	err := copyConn(src, dst, n)
-	if err == nil {
-		err = dst.CloseWrite()
-		if err == nil || errors.Is(err, syscall.ENOTCONN) {
-			return // already closed by the other side: nothing is lost
+	readErr, writeErr := copyConn(src, dst, n)
+	if readErr == nil && writeErr == nil {
+		if err := dst.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
+			writeErr = err
 		}
-		err = &writeError{err}
 	}
-	e := &Error{Side: from, Op: "read", Err: err}
-	if w, ok := errors.AsType[*writeError](err); ok {
-		e = &Error{Side: to, Op: "write", Err: w.err}
+	switch {
+	case readErr != nil:
+		j.cut(&Error{Side: from, Op: "read", Err: readErr})
+	case writeErr != nil:
+		j.cut(&Error{Side: to, Op: "write", Err: writeErr})
 	}
-	j.cut(e)
 }
-
-// writeError tells a failed write from a failed read inside one copy.
-type writeError struct{ err error }
-
-func (e *writeError) Error() string { return e.err.Error() }
-func (e *writeError) Unwrap() error { return e.err }
 
 func reset(c Conn) {
 	switch c := c.(type) {

@@ -1,0 +1,48 @@
+package hbone
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	smallBlock = recordLen
+	// largeBlock is the knee of the curve: smaller batches lose throughput to syscalls, larger ones gain nothing.
+	largeBlock = 8 * recordLen
+)
+
+// block is pooled memory. Whoever holds a reference may use the part it was given; the last one to let go returns it.
+type block struct {
+	data []byte
+	refs atomic.Int32
+}
+
+var (
+	smallBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, smallBlock)} }}
+	largeBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, largeBlock)} }}
+)
+
+// getBlock returns a block of at least n bytes (at most largeBlock) with one reference.
+func getBlock(n int) *block {
+	p := &smallBlocks
+	if n > smallBlock {
+		p = &largeBlocks
+	}
+	b := p.Get().(*block)
+	b.refs.Store(1)
+	return b
+}
+
+func (b *block) retain() { b.refs.Add(1) }
+
+func (b *block) release() {
+	switch n := b.refs.Add(-1); {
+	case n > 0:
+	case n < 0:
+		panic("BUG: hbone: block released twice")
+	case len(b.data) == smallBlock:
+		smallBlocks.Put(b)
+	default:
+		largeBlocks.Put(b)
+	}
+}

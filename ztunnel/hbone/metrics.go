@@ -1,0 +1,65 @@
+package hbone
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of all dialers and servers of the process: one per pod would be without bound.
+type metrics struct {
+	dials      *prometheus.CounterVec
+	handshakes *prometheus.CounterVec
+	streams    prometheus.Counter
+	retries    prometheus.Counter
+	requests   prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return register(reg, prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help}))
+	}
+	return &metrics{
+		dials: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ambit_ztunnel_hbone_dials_total",
+			Help: "HBONE tunnels dialled, by the stage that was reached and the result.",
+		}, []string{"stage", "result"})),
+		handshakes: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ambit_ztunnel_hbone_handshakes_total",
+			Help: "TLS handshakes of accepted HBONE connections, by result.",
+		}, []string{"result"})),
+		streams:  counter("ambit_ztunnel_hbone_streams_total", "CONNECT streams opened to peers."),
+		retries:  counter("ambit_ztunnel_hbone_retries_total", "CONNECTs tried again because a pooled tunnel was lost or refused them."),
+		requests: counter("ambit_ztunnel_hbone_requests_total", "CONNECT requests received."),
+	}
+}
+
+// register returns the collector that counts: c, or one of the same name that is registered already.
+func register[C prometheus.Collector](reg prometheus.Registerer, c C) C {
+	if reg == nil {
+		return c
+	}
+	err := reg.Register(c)
+	if are, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
+		if old, ok := are.ExistingCollector.(C); ok {
+			return old
+		}
+	}
+	return c
+}
+
+func (m *metrics) dial(stage Stage, err error) {
+	m.dials.WithLabelValues(string(stage), result(err)).Inc()
+}
+
+func (m *metrics) handshake(err error) { m.handshakes.WithLabelValues(result(err)).Inc() }
+
+func result(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	if (&DialError{Err: err}).Timeout() {
+		return "timeout"
+	}
+	return "error"
+}

@@ -1,0 +1,352 @@
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/xds/identity"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+)
+
+// Server serves accepted connections. All methods may be called from any goroutine.
+type Server struct {
+	cfg ServerConfig
+	met *metrics
+
+	mu      sync.Mutex
+	conns   map[net.Conn]struct{} // handshaking; guarded by mu
+	tunnels map[*tunnel]struct{}  // guarded by mu
+	closing bool                  // guarded by mu
+	wg      sync.WaitGroup        // ServeConn calls and handlers
+}
+
+// NewServer returns a server that serves nothing yet.
+func NewServer(cfg ServerConfig) *Server {
+	if cfg.MaxConcurrentStreams == 0 {
+		cfg.MaxConcurrentStreams = 200
+	}
+	if cfg.HandshakeTimeout == 0 {
+		cfg.HandshakeTimeout = 10 * time.Second
+	}
+	if cfg.MaxHeaderBytes == 0 {
+		cfg.MaxHeaderBytes = serverMaxHeader
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Server{
+		cfg: cfg, met: newMetrics(cfg.Registerer),
+		conns: make(map[net.Conn]struct{}), tunnels: make(map[*tunnel]struct{}),
+	}
+}
+
+// ServeConn serves one accepted connection to its end and closes it. It returns nil when the peer or Shutdown ended it
+// in order, and otherwise a *ServeError. When ctx ends, the connection is cut.
+func (s *Server) ServeConn(ctx context.Context, c net.Conn) error {
+	defer c.Close()
+	if !s.enter(c) {
+		return ErrServerClosed
+	}
+	defer s.wg.Done()
+	remote := addrPort(c.RemoteAddr())
+	if err := s.cfg.Account.Acquire(ctx, ledger.Connections, 1); err != nil {
+		s.leave(c)
+		return &ServeError{StageLocal, remote, err}
+	}
+	defer s.cfg.Account.Release(ledger.Connections, 1)
+
+	t, err := s.secure(ctx, c)
+	s.met.handshake(err)
+	if err != nil {
+		s.leave(c)
+		return &ServeError{StageTLS, remote, err}
+	}
+	hctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t.ctx = hctx
+	stop := context.AfterFunc(ctx, func() { t.cut(context.Cause(ctx)) })
+	defer stop()
+	if !s.promote(c, t) {
+		t.cut(ErrServerClosed)
+	}
+	err = t.run()
+	s.mu.Lock()
+	delete(s.tunnels, t)
+	s.mu.Unlock()
+	if err != nil {
+		return &ServeError{StageH2, remote, err}
+	}
+	return nil
+}
+
+// secure completes TLS within the deadline, which goes on until the client's SETTINGS.
+func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.HandshakeTimeout, os.ErrDeadlineExceeded)
+	defer cancel()
+	if err := s.cfg.Account.Acquire(ctx, ledger.Handshakes, 1); err != nil {
+		return nil, err
+	}
+	defer s.cfg.Account.Release(ledger.Handshakes, 1)
+	cfg, err := s.cfg.TLS(ctx, addrPort(c.LocalAddr()))
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
+		return nil, err
+	}
+	rc, err := serverRecords(ctx, c, cfg)
+	if err != nil {
+		return nil, err
+	}
+	state := rc.ConnectionState()
+	t := newTunnel(rc, c, &state)
+	t.server, t.account, t.log = s, s.cfg.Account, s.cfg.Logger
+	t.in.configure(s.cfg.MaxHeaderBytes)
+	t.hello(s.cfg.MaxConcurrentStreams, s.cfg.MaxHeaderBytes)
+	return t, nil
+}
+
+func (s *Server) enter(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) leave(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// promote moves a connection from the handshaking ones to the tunnels.
+func (s *Server) promote(c net.Conn, t *tunnel) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	s.tunnels[t] = struct{}{}
+	return !s.closing
+}
+
+// close closes handshaking connections, lets no new ones in and returns the tunnels.
+func (s *Server) close() []*tunnel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closing = true
+	for c := range s.conns {
+		_ = c.Close() // nothing was promised to it
+	}
+	ts := make([]*tunnel, 0, len(s.tunnels))
+	for t := range s.tunnels {
+		ts = append(ts, t)
+	}
+	return ts
+}
+
+// Shutdown tells all peers to go elsewhere and waits until their streams have ended; when ctx ends first, it cuts them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	for _, t := range s.close() {
+		t.serverDrain()
+	}
+	donec := make(chan struct{})
+	go func() {
+		defer close(donec)
+		s.wg.Wait()
+	}()
+	select {
+	case <-donec:
+		return nil
+	case <-ctx.Done():
+		for _, t := range s.close() {
+			t.cut(ErrServerClosed)
+		}
+		<-donec
+		return context.Cause(ctx)
+	}
+}
+
+// Close cuts all connections and waits for handlers.
+func (s *Server) Close() error {
+	for _, t := range s.close() {
+		t.cut(ErrServerClosed)
+	}
+	s.wg.Wait()
+	return nil
+}
+
+// newRequest begins a stream of the client's.
+func (r *reader) newRequest(id uint32, hd *head, end bool) error {
+	t := r.t
+	if id%2 == 0 {
+		return connFault(CodeProtocol, "even stream id from client")
+	}
+	t.mu.Lock()
+	if id <= t.highID { // a stream that is over: https://www.rfc-editor.org/rfc/rfc9113#section-5.1.1
+		t.mu.Unlock()
+		return r.flood()
+	}
+	refuse := t.refusing || len(t.streams) >= t.server.cfg.MaxConcurrentStreams || int(t.handlers.Load()) >= t.server.cfg.MaxConcurrentStreams
+	if !t.refusing {
+		t.highID = id
+	}
+	ended := t.err != nil
+	t.mu.Unlock()
+	if ended {
+		return nil
+	}
+	if refuse || !t.account.TryAcquire(ledger.Streams, 1) {
+		if err := r.flood(); err != nil {
+			return err
+		}
+		return r.control(appendRST(nil, id, CodeRefusedStream))
+	}
+	if r.resets > 0 {
+		r.resets-- // resets and requests in balance are a busy client, not an attack
+	}
+	s := t.newStream(id)
+	s.eof = end
+	ctx, cancel := context.WithCancel(t.ctx)
+	s.cancel = cancel
+
+	t.mu.Lock()
+	t.streams[id] = s
+	t.w.mu.Lock()
+	s.sendWindow = t.w.initialWindow
+	t.w.mu.Unlock()
+	t.mu.Unlock()
+	if end {
+		s.finish(recvDone)
+	}
+	req := &Request{
+		Method: hd.method, Authority: hd.authority, Headers: hd.fields,
+		Peer: t.peer, TLS: t.state, RemoteAddr: t.remote, LocalAddr: t.local, s: s,
+	}
+	if status := badRequest(hd); status != 0 {
+		if status == protocolFault {
+			s.abort(CodeProtocol)
+		} else {
+			req.Reject(status)
+		}
+		cancel()
+		return r.flood()
+	}
+	t.handlers.Add(1)
+	t.server.wg.Add(1)
+	t.server.met.requests.Inc()
+	go t.serve(ctx, cancel, req)
+	return nil
+}
+
+// serve runs the handler of one request.
+func (t *tunnel) serve(ctx context.Context, cancel context.CancelFunc, req *Request) {
+	defer t.server.wg.Done()
+	defer t.handlers.Add(-1)
+	defer cancel()
+	t.server.cfg.Handler(ctx, req)
+	req.Reject(503) // no-op after an answer
+}
+
+const protocolFault = -1
+
+// badRequest returns what answers a request that no handler needs to see, or 0.
+func badRequest(hd *head) int {
+	switch {
+	case hd.tooLarge:
+		return 431
+	case hd.malformed != nil || hd.method == "" || hd.status != 0:
+		return protocolFault
+	case hd.method != "CONNECT" || hd.authority == "" || hd.protocol != "":
+		return 400
+	case hd.scheme != "" || hd.path != "":
+		return protocolFault // https://www.rfc-editor.org/rfc/rfc9113#section-8.5
+	}
+	return 0
+}
+
+// Request is a CONNECT that waits for an answer.
+type Request struct {
+	Method, Authority     string
+	Headers               Header
+	Peer                  identity.ID // zero: the leaf has no single SPIFFE URI
+	TLS                   *tls.ConnectionState
+	RemoteAddr, LocalAddr netip.AddrPort
+
+	s *Stream
+}
+
+// Header returns the first value of a header (lower case), or "".
+func (r *Request) Header(name string) string { return r.Headers.Get(name) }
+
+var errAnswered = errors.New("request was answered before")
+
+// Accept answers 200; what the client sends from now on is the returned stream's.
+func (r *Request) Accept(header ...HeaderField) (*Stream, error) {
+	if err := checkFields(header); err != nil {
+		return nil, err
+	}
+	if r.s.answered.Swap(true) {
+		return nil, errAnswered
+	}
+	if err := r.s.respond(200, header, 0); err != nil {
+		return nil, opError("accept", r.s, err)
+	}
+	return r.s, nil
+}
+
+// Reject answers with an error status and no body. After an answer it does nothing.
+func (r *Request) Reject(status int, header ...HeaderField) {
+	if checkFields(header) != nil {
+		header = nil // the status matters more
+	}
+	s := r.s
+	if s.answered.Swap(true) {
+		return
+	}
+	if s.respond(status, header, flagEndStream) == nil {
+		s.finish(sendDone)
+	}
+	_ = s.Close()
+}
+
+// respond sends the response head.
+func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
+	wider := 0
+	if flags&flagEndStream == 0 {
+		wider = s.widen()
+	}
+	w := s.t.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s.sendErr != nil {
+		return s.sendErr
+	}
+	if w.closed != nil {
+		return w.closed
+	}
+	var a [512]byte
+	b := w.beginBlockLocked(a[:0])
+	b = appendStatus(b, status)
+	for _, f := range header {
+		b = appendField(b, f.Name, f.Value)
+	}
+	w.packHeadersLocked(s.id, b, flags)
+	if flags&flagEndStream != 0 {
+		s.sendClosed = true
+	}
+	if wider > 0 {
+		w.packLocked(appendWindowUpdate(nil, s.id, wider))
+	}
+	w.attendLocked()
+	return nil
+}

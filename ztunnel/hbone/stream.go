@@ -1,0 +1,579 @@
+package hbone
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+)
+
+// Stream is one CONNECT tunnel: a net.Conn with half-close and reset.
+//
+// Reads return io.EOF after the peer's END_STREAM, and an error that is syscall.ECONNRESET after its reset; what
+// arrived before is read first. Any method may be called from any goroutine.
+type Stream struct {
+	t  *tunnel
+	id uint32
+
+	answered atomic.Bool   // the CONNECT has its answer
+	answerc  chan struct{} // client: closed with the answer, or when there will be none
+	resp     *head         // client: set before answerc closes
+	cancel   context.CancelFunc
+	done     atomic.Uint32 // sendDone | recvDone | released
+
+	mu         sync.Mutex // the receiving half
+	recvCond   sync.Cond
+	pieces     []piece // unread: pieces[first:]
+	first      int
+	buffered   int
+	inFlight   int   // taken by RelayTo and not yet written
+	eof        bool  // END_STREAM came
+	recvErr    error // set once; read after what is buffered
+	closedRead bool  // Close: what arrives is discarded
+	waking     bool  // in the reader's wake list
+	recvWindow int   // what the peer may still send
+	window     int   // what it may send when the application has taken everything
+	owed       int   // taken by the application, not yet given back to the peer
+	charged    int64 // ledger.Bytes held for window
+	grantAt    int64 // when window was last given back, ns
+	readBy     deadline
+
+	writing sync.Mutex // one Write at a time, as in net.TCPConn
+
+	// the sending half, guarded by t.w.mu
+	sendCond               sync.Cond
+	sendWindow             int64
+	sendErr                error
+	sendClosed             bool // END_STREAM is queued
+	inLine                 bool
+	prevInLine, nextInLine *Stream
+	writeBy                deadline
+}
+
+const (
+	sendDone = 1 << iota
+	recvDone
+	released
+)
+
+// piece is received data: a part of a block that it holds a reference to.
+type piece struct {
+	blk    *block
+	lo, hi int
+	own    bool // the block is this stream's alone: more may be copied behind hi
+}
+
+// deadline is a net.Conn deadline whose waiters wait on a sync.Cond.
+type deadline struct {
+	timer   *time.Timer
+	expired bool
+	gen     int // a timer that was replaced while it fired must not count
+}
+
+// set arms the deadline. mu guards it and belongs to cond.
+func (d *deadline) set(t time.Time, mu sync.Locker, cond *sync.Cond) {
+	mu.Lock()
+	defer mu.Unlock()
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	d.gen++
+	d.expired = false
+	if t.IsZero() {
+		return
+	}
+	wait := time.Until(t)
+	if wait <= 0 {
+		d.expired = true
+		cond.Broadcast()
+		return
+	}
+	gen := d.gen
+	d.timer = time.AfterFunc(wait, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if d.gen == gen {
+			d.expired = true
+			cond.Broadcast()
+		}
+	})
+}
+
+// widen raises the window above what our SETTINGS promise to every stream, unless memory is short, and returns what to
+// tell the peer.
+func (s *Stream) widen() int {
+	const more = startWindow - baseWindow
+	if s.t.account.Pressure(ledger.Bytes) || !s.t.account.TryAcquire(ledger.Bytes, more) {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.charged += more
+	s.window += more
+	s.recvWindow += more
+	return more
+}
+
+func (s *Stream) LocalAddr() net.Addr  { return s.t.laddr }
+func (s *Stream) RemoteAddr() net.Addr { return s.t.raddr }
+
+func (s *Stream) SetDeadline(t time.Time) error {
+	_ = s.SetReadDeadline(t)
+	return s.SetWriteDeadline(t)
+}
+
+func (s *Stream) SetReadDeadline(t time.Time) error {
+	s.readBy.set(t, &s.mu, &s.recvCond)
+	return nil
+}
+
+func (s *Stream) SetWriteDeadline(t time.Time) error {
+	s.writeBy.set(t, &s.t.w.mu, &s.sendCond)
+	return nil
+}
+
+// Read returns what has arrived, waiting for something.
+func (s *Stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	s.mu.Lock()
+	if err := s.awaitLocked(); err != nil {
+		s.mu.Unlock()
+		return 0, opError("read", s, err)
+	}
+	n := 0
+	for n < len(p) && s.first < len(s.pieces) {
+		pc := &s.pieces[s.first]
+		k := copy(p[n:], pc.blk.data[pc.lo:pc.hi])
+		n += k
+		if pc.lo += k; pc.lo == pc.hi {
+			pc.blk.release()
+			s.dropFirstLocked()
+		}
+	}
+	s.buffered -= n
+	update := s.takenLocked(n)
+	s.mu.Unlock()
+	s.giveBack(update)
+	return n, nil
+}
+
+// awaitLocked returns nil when there is data, and otherwise why there will be none.
+func (s *Stream) awaitLocked() error {
+	for {
+		switch {
+		case s.closedRead:
+			return net.ErrClosed
+		case s.readBy.expired:
+			return os.ErrDeadlineExceeded
+		case s.buffered > 0:
+			return nil
+		case s.recvErr != nil:
+			return s.recvErr
+		case s.eof:
+			return io.EOF
+		}
+		s.recvCond.Wait()
+	}
+}
+
+func (s *Stream) dropFirstLocked() {
+	s.pieces[s.first] = piece{}
+	if s.first++; s.first == len(s.pieces) {
+		s.pieces, s.first = s.pieces[:0], 0
+	}
+}
+
+// takenLocked accounts n bytes that the application took and returns what to give back to the peer, if it is worth a
+// frame.
+func (s *Stream) takenLocked(n int) int {
+	s.owed += n
+	if s.owed-s.inFlight < s.window/2 || s.eof || s.recvErr != nil || s.closedRead {
+		return 0
+	}
+	s.growLocked()
+	update := s.window - s.recvWindow - s.buffered - s.inFlight
+	s.recvWindow += update
+	s.owed = s.inFlight
+	return update
+}
+
+// growLocked doubles the window of a stream whose reader took half a window within two round trips: then the window,
+// not the reader, is what limits it. A granted window cannot be withdrawn, so growth is charged to the pod.
+func (s *Stream) growLocked() {
+	now := s.t.clock().UnixNano()
+	since := now - s.grantAt
+	s.grantAt = now
+	if s.window >= largestWindow || since > 2*max(s.t.rtt.Load(), int64(minRTT)) || !s.t.account.TryAcquire(ledger.Bytes, int64(s.window)) {
+		return
+	}
+	s.charged += int64(s.window)
+	s.window *= 2
+}
+
+// giveBack returns window to the peer.
+func (s *Stream) giveBack(n int) {
+	if n <= 0 {
+		return
+	}
+	w := s.t.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed != nil || s.sendErr != nil {
+		return
+	}
+	var b [frameHeaderLen + 4]byte
+	w.packLocked(appendWindowUpdate(b[:0], s.id, n))
+	w.attendLocked()
+}
+
+// Write returns when p is queued; the tunnel's queue is bounded. The tunnel may go on sending other streams' frames on
+// this goroutine for a moment.
+func (s *Stream) Write(p []byte) (n int, err error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.writeLocked(p)
+}
+
+// writeLocked is Write by the holder of s.writing.
+func (s *Stream) writeLocked(p []byte) (n int, err error) {
+	w := s.t.w
+	if len(p) == 0 {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if err := s.sendErrLocked(); err != nil {
+			return 0, opError("write", s, err)
+		}
+	}
+	for len(p) > 0 {
+		w.mu.Lock()
+		k, err := w.reserveLocked(s, len(p))
+		if err != nil {
+			w.mu.Unlock()
+			return n, opError("write", s, err)
+		}
+		if k <= packLimit {
+			w.packDataLocked(s.id, p[:k], 0)
+		} else {
+			frame := w.frame
+			w.mu.Unlock()
+			blk := s.frameCopy(p[:k], frame)
+			w.mu.Lock()
+			if err := s.sendErrLocked(); err != nil {
+				w.mu.Unlock()
+				blk.release()
+				return n, opError("write", s, err)
+			}
+			w.appendBlockLocked(blk, framedLen(k, frame))
+		}
+		s.flushLocked()
+		w.mu.Unlock()
+		s.t.noteMoved(k)
+		n += k
+		p = p[k:]
+	}
+	return n, nil
+}
+
+// flushLocked flushes on this goroutine, except where that could outlast a deadline.
+func (s *Stream) flushLocked() {
+	if s.writeBy.timer != nil {
+		s.t.w.attendLocked()
+		return
+	}
+	s.t.w.flushLocked()
+}
+
+// frameCopy puts p into a block as DATA frames.
+func (s *Stream) frameCopy(p []byte, frame int) *block {
+	blk := getBlock(framedLen(len(p), frame))
+	for off, rest := 0, p; len(rest) > 0; {
+		k := min(len(rest), frame)
+		putFrameHeader(blk.data[off:], k, frameData, 0, s.id)
+		copy(blk.data[off+frameHeaderLen:], rest[:k])
+		off += frameHeaderLen + k
+		rest = rest[k:]
+	}
+	return blk
+}
+
+// framedLen is the size of n bytes in DATA frames.
+func framedLen(n, frame int) int { return n + (n+frame-1)/frame*frameHeaderLen }
+
+// sendErrLocked says why nothing more can be sent.
+func (s *Stream) sendErrLocked() error {
+	switch {
+	case s.sendErr != nil:
+		return s.sendErr
+	case s.sendClosed:
+		return syscall.EPIPE
+	case s.writeBy.expired:
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// CloseWrite sends END_STREAM: the peer reads EOF, and may go on writing.
+func (s *Stream) CloseWrite() error {
+	w := s.t.w
+	w.mu.Lock()
+	if s.sendErr != nil {
+		defer w.mu.Unlock()
+		return opError("close", s, s.sendErr)
+	}
+	if !s.sendClosed {
+		s.endLocked()
+		w.attendLocked()
+	}
+	w.mu.Unlock()
+	s.finish(sendDone)
+	return nil
+}
+
+func (s *Stream) endLocked() {
+	s.sendClosed = true
+	if s.t.w.closed == nil {
+		s.t.w.packDataLocked(s.id, nil, flagEndStream)
+	}
+	s.sendCond.Broadcast()
+}
+
+// Close ends both directions. What was written is still delivered; a peer that has not ended its direction learns
+// that nobody reads any more.
+func (s *Stream) Close() error {
+	s.mu.Lock()
+	if s.closedRead {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closedRead = true
+	unread := !s.eof || s.buffered > 0
+	s.dropLocked()
+	s.recvCond.Broadcast()
+	s.mu.Unlock()
+
+	w := s.t.w
+	w.mu.Lock()
+	if s.sendErr == nil {
+		if !s.sendClosed {
+			s.endLocked()
+		}
+		if unread && !s.over() && w.closed == nil {
+			var b [frameHeaderLen + 4]byte
+			w.packLocked(appendRST(b[:0], s.id, CodeCancel))
+		}
+		s.sendErr = net.ErrClosed
+		s.sendCond.Broadcast()
+		w.attendLocked()
+	}
+	w.mu.Unlock()
+	s.stopTimers()
+	s.finish(sendDone | recvDone)
+	return nil
+}
+
+func (s *Stream) stopTimers() {
+	_ = s.SetDeadline(time.Time{})
+}
+
+// Reset ends both directions at once, as a TCP RST does: RST_STREAM(CONNECT_ERROR),
+// https://www.rfc-editor.org/rfc/rfc9113#section-8.5.
+func (s *Stream) Reset() error {
+	s.abort(CodeConnect)
+	_ = s.Close()
+	return nil
+}
+
+// abort sends RST_STREAM and fails both halves. On a stream that is over it does nothing.
+func (s *Stream) abort(code ErrCode) {
+	err := &ResetError{Code: code}
+	w := s.t.w
+	w.mu.Lock()
+	send := !s.over() && s.sendErr == nil && w.closed == nil
+	if s.sendErr == nil {
+		s.sendErr = err
+	}
+	if send {
+		var b [frameHeaderLen + 4]byte
+		w.packLocked(appendRST(b[:0], s.id, code))
+		w.attendLocked()
+	}
+	s.sendCond.Broadcast()
+	w.mu.Unlock()
+	s.failRead(err)
+	s.finish(sendDone | recvDone)
+}
+
+// failRead ends the receiving half with err, and the work on a request that nobody waits for any more. After the answer
+// the handler learns of the end by reading and writing.
+func (s *Stream) failRead(err error) {
+	if s.cancel != nil && !s.answered.Load() {
+		s.cancel()
+	}
+	s.mu.Lock()
+	if s.recvErr == nil && !s.eof {
+		s.recvErr = err
+	}
+	s.recvCond.Broadcast()
+	s.mu.Unlock()
+}
+
+func (s *Stream) failWrite(err error) {
+	w := s.t.w
+	w.mu.Lock()
+	if s.sendErr == nil {
+		s.sendErr = err
+	}
+	s.sendCond.Broadcast()
+	w.mu.Unlock()
+}
+
+// dropLocked lets go of what nobody will read.
+func (s *Stream) dropLocked() {
+	for _, pc := range s.pieces[s.first:] {
+		pc.blk.release()
+	}
+	s.pieces, s.first, s.buffered = nil, 0, 0
+}
+
+// over reports whether both directions have ended.
+func (s *Stream) over() bool { return s.done.Load()&(sendDone|recvDone) == sendDone|recvDone }
+
+// finish notes that a direction is over, and when both are, forgets the stream.
+func (s *Stream) finish(bits uint32) {
+	if s.done.Or(bits)|bits != sendDone|recvDone {
+		return
+	}
+	s.release()
+	s.t.removeStream(s)
+}
+
+// release gives back what the stream held of the ledger, once.
+func (s *Stream) release() {
+	if s.done.Or(released)&released != 0 {
+		return
+	}
+	if s.answerc != nil && !s.answered.Swap(true) {
+		close(s.answerc)
+	}
+	s.mu.Lock()
+	charged := s.charged
+	s.charged = 0
+	s.mu.Unlock()
+	s.t.account.Release(ledger.Bytes, charged)
+	s.t.account.Release(ledger.Streams, 1)
+}
+
+// --- called by the tunnel's reader ---
+
+// beginData takes a DATA frame's length from the stream's window.
+func (s *Stream) beginData(n int) ErrCode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.eof {
+		return CodeStreamClosed
+	}
+	if s.recvWindow -= n; s.recvWindow < 0 {
+		return CodeFlowControl
+	}
+	return CodeNo
+}
+
+// deliver queues p, which lies in blk. It reports whether the stream has to be woken, now or with others.
+func (s *Stream) deliver(blk *block, p []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closedRead || s.recvErr != nil {
+		return false
+	}
+	s.buffered += len(p)
+	if len(p) >= borrowLimit {
+		blk.retain()
+		lo := cap(blk.data) - cap(p) // p is a slice of blk.data
+		s.pieces = append(s.pieces, piece{blk: blk, lo: lo, hi: lo + len(p)})
+	} else {
+		s.copyInLocked(p)
+	}
+	if s.waking {
+		return false
+	}
+	s.waking = true
+	return true
+}
+
+func (s *Stream) copyInLocked(p []byte) {
+	if last := len(s.pieces) - 1; last >= s.first && s.pieces[last].own {
+		pc := &s.pieces[last]
+		n := copy(pc.blk.data[pc.hi:], p)
+		pc.hi += n
+		p = p[n:]
+	}
+	if len(p) > 0 {
+		blk := getBlock(smallBlock)
+		s.pieces = append(s.pieces, piece{blk: blk, hi: copy(blk.data, p), own: true})
+	}
+}
+
+// consumed accounts bytes that count for the window and that no application will take.
+func (s *Stream) consumed(n int) {
+	s.mu.Lock()
+	update := s.takenLocked(n)
+	s.mu.Unlock()
+	s.giveBack(update)
+}
+
+func (s *Stream) wakeReader() {
+	s.mu.Lock()
+	s.waking = false
+	s.recvCond.Broadcast()
+	s.mu.Unlock()
+}
+
+func (s *Stream) endOfStream() {
+	s.mu.Lock()
+	s.eof = true
+	s.recvCond.Broadcast()
+	s.mu.Unlock()
+	s.finish(recvDone)
+}
+
+func (s *Stream) resetByPeer(code ErrCode) {
+	read, write := resetErrors(code)
+	if !s.answered.Load() {
+		read = &ResetError{code, true} // no tunnel has ended: there was none
+	}
+	s.failWrite(write)
+	if read == nil {
+		s.endOfStream()
+	} else {
+		s.failRead(read)
+	}
+	s.finish(sendDone | recvDone)
+}
+
+// answer passes the response head to the waiting Connect.
+func (s *Stream) answer(hd *head, end bool) {
+	s.resp = hd
+	if !s.answered.Swap(true) {
+		close(s.answerc)
+	}
+	if end {
+		s.endOfStream()
+	}
+}
+
+// tunnelLost fails both halves; the stream is no longer in the tunnel's table.
+func (s *Stream) tunnelLost(err error) {
+	s.failWrite(err)
+	s.failRead(err)
+	s.done.Or(sendDone | recvDone)
+	s.release()
+}

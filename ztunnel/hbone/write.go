@@ -1,0 +1,326 @@
+package hbone
+
+import (
+	"sync"
+)
+
+const (
+	// queueLimit is how much DATA may wait for a tunnel's transport before its writers do.
+	queueLimit = 2 * largeBlock
+	// smallWrite may pass waiting bulk writers, up to twice queueLimit: a request must not wait for a file.
+	smallWrite = 2 << 10
+	// packLimit is the largest payload that is copied behind other frames into one record instead of getting its own.
+	packLimit = 4 << 10
+	// controlLimit bounds what a peer can make us queue without reading it (PING and SETTINGS acknowledgements, RST).
+	controlLimit = 64 << 10
+	// inlineRounds is how often an application's goroutine flushes for others before a goroutine of its own goes on.
+	inlineRounds = 2
+)
+
+// writer is the outbound half of a tunnel: a bounded queue of frames in wire order, and flow control towards the peer.
+//
+// Frames are appended under mu. Whoever appends to an unattended queue attends to it: inline, if it may block as its
+// caller does, or by a goroutine that ends when the queue is empty.
+type writer struct {
+	rc recordConn
+	// fail is called once, without mu, when the transport breaks.
+	fail func(error)
+
+	mu       sync.Mutex
+	queue    []segment // guarded by mu
+	spare    []segment // the other half of the swap, empty
+	packing  bool      // the last segment may take more small frames
+	queued   int       // bytes in queue, and of the batch being flushed
+	control  int       // of those, bytes of control frames
+	flushing bool
+	rounds   uint64 // batches written; keepalive watches it
+	closed   error  // set once; nothing is appended after
+	broken   error  // set once, by the transport; nothing is sent after
+	idle     sync.Cond
+
+	window        int64 // the peer's connection window
+	initialWindow int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE, of streams opened from now on
+	frame         int   // payload of a DATA frame: as many whole records as the peer's frame limit allows
+	waiters       streamList
+	firstBlock    bool // the first header block is still to come
+}
+
+func newWriter(rc recordConn, fail func(error)) *writer {
+	w := &writer{rc: rc, fail: fail, window: defaultWindow, initialWindow: defaultWindow, firstBlock: true}
+	w.idle.L = &w.mu
+	w.setMaxFrameLocked(minMaxFrame)
+	return w
+}
+
+// setMaxFrameLocked fits DATA frames to the peer's limit: header and payload together are whole records.
+func (w *writer) setMaxFrameLocked(limit int) {
+	records := min((limit+frameHeaderLen)/recordLen, largeBlock/recordLen)
+	w.frame = records*recordLen - frameHeaderLen
+}
+
+// roomLocked returns n bytes at the end of the queue for small frames.
+func (w *writer) roomLocked(n int) []byte {
+	if !w.packing || len(w.queue) == 0 || w.queue[len(w.queue)-1].n+n > smallBlock {
+		w.queue = append(w.queue, segment{blk: getBlock(max(n, 1))})
+		w.packing = n <= smallBlock
+	}
+	last := &w.queue[len(w.queue)-1]
+	b := last.blk.data[last.n : last.n+n]
+	last.n += n
+	w.queued += n
+	return b
+}
+
+// packLocked appends a small frame to the queue.
+func (w *writer) packLocked(frame []byte) {
+	copy(w.roomLocked(len(frame)), frame)
+}
+
+// packDataLocked appends a DATA frame of at most packLimit.
+func (w *writer) packDataLocked(id uint32, p []byte, flags byte) {
+	b := w.roomLocked(frameHeaderLen + len(p))
+	putFrameHeader(b, len(p), frameData, flags, id)
+	copy(b[frameHeaderLen:], p)
+}
+
+// beginBlockLocked begins a header block; the tunnel's first one says that we never index.
+func (w *writer) beginBlockLocked(b []byte) []byte {
+	if w.firstBlock {
+		w.firstBlock = false
+		b = appendTableSizeZero(b)
+	}
+	return b
+}
+
+// packHeadersLocked appends a header block, as HEADERS and as many CONTINUATIONs as it takes: frames that a record holds.
+func (w *writer) packHeadersLocked(id uint32, block []byte, flags byte) {
+	const most = recordLen - frameHeaderLen
+	typ := frameHeaders
+	for {
+		k := min(len(block), most)
+		if k == len(block) {
+			flags |= flagEndHeaders
+		}
+		b := w.roomLocked(frameHeaderLen + k)
+		putFrameHeader(b, k, typ, flags, id)
+		copy(b[frameHeaderLen:], block[:k])
+		block = block[k:]
+		if flags&flagEndHeaders != 0 {
+			return
+		}
+		typ, flags = frameContinuation, 0
+	}
+}
+
+// appendBlockLocked queues a block of frames, whose ownership passes to the queue.
+func (w *writer) appendBlockLocked(b *block, n int) {
+	w.queue = append(w.queue, segment{b, n})
+	w.queued += n
+	w.packing = false
+}
+
+// sendControl queues a control frame and never blocks. It reports false when the peer, by not reading, has let more
+// pile up than we keep.
+func (w *writer) sendControl(frame []byte) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed != nil {
+		return true
+	}
+	if w.control+len(frame) > controlLimit {
+		return false
+	}
+	w.control += len(frame)
+	w.packLocked(frame)
+	w.attendLocked()
+	return true
+}
+
+// attendLocked makes sure that somebody flushes, without blocking.
+func (w *writer) attendLocked() {
+	if !w.flushing && len(w.queue) > 0 {
+		w.flushing = true
+		go w.flushLoop()
+	}
+}
+
+func (w *writer) flushLoop() {
+	w.mu.Lock()
+	w.flushRoundsLocked(-1)
+	w.mu.Unlock()
+}
+
+// flushLocked flushes on the caller's goroutine unless somebody does already.
+func (w *writer) flushLocked() {
+	if w.flushing || len(w.queue) == 0 {
+		return
+	}
+	w.flushing = true
+	w.flushRoundsLocked(inlineRounds)
+}
+
+// flushRoundsLocked writes batches until the queue is empty or, after that many rounds, leaves the rest to a goroutine.
+// mu is released during I/O.
+func (w *writer) flushRoundsLocked(rounds int) {
+	for len(w.queue) > 0 && w.broken == nil {
+		if rounds == 0 {
+			go w.flushLoop()
+			return
+		}
+		rounds--
+		batch, size, control := w.queue, w.queued, w.control
+		w.queue, w.spare, w.packing = w.spare, nil, false
+		w.mu.Unlock()
+
+		err := w.rc.WriteBatch(batch)
+		for i := range batch {
+			batch[i].blk.release()
+			batch[i].blk = nil
+		}
+
+		w.mu.Lock()
+		w.spare = batch[:0]
+		w.queued -= size
+		w.control -= control
+		w.rounds++
+		if err != nil {
+			w.broken = err
+			w.mu.Unlock()
+			w.fail(err)
+			w.mu.Lock()
+		}
+		w.wakeLocked()
+	}
+	w.flushing = false
+	if w.broken != nil {
+		w.dropLocked()
+	}
+	w.idle.Broadcast()
+}
+
+// dropLocked returns what will never be sent.
+func (w *writer) dropLocked() {
+	for _, s := range w.queue {
+		s.blk.release()
+	}
+	w.queue, w.packing, w.queued, w.control = nil, false, 0, 0
+}
+
+// wakeLocked lets the stream that has waited longest try again.
+func (w *writer) wakeLocked() {
+	if s := w.waiters.front(); s != nil && w.window > 0 && w.queued < queueLimit {
+		s.sendCond.Signal()
+	}
+}
+
+// reserveLocked waits until s may send and takes up to want bytes of its and the tunnel's windows. Streams take turns:
+// each gets at most one large block, then goes to the end of the line.
+func (w *writer) reserveLocked(s *Stream, want int) (int, error) {
+	for {
+		if err := s.sendErrLocked(); err != nil {
+			w.leaveLocked(s)
+			return 0, err
+		}
+		if s.sendWindow > 0 && w.window > 0 && w.admitsLocked(s, want) {
+			most := largeBlock / (w.frame + frameHeaderLen) * w.frame // what fits a large block with its headers
+			n := int(min(int64(want), s.sendWindow, w.window, int64(most)))
+			s.sendWindow -= int64(n)
+			w.window -= int64(n)
+			w.leaveLocked(s)
+			return n, nil
+		}
+		if s.sendWindow > 0 {
+			w.waiters.push(s) // a stream without a window of its own is not in anybody's way
+		} else {
+			w.leaveLocked(s)
+		}
+		s.sendCond.Wait()
+	}
+}
+
+// admitsLocked reports whether there is room and it is s's turn.
+func (w *writer) admitsLocked(s *Stream, want int) bool {
+	if want <= smallWrite {
+		return w.queued < 2*queueLimit
+	}
+	head := w.waiters.front()
+	return w.queued < queueLimit && (head == nil || head == s)
+}
+
+// leaveLocked takes s out of the line and wakes who is next.
+func (w *writer) leaveLocked(s *Stream) {
+	if w.waiters.remove(s) {
+		w.wakeLocked()
+	}
+}
+
+// giveBackLocked returns window that was reserved and not used.
+func (w *writer) giveBackLocked(s *Stream, n int) {
+	s.sendWindow += int64(n)
+	w.window += int64(n)
+	w.wakeLocked()
+}
+
+// streamList is a line of streams, each at most once in it. The links are in the streams: joining allocates nothing.
+type streamList struct{ first, last *Stream }
+
+func (l *streamList) front() *Stream { return l.first }
+
+func (l *streamList) push(s *Stream) {
+	if s.inLine {
+		return
+	}
+	s.inLine, s.prevInLine, s.nextInLine = true, l.last, nil
+	if l.last != nil {
+		l.last.nextInLine = s
+	} else {
+		l.first = s
+	}
+	l.last = s
+}
+
+func (l *streamList) remove(s *Stream) bool {
+	if !s.inLine {
+		return false
+	}
+	if s.prevInLine != nil {
+		s.prevInLine.nextInLine = s.nextInLine
+	} else {
+		l.first = s.nextInLine
+	}
+	if s.nextInLine != nil {
+		s.nextInLine.prevInLine = s.prevInLine
+	} else {
+		l.last = s.prevInLine
+	}
+	s.inLine, s.prevInLine, s.nextInLine = false, nil, nil
+	return true
+}
+
+// progress is what keepalive watches: batches written, and whether one is under way.
+func (w *writer) progress() (rounds uint64, writing bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rounds, w.flushing
+}
+
+// close ends appending. What is queued is still sent, unless the transport breaks.
+func (w *writer) close(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed == nil {
+		w.closed = err
+	}
+}
+
+// finish waits until the queue is sent, or the transport is cut.
+func (w *writer) finish() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.flushing {
+		w.idle.Wait()
+	}
+	if w.broken == nil {
+		w.flushLocked()
+	}
+}
