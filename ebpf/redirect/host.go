@@ -101,8 +101,11 @@ func (h *Host) add(c *nftables.Conn, table *nftables.Table, post *nftables.Chain
 			[]expr.Any{
 				// Loading the owner's uid fails, and so ends the rule, unless a
 				// socket of this very namespace sent the packet (nft_meta.c):
-				// what is forwarded for others never matches.
+				// what is forwarded for others never matches. The comparison only
+				// makes `nft list` print the condition.
 				&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+				&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
+				&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: make([]byte, 4)},
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
 				&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID},
 				&expr.Immediate{Register: 1, Data: probe.AsSlice()},

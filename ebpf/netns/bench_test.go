@@ -1,0 +1,96 @@
+package netns
+
+import (
+	"net"
+	"runtime"
+	"testing"
+)
+
+func BenchmarkDo(b *testing.B) {
+	ns := fresh(b)
+	for b.Loop() {
+		if err := ns.Do(func() error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// sink accepts and closes.
+func sink(b *testing.B, ln net.Listener) string {
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	b.Cleanup(func() { ln.Close() })
+	return ln.Addr().String()
+}
+
+func dials(b *testing.B, dial func(addr string) (net.Conn, error), addr string) {
+	for b.Loop() {
+		c, err := dial(addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = c.(*net.TCPConn).SetLinger(0) // no TIME_WAIT, the ports would run out
+		c.Close()
+	}
+}
+
+// BenchmarkDial compares Dial with the same dialer without a namespace to enter,
+// and with what is simpler: the dialer's whole work on a thread inside.
+func BenchmarkDial(b *testing.B) {
+	ns := fresh(b)
+	b.Run("own namespace", func(b *testing.B) {
+		ln, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		d := &net.Dialer{}
+		d.SetMultipathTCP(false)
+		dials(b, func(addr string) (net.Conn, error) { return d.DialContext(b.Context(), "tcp", addr) }, sink(b, ln))
+	})
+	for _, bc := range []struct {
+		name string
+		dial func(addr string) (net.Conn, error)
+	}{
+		{"Dial", func(addr string) (net.Conn, error) { return ns.Dial(b.Context(), &net.Dialer{}, "tcp", addr) }},
+		{"whole dial inside", func(addr string) (c net.Conn, err error) {
+			err = ns.Do(func() error {
+				var derr error
+				c, derr = (&net.Dialer{}).DialContext(b.Context(), "tcp", addr)
+				return derr
+			})
+			return c, err
+		}},
+		{"thread of the caller", func(addr string) (c net.Conn, err error) {
+			home, err := own()
+			if err != nil {
+				return nil, err
+			}
+			d := &net.Dialer{}
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			if err := ns.enter(); err != nil {
+				return nil, err
+			}
+			c, err = d.DialContext(b.Context(), "tcp", addr)
+			if herr := home.enter(); herr != nil {
+				b.Fatal(herr)
+			}
+			return c, err
+		}},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			ln, err := ns.Listen(b.Context(), &net.ListenConfig{}, "tcp4", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			dials(b, bc.dial, sink(b, ln))
+		})
+	}
+}
