@@ -177,7 +177,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
 		Handler: in.ServeConnect,
 		Account: account,
-		Logger:  boot.Scoped(n.log, "hbone"),
+		Logger:  boot.Scoped(n.log, "hbone"), Registerer: n.reg,
 	})
 	return inpod.Handlers{
 		Account:   account,

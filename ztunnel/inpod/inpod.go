@@ -23,6 +23,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
 
 // Config of a Manager.
@@ -250,9 +251,10 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 	p := &pod{info: info, handlers: h, log: m.log.With("pod", info.Namespace+"/"+info.Name)}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	for _, l := range []struct {
-		port  string
-		serve Handler
-	}{{"15001", h.Outbound}, {"15006", h.Plaintext}, {"15008", h.HBONE}} {
+		port    string
+		account *ledger.Account
+		serve   Handler
+	}{{"15001", h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}} { // hbone counts its own
 		ln, err := m.listen(ctx, info.NS, l.port)
 		if err != nil {
 			p.stopAccepting()
@@ -262,7 +264,7 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 			}
 			return nil, fmt.Errorf("listen in pod %s/%s on port %s: %w", info.Namespace, info.Name, l.port, err)
 		}
-		p.accept(ln, l.serve)
+		p.accept(ln, l.account, l.serve)
 	}
 	return p, nil
 }

@@ -59,14 +59,16 @@ func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Li
 	return ns.Listen(ctx, lc, "tcp4", "0.0.0.0:"+port)
 }
 
-func (p *pod) accept(ln net.Listener, serve Handler) {
+// accept takes connections of ln. account bounds them, nil where the handler
+// does so itself.
+func (p *pod) accept(ln net.Listener, account *ledger.Account, serve Handler) {
 	p.listeners = append(p.listeners, ln)
-	p.accepting.Go(func() { p.acceptLoop(ln, serve) })
+	p.accepting.Go(func() { p.acceptLoop(ln, account, serve) })
 }
 
 // acceptLoop goes on through every error but its listener's end: out of
 // descriptors it waits, longer each time, so that others can close theirs.
-func (p *pod) acceptLoop(ln net.Listener, serve Handler) {
+func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler) {
 	wait := time.Duration(0)
 	for {
 		c, err := ln.Accept()
@@ -84,17 +86,17 @@ func (p *pod) acceptLoop(ln net.Listener, serve Handler) {
 		}
 		wait = 0
 		tc := c.(*net.TCPConn)
-		if !p.handlers.Account.TryAcquire(ledger.Connections, 1) {
+		if !account.TryAcquire(ledger.Connections, 1) {
 			p.log.Warn("connection refused: the pod has used up its share of the node's connections", "src", c.RemoteAddr().String())
 			_ = sockopt.Reset(tc) // it is gone either way
 			continue
 		}
-		p.conns.Go(func() { p.serveConn(tc, serve) })
+		p.conns.Go(func() { p.serveConn(tc, account, serve) })
 	}
 }
 
-func (p *pod) serveConn(c *net.TCPConn, serve Handler) {
-	defer p.handlers.Account.Release(ledger.Connections, 1)
+func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) {
+	defer account.Release(ledger.Connections, 1)
 	defer c.Close()
 	if err := sockopt.Keepalive(c); err != nil {
 		return // the peer has gone already
