@@ -69,16 +69,16 @@ func (m *metrics) applied(url string, refused int) {
 
 // terminated sorts the end of a stream into the reasons of istio's metric.
 func (m *metrics) terminated(err error) {
-	reason := "error"
+	reason := "Error"
 	switch code := status.Code(rootCause(err)); {
 	case errors.Is(err, io.EOF):
-		reason = "complete"
+		reason = "Complete"
 	case errors.Is(err, context.DeadlineExceeded):
-		reason = "connection_error"
+		reason = "ConnectionError"
 	case code == codes.Unavailable:
-		reason = "connection_error"
+		reason = "ConnectionError"
 	case code == codes.Canceled, code == codes.DeadlineExceeded:
-		reason = "reconnect"
+		reason = "Reconnect"
 	}
 	m.terminations.WithLabelValues(reason).Inc()
 }

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"slices"
+	"sort"
 
 	"github.com/ambit-mesh/ambit/xds/hamt"
 )
@@ -47,13 +48,13 @@ func (t *Txn) PutWorkload(w *Workload) {
 		for _, a := range w.Addrs {
 			k := NetAddr{w.Network, a}
 			list, _ := t.s.addrs.Get(k)
-			t.s.addrs = t.s.addrs.Set(t.ed, k, withWorkload(list, w))
+			t.s.addrs = t.s.addrs.Set(t.ed, k, withWorkload(list, w, old))
 		}
 	}
 	if w.Node != "" { // workloads outside the cluster are on no node, and many share a name
 		k := podKey{w.Node, w.Namespace, w.Name}
 		list, _ := t.s.pods.Get(k)
-		t.s.pods = t.s.pods.Set(t.ed, k, withWorkload(list, w))
+		t.s.pods = t.s.pods.Set(t.ed, k, withWorkload(list, w, old))
 		t.editNode(w.Node, func(on hamt.Map[string, *Workload]) hamt.Map[string, *Workload] {
 			return on.Set(t.ed, w.UID, w)
 		})
@@ -89,13 +90,13 @@ func (t *Txn) unindexWorkload(old, next *Workload) {
 			}
 			k := NetAddr{old.Network, a}
 			list, _ := t.s.addrs.Get(k)
-			t.s.addrs = setOrDelete(t.s.addrs, t.ed, k, withoutWorkload(list, old.UID))
+			t.s.addrs = setOrDelete(t.s.addrs, t.ed, k, withoutWorkload(list, old))
 		}
 	}
 	if old.Node != "" && (next == nil || next.Node != old.Node || next.Namespace != old.Namespace || next.Name != old.Name) {
 		k := podKey{old.Node, old.Namespace, old.Name}
 		list, _ := t.s.pods.Get(k)
-		t.s.pods = setOrDelete(t.s.pods, t.ed, k, withoutWorkload(list, old.UID))
+		t.s.pods = setOrDelete(t.s.pods, t.ed, k, withoutWorkload(list, old))
 	}
 	if old.Node != "" && (next == nil || next.Node != old.Node) {
 		t.editNode(old.Node, func(on hamt.Map[string, *Workload]) hamt.Map[string, *Workload] {
@@ -207,32 +208,36 @@ func setOrDelete[K comparable, T any](m hamt.Map[K, []T], ed *hamt.Edit, k K, li
 
 // Lists in the index are short and immutable: each change copies.
 
-func withWorkload(list []*Workload, w *Workload) []*Workload {
-	out := make([]*Workload, 0, len(list)+1)
-	placed := false
-	for _, have := range list {
-		if have.UID == w.UID {
-			continue
-		}
-		if !placed && w.betterAt(have) {
-			out, placed = append(out, w), true
-		}
-		out = append(out, have)
+// withWorkload and withoutWorkload find the place by the order of the list, so
+// that an address or name that thousands share stays affordable.
+
+func withWorkload(list []*Workload, w, old *Workload) []*Workload {
+	i, found := placeOf(list, w)
+	if found { // the version before, at the same place
+		list = slices.Clone(list)
+		list[i] = w
+		return list
 	}
-	if !placed {
-		out = append(out, w)
+	out := make([]*Workload, 0, len(list)+1)
+	out = append(append(append(out, list[:i]...), w), list[i:]...)
+	if old != nil {
+		out = withoutWorkload(out, old)
 	}
 	return out
 }
 
-func withoutWorkload(list []*Workload, uid string) []*Workload {
-	var out []*Workload
-	for _, have := range list {
-		if have.UID != uid {
-			out = append(out, have)
-		}
+func withoutWorkload(list []*Workload, old *Workload) []*Workload {
+	i, found := placeOf(list, old)
+	if !found {
+		return list
 	}
-	return out
+	out := make([]*Workload, 0, len(list))
+	return append(append(out, list[:i]...), list[i+1:]...)
+}
+
+func placeOf(list []*Workload, w *Workload) (int, bool) {
+	i := sort.Search(len(list), func(i int) bool { return !list[i].betterAt(w) })
+	return i, i < len(list) && list[i].UID == w.UID && !w.betterAt(list[i])
 }
 
 // withService keeps the place of a service that is replaced, so that "first
