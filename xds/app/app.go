@@ -191,12 +191,12 @@ func assemble(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.R
 
 func (a *ambitd) listen(ctx context.Context) (err error) {
 	if a.monitoring, err = boot.Listen(ctx, a.cfg.Monitoring); err != nil {
-		return fmt.Errorf("monitoring: %w (--monitoring)", err)
+		return fmt.Errorf("monitoring: %w (choose another address with --monitoring)", err)
 	}
 	for _, addr := range a.cfg.Listen {
 		ln, err := boot.Listen(ctx, addr)
 		if err != nil {
-			return fmt.Errorf("xds: %w (--listen)", err)
+			return fmt.Errorf("xds: %w (choose another address with --listen)", err)
 		}
 		a.listeners = append(a.listeners, ln)
 	}

@@ -22,7 +22,6 @@ type serveFlags struct {
 func parseServe(args []string, stderr io.Writer) (*serveFlags, error) {
 	var f serveFlags
 	set := flag.NewFlagSet("ambitd serve", flag.ContinueOnError)
-	set.SetOutput(stderr)
 	set.StringVar(&f.sources, "source", "", "where objects come from: dir:PATH[,PATH...], watched directories of YAML")
 	set.StringVar(&f.StateDir, "state-dir", "", "directory for the CA's and the tokens' keys, and root-cert.pem")
 	set.StringVar(&f.CADir, "ca-dir", "", "directory with ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem of an existing CA")
@@ -41,11 +40,8 @@ func parseServe(args []string, stderr io.Writer) (*serveFlags, error) {
 	set.DurationVar(&f.MaxConnectionAge, "max-connection-age", 0, "make proxies reconnect after this time (0: never)")
 	set.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	set.StringVar(&f.logLevel, "log-level", "info", "level, or level,scope=level,...")
-	if err := set.Parse(args); err != nil {
-		return nil, flagError(err)
-	}
-	if set.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q", set.Arg(0))
+	if err := parse(set, args, stderr); err != nil {
+		return nil, err
 	}
 	kind, paths, _ := strings.Cut(f.sources, ":")
 	switch {
@@ -90,11 +86,19 @@ func list(s string) []string {
 	return out
 }
 
-// flagError keeps the help request; the flag package has printed the rest of
-// what there is to say.
-func flagError(err error) error {
-	if errors.Is(err, flag.ErrHelp) {
+// parse reads flags. Asked for help it prints them; a wrong flag is one line.
+func parse(set *flag.FlagSet, args []string, stderr io.Writer) error {
+	set.SetOutput(io.Discard)
+	err := set.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		set.SetOutput(stderr)
+		set.Usage()
 		return err
+	case err != nil:
+		return fmt.Errorf("%w (-h lists the flags)", err)
+	case set.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q", set.Arg(0))
 	}
-	return fmt.Errorf("%w (-h lists the flags)", err)
+	return nil
 }

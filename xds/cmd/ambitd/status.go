@@ -20,11 +20,10 @@ const statusTimeout = 5 * time.Second
 // are problems, 2 it cannot be asked.
 func statusCommand(args []string, stdout, stderr io.Writer) error {
 	set := flag.NewFlagSet("ambitd status", flag.ContinueOnError)
-	set.SetOutput(stderr)
 	addr := set.String("addr", "http://localhost:15014", "monitoring address of the ambitd to ask")
 	format := set.String("o", "text", "text or json")
-	if err := set.Parse(args); err != nil {
-		return &exitError{2, flagError(err)}
+	if err := parse(set, args, stderr); err != nil {
+		return &exitError{2, err}
 	}
 	if *format != "text" && *format != "json" {
 		return &exitError{2, fmt.Errorf("status: -o %q: one of text, json", *format)}

@@ -15,7 +15,6 @@ import (
 func tokenCommand(args []string, stdout, stderr io.Writer) error {
 	var c ca.Caller
 	set := flag.NewFlagSet("ambitd token", flag.ContinueOnError)
-	set.SetOutput(stderr)
 	stateDir := set.String("state-dir", "", "ambitd's state directory")
 	set.StringVar(&c.Node, "node", "", "node that the token is bound to")
 	set.StringVar(&c.Namespace, "namespace", "ambit-system", "namespace of the caller")
@@ -24,12 +23,10 @@ func tokenCommand(args []string, stdout, stderr io.Writer) error {
 	set.StringVar(&c.PodUID, "uid", "", "uid of that pod")
 	ttl := set.Duration("ttl", 24*time.Hour, "life of the token")
 	audience := set.String("audience", ca.DefaultAudience, "audience of the token")
-	if err := set.Parse(args); err != nil {
-		return &exitError{2, flagError(err)}
+	if err := parse(set, args, stderr); err != nil {
+		return &exitError{2, err}
 	}
 	switch {
-	case set.NArg() > 0:
-		return &exitError{2, fmt.Errorf("token: unexpected argument %q", set.Arg(0))}
 	case *stateDir == "":
 		return &exitError{2, errors.New("token: give --state-dir, the directory of the ambitd that will check the token")}
 	case (c.PodName == "") != (c.PodUID == ""):
