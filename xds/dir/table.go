@@ -11,9 +11,10 @@ import (
 	"github.com/ambit-mesh/ambit/xds/crd"
 )
 
-// table holds what every file says and what is in force because of it.
-// It does no I/O and belongs to one goroutine.
-type table struct {
+// Table holds what every file says and what is in force because of it. Watch fills
+// one from directories; fed by hand it is the same source without I/O. It belongs
+// to one goroutine.
+type Table struct {
 	files   map[string]*file
 	claims  map[id][]*Object // all files' versions of an object, by path: the first wins
 	inForce map[id]*Object
@@ -30,13 +31,14 @@ type file struct {
 	cannot   *Problem // why the file could not be read at all
 }
 
-func newTable() *table {
-	return &table{files: map[string]*file{}, claims: map[id][]*Object{}, inForce: map[id]*Object{}, dups: map[id]bool{}, touched: map[id]bool{}}
+// NewTable returns a table without files.
+func NewTable() *Table {
+	return &Table{files: map[string]*file{}, claims: map[id][]*Object{}, inForce: map[id]*Object{}, dups: map[id]bool{}, touched: map[id]bool{}}
 }
 
-// put takes a file's content into account. Documents that did not change are not
+// Put takes a file's content into account. Documents that did not change are not
 // decoded again.
-func (t *table) put(path string, data []byte) {
+func (t *Table) Put(path string, data []byte) {
 	old := t.files[path]
 	if old == nil {
 		old = &file{}
@@ -92,7 +94,7 @@ func (f *file) keep(old *file, k id) {
 }
 
 // cannotRead reports a file that exists and cannot be read; what it said stays.
-func (t *table) cannotRead(path, msg, hint string) {
+func (t *Table) cannotRead(path, msg, hint string) {
 	f := file{}
 	if old := t.files[path]; old != nil {
 		f = *old
@@ -101,12 +103,13 @@ func (t *table) cannotRead(path, msg, hint string) {
 	t.replace(path, &f)
 }
 
-func (t *table) remove(path string) {
+// Remove takes into account that a file is gone.
+func (t *Table) Remove(path string) {
 	t.replace(path, &file{})
 	delete(t.files, path)
 }
 
-func (t *table) replace(path string, f *file) {
+func (t *Table) replace(path string, f *file) {
 	old := t.files[path]
 	t.files[path] = f
 	if old != nil {
@@ -126,7 +129,7 @@ func (t *table) replace(path string, f *file) {
 }
 
 // touch puts an object's claims in order and marks it for the next change.
-func (t *table) touch(k id) {
+func (t *Table) touch(k id) {
 	claims := t.claims[k]
 	slices.SortStableFunc(claims, func(a, b *Object) int { return cmp.Compare(a.File, b.File) })
 	delete(t.dups, k)
@@ -139,8 +142,8 @@ func (t *table) touch(k id) {
 	t.touched[k] = true
 }
 
-// change returns what differs from the previous call, in a stable order.
-func (t *table) change() Change {
+// Change returns what differs from the previous call, in a stable order.
+func (t *Table) Change() Change {
 	c := Change{Unenforced: map[string]int{}}
 	for _, k := range slices.SortedFunc(maps.Keys(t.touched), id.compare) {
 		was := t.inForce[k]

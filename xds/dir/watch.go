@@ -51,9 +51,9 @@ func Watch(ctx context.Context, dirs []string, log *slog.Logger, changed func(Ch
 		return fmt.Errorf("watch directories: %w", err)
 	}
 	defer w.Close()
-	s := &scanner{roots: dirs, log: log, notify: w, table: newTable(), stats: map[string]stat{}, watched: map[string]bool{}}
+	s := &scanner{roots: dirs, log: log, notify: w, table: NewTable(), stats: map[string]stat{}, watched: map[string]bool{}}
 	s.scan(true)
-	changed(s.table.change())
+	changed(s.table.Change())
 	return s.loop(ctx, changed)
 }
 
@@ -62,7 +62,7 @@ type scanner struct {
 	roots   []string
 	log     *slog.Logger
 	notify  *fsnotify.Watcher
-	table   *table
+	table   *Table
 	stats   map[string]stat   // of the files as they were last read
 	watched map[string]bool   // directories
 	forced  map[string]bool   // files named by an event: their time may not have moved
@@ -110,7 +110,7 @@ func (s *scanner) loop(ctx context.Context, changed func(Change)) error {
 			quiet.Reset(settle)
 		}
 		if differs {
-			changed(s.table.change())
+			changed(s.table.Change())
 		}
 	}
 }
@@ -137,7 +137,7 @@ func (s *scanner) scan(first bool) (differs, again bool) {
 	}
 	for path := range s.table.files {
 		if !seen[path] && !under(path, unreadable) {
-			s.table.remove(path)
+			s.table.Remove(path)
 			delete(s.stats, path)
 			differs = true
 		}
@@ -222,7 +222,7 @@ func (s *scanner) look(path string, first, forced bool) (differs, again bool) {
 		return false, true
 	}
 	s.stats[path] = now
-	s.table.put(path, data)
+	s.table.Put(path, data)
 	return true, false
 }
 

@@ -1,0 +1,267 @@
+package derive
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/crd"
+	"github.com/ambit-mesh/ambit/xds/dir"
+	"github.com/ambit-mesh/ambit/xds/identity"
+)
+
+func object(kind, ns, name string, v any) *dir.Object {
+	o := &dir.Object{Namespace: ns, Name: name, Value: v}
+	o.GVK.Kind = kind
+	return o
+}
+
+func testPod(ns, name, node, account, app string, i int) *dir.Object {
+	return object("Pod", ns, name, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(ns + "-" + name), Labels: map[string]string{"app": app, "tier": "x"}},
+		Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{
+			Name: "c", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
+		}}},
+		Status: corev1.PodStatus{
+			Phase: corev1.PodRunning, PodIP: fmt.Sprintf("10.%d.%d.%d", i>>16&255, i>>8&255, i&255),
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		},
+	})
+}
+
+func testService(ns, name, app string, i int) *dir.Object {
+	return object("Service", ns, name, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+		Spec: corev1.ServiceSpec{
+			Selector: map[string]string{"app": app}, ClusterIP: fmt.Sprintf("172.16.%d.%d", i>>8&255, i&255),
+			Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
+		},
+	})
+}
+
+func testPeer(ns, name string, selector map[string]string, mode crd.MTLSMode) *dir.Object {
+	p := &crd.PeerAuthentication{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
+	p.Spec.MTLS = &crd.MTLS{Mode: mode}
+	if selector != nil {
+		p.Spec.Selector = &crd.Selector{MatchLabels: selector}
+	}
+	return object("PeerAuthentication", ns, name, p)
+}
+
+func testPolicy(ns, name string, selector map[string]string, action crd.Action, from string) *dir.Object {
+	p := &crd.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
+	p.Spec.Action = action
+	p.Spec.Rules = []*crd.Rule{{From: []*crd.From{{Source: &crd.Source{Namespaces: []string{from}}}}}}
+	if selector != nil {
+		p.Spec.Selector = &crd.Selector{MatchLabels: selector}
+	}
+	return object("AuthorizationPolicy", ns, name, p)
+}
+
+// cluster makes pods in namespaces of 100, each with 10 services of 10 pods.
+func cluster(pods int) dir.Change {
+	var c dir.Change
+	for n := range 100 {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node-%d", n), Labels: map[string]string{corev1.LabelTopologyZone: fmt.Sprint(n % 3)}}}
+		c.Upserts = append(c.Upserts, object("Node", "", node.Name, node))
+	}
+	for i := range pods {
+		ns, app := fmt.Sprintf("ns-%d", i/100), fmt.Sprintf("app-%d", i/10%10)
+		c.Upserts = append(c.Upserts, testPod(ns, fmt.Sprintf("pod-%d", i), fmt.Sprintf("node-%d", i%100), "sa-"+app, app, i))
+		if i%10 == 0 {
+			c.Upserts = append(c.Upserts, testService(ns, app, app, i/10))
+		}
+	}
+	return c
+}
+
+func TestOneChangeRecomputesWhatItTouches(t *testing.T) {
+	e := New(Config{})
+	e.Apply(cluster(1000))
+	tests := []struct {
+		name             string
+		change           dir.Change
+		want             computed
+		upserts, removes int
+	}{
+		{"a pod again", dir.Change{Upserts: []*dir.Object{testPod("ns-3", "pod-310", "node-10", "sa-app-1", "app-1", 310)}}, computed{Pods: 1}, 0, 0},
+		{"a pod moves", dir.Change{Upserts: []*dir.Object{testPod("ns-3", "pod-310", "node-11", "sa-app-1", "app-1", 310)}}, computed{Pods: 1}, 1, 0},
+		{"a pod goes", dir.Change{Deletes: []dir.Key{{Kind: "Pod", Namespace: "ns-3", Name: "pod-310"}}}, computed{Pods: 1}, 0, 1},
+		{"a service's selector", dir.Change{Upserts: []*dir.Object{testService("ns-4", "app-1", "app-2", 41)}}, computed{Pods: 20, Services: 1}, 20, 0},
+		{"a policy for one app", dir.Change{Upserts: []*dir.Object{testPolicy("ns-5", "p", map[string]string{"app": "app-1"}, crd.ActionDeny, "x")}}, computed{Pods: 10, Policies: 1}, 11, 0},
+		{"other rules", dir.Change{Upserts: []*dir.Object{testPolicy("ns-5", "p", map[string]string{"app": "app-1"}, crd.ActionDeny, "y")}}, computed{Policies: 1}, 1, 0},
+		{"a policy for the namespace", dir.Change{Upserts: []*dir.Object{testPolicy("ns-5", "q", nil, crd.ActionDeny, "x")}}, computed{Policies: 1}, 1, 0},
+		{"strict for the namespace", dir.Change{Upserts: []*dir.Object{testPeer("ns-5", "p", nil, crd.ModeStrict)}}, computed{Pods: 100, Peers: 1}, 100, 0},
+		{"a second one changes nothing", dir.Change{Upserts: []*dir.Object{testPeer("ns-5", "q", nil, crd.ModePermissive)}}, computed{Peers: 2}, 0, 0},
+		{"a node's heartbeat", dir.Change{Upserts: []*dir.Object{object("Node", "", "node-3", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-3", Labels: map[string]string{corev1.LabelTopologyZone: "0", "x": "y"}}})}}, computed{}, 0, 0},
+		{"a node's zone", dir.Change{Upserts: []*dir.Object{object("Node", "", "node-3", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-3"}})}}, computed{Pods: 10}, 10, 0},
+		{"a namespace's label", dir.Change{Upserts: []*dir.Object{object("Namespace", "", "ns-1", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1", Labels: map[string]string{"x": "y"}}})}}, computed{}, 0, 0},
+	}
+	for _, tt := range tests {
+		r := e.Apply(tt.change)
+		if e.computed != tt.want || len(r.Upserts) != tt.upserts || len(r.Removes) != tt.removes {
+			t.Errorf("%s: computed %+v and sent %d, removed %d; want %+v, %d, %d", tt.name, e.computed, len(r.Upserts), len(r.Removes), tt.want, tt.upserts, tt.removes)
+		}
+	}
+	sameAsFromScratch(t, e)
+}
+
+// TestIncrementsAgreeWithOneStep applies random changes one at a time and in
+// batches; the result must be what the final inputs give in one step, and what
+// was sent must add up to it.
+func TestIncrementsAgreeWithOneStep(t *testing.T) {
+	for seed := range uint64(30) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		e := New(Config{})
+		held := map[Name]string{}
+		pick := func(s ...string) string { return s[rnd.IntN(len(s))] }
+		selector := func() map[string]string {
+			if rnd.IntN(2) == 0 {
+				return nil
+			}
+			return map[string]string{pick("app", "tier"): pick("a", "b", "x")}
+		}
+		change := func() (o *dir.Object) {
+			ns := pick("n", "m", "ambit-system", "istio-system")
+			switch rnd.IntN(7) {
+			case 0:
+				return testService(ns, pick("s1", "s2"), pick("a", "b"), rnd.IntN(100))
+			case 1:
+				return testPeer(ns, pick("p1", "p2"), selector(), crd.MTLSMode(pick("UNSET", "STRICT", "PERMISSIVE", "DISABLE")))
+			case 2:
+				return testPolicy(ns, pick("a1", "a2"), selector(), crd.Action(pick("ALLOW", "DENY", "AUDIT")), "x")
+			case 3:
+				return object("Node", "", "node", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{corev1.LabelTopologyZone: pick("1", "2")}}})
+			case 4:
+				m := &crd.Mesh{Config: crd.MeshConfig{TrustDomain: pick("", "td"), RootNamespace: pick("", "", "m")}}
+				return object("MeshConfig", pick("ambit-system", "istio-system"), "istio", m)
+			case 5:
+				return object("Namespace", "", ns, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns, Annotations: map[string]string{trafficDistributionAnnotation: pick("", "PreferClose")}}})
+			default:
+				return testPod(ns, pick("pod1", "pod2", "pod3"), pick("node", "other"), "sa", pick("a", "b"), rnd.IntN(50))
+			}
+		}
+		for range 200 {
+			var c dir.Change
+			for range 1 + rnd.IntN(3) {
+				if o := change(); rnd.IntN(4) == 0 {
+					c.Deletes = append(c.Deletes, o.Key())
+				} else {
+					c.Upserts = append(c.Upserts, o)
+				}
+			}
+			r := e.Apply(c)
+			for _, n := range r.Removes {
+				if _, had := held[n]; !had {
+					t.Fatalf("seed %d: removes %v, which nobody has", seed, n)
+				}
+				delete(held, n)
+			}
+			for _, u := range r.Upserts {
+				if held[Name{u.Type, u.Name}] == string(u.Bytes) {
+					t.Fatalf("seed %d: sends %s unchanged", seed, u.Name)
+				}
+				held[Name{u.Type, u.Name}] = string(u.Bytes)
+			}
+		}
+		n := 0
+		for _, typ := range []string{api.AddressType, api.AuthorizationType} {
+			for _, r := range e.Resources(typ) {
+				n++
+				if held[Name{r.Type, r.Name}] != string(r.Bytes) {
+					t.Errorf("seed %d: a proxy holds another %s", seed, r.Name)
+				}
+			}
+		}
+		if n != len(held) {
+			t.Errorf("seed %d: a proxy holds %d resources of %d", seed, len(held), n)
+		}
+		if sameAsFromScratch(t, e); t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func TestCertificateView(t *testing.T) {
+	e := New(Config{})
+	id := identity.MustParse("spiffe://cluster.local/ns/n/sa/web")
+	running := testPod("n", "a", "node-1", "web", "a", 1)
+	e.Apply(dir.Change{Upserts: []*dir.Object{running, testPod("n", "b", "node-2", "", "a", 2)}})
+	check := func(why, node string, id identity.ID, want bool) {
+		t.Helper()
+		if got := e.RunsOn(node, id); got != want {
+			t.Errorf("%s: RunsOn(%s, %s) = %v", why, node, id, got)
+		}
+	}
+	check("its node", "node-1", id, true)
+	check("another node", "node-2", id, false)
+	check("no node", "", id, false)
+	check("no identity", "node-1", identity.ID{}, false)
+	check("default account", "node-2", identity.MustParse("spiffe://cluster.local/ns/n/sa/default"), true)
+	check("another trust domain", "node-1", identity.MustParse("spiffe://other/ns/n/sa/web"), false)
+	check("another namespace", "node-1", identity.MustParse("spiffe://cluster.local/ns/m/sa/web"), false)
+	if p, ok := e.PodByUID("n-a"); !ok || p.Name != "a" {
+		t.Errorf("pod by uid: %v %v", p, ok)
+	}
+	ended := testPod("n", "a", "node-1", "web", "a", 1)
+	ended.Value.(*corev1.Pod).Status.Phase = corev1.PodSucceeded
+	e.Apply(dir.Change{Upserts: []*dir.Object{ended}})
+	check("ended", "node-1", id, false)
+	e.Apply(dir.Change{Upserts: []*dir.Object{running}})
+	check("again", "node-1", id, true)
+	e.Apply(dir.Change{Deletes: []dir.Key{running.Key()}})
+	check("gone", "node-1", id, false)
+	if _, ok := e.PodByUID("n-a"); ok {
+		t.Error("a deleted pod is found by its uid")
+	}
+}
+
+func TestReadsAreSafeDuringApply(t *testing.T) {
+	e := New(Config{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			e.RunsOn("node-1", identity.MustParse("spiffe://cluster.local/ns/ns-0/sa/sa-app-0"))
+			e.PodByUID("ns-0-pod-1")
+			e.Resources(api.AddressType)
+			e.Status()
+		}
+	}()
+	for i := range 5 {
+		e.Apply(cluster(50 * (i + 1)))
+	}
+	<-done
+}
+
+func BenchmarkOnePodAmong(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			e := New(Config{})
+			e.Apply(cluster(n))
+			i := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				i++
+				r := e.Apply(dir.Change{Upserts: []*dir.Object{testPod("ns-3", "pod-310", fmt.Sprintf("node-%d", i%2), "sa-app-1", "app-1", 310)}})
+				if len(r.Upserts) != 1 {
+					b.Fatal("nothing was sent")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkFullState(b *testing.B) {
+	c := cluster(10_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		New(Config{}).Apply(c)
+	}
+}
