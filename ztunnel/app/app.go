@@ -12,8 +12,10 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -61,16 +63,16 @@ type app struct {
 	cfg   Config
 	log   *slog.Logger
 	ready *boot.Ready
-	ca    *cert.Client
+	ca    io.Closer
 	node  *node
 	pods  *inpod.Manager
 	gate  *gate
 
-	syncedc chan struct{}
+	xdsTLS  func() (*tls.Config, error)
+	syncedc chan struct{} // closed when each type had its first answer
 }
 
 func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error) {
-	a := &app{cfg: cfg, log: log, ready: boot.NewReady(), syncedc: make(chan struct{})}
 	ca, err := cert.NewClient(cert.CAConfig{
 		Target: cfg.CAAddress, TLS: serverRoots("CA_ROOT_CA", cfg.CARootCA, cfg.CAAddress, cfg.AltCAHostname),
 		Token: cfg.token, ClusterID: cfg.ClusterID, Headers: cfg.CAHeaders,
@@ -78,8 +80,15 @@ func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error
 	if err != nil {
 		return nil, err
 	}
-	a.ca = ca
-	a.node = newNode(cfg, log, reg, ca)
+	a := assemble(cfg, log, reg, ca)
+	a.ca, a.xdsTLS = ca, serverRoots("XDS_ROOT_CA", cfg.XDSRootCA, cfg.XDSAddress, cfg.AltXDSHostname)
+	return a, nil
+}
+
+// assemble joins the parts that do not depend on how the control plane is reached.
+func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority cert.Authority) *app {
+	a := &app{cfg: cfg, log: log, ready: boot.NewReady(), syncedc: make(chan struct{})}
+	a.node = newNode(cfg, log, reg, authority)
 	a.gate = &gate{ready: a.ready, blocked: map[string]func(){}}
 	a.pods = inpod.New(inpod.Config{
 		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
@@ -89,7 +98,7 @@ func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error
 		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,
 	})
 	reg.MustRegister(istioBuild())
-	return a, nil
+	return a
 }
 
 // istioBuild is what dashboards made for the reference look for.
@@ -207,7 +216,7 @@ func (a *app) xdsClient(reg prometheus.Registerer) (*client.Client, error) {
 	}
 	var once sync.Once
 	return client.New(client.Config{
-		Target: a.cfg.XDSAddress, TLS: serverRoots("XDS_ROOT_CA", a.cfg.XDSRootCA, a.cfg.XDSAddress, a.cfg.AltXDSHostname),
+		Target: a.cfg.XDSAddress, TLS: a.xdsTLS,
 		Token: a.cfg.token, Headers: a.cfg.XDSHeaders, ClusterID: a.cfg.ClusterID, Node: n,
 		Types: []string{api.AddressType, api.AuthorizationType}, Handler: a.node.store,
 		Synced: func() {
@@ -255,6 +264,7 @@ func (a *app) serveHTTP(g *boot.Group, levels *boot.LevelControl, reg *prometheu
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
+		a.log.Info("listening", "port", s.name, "addr", ln.Addr().String())
 		g.Go(s.name, func(ctx context.Context) error { return boot.ServeHTTP(ctx, ln, s.h, boot.Scoped(a.log, s.name)) })
 	}
 	return nil

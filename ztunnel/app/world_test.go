@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -208,6 +207,11 @@ func (w *world) addPod(name, node string) *testPod {
 }
 
 func (w *world) setWorkload(p *testPod, node string, policies ...string) {
+	m := w.workload(p, node, policies...)
+	w.push(api.AddressType, m.GetWorkload().Uid, m)
+}
+
+func (w *world) workload(p *testPod, node string, policies ...string) *workload.Address {
 	m := &workload.Workload{
 		Uid: "Kubernetes//Pod/default/" + p.name, Name: p.name, Namespace: "default", ServiceAccount: p.name, TrustDomain: "cluster.local",
 		Node: node, ClusterId: "Kubernetes", CanonicalName: p.name, CanonicalRevision: "v1", WorkloadName: p.name,
@@ -218,7 +222,7 @@ func (w *world) setWorkload(p *testPod, node string, policies ...string) {
 	if p.v6.IsValid() {
 		m.Addresses = append(m.Addresses, p.v6.AsSlice())
 	}
-	w.push(api.AddressType, m.Uid, &workload.Address{Type: &workload.Address_Workload{Workload: m}})
+	return &workload.Address{Type: &workload.Address_Workload{Workload: m}}
 }
 
 func (w *world) setService(p *testPod, vip string) {
@@ -327,4 +331,3 @@ func (w *world) wantRefused(p *testPod, addr string) {
 	}
 }
 
-func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

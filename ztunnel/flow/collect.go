@@ -6,8 +6,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The descriptors carry no labels: each sample brings its own, in the
-// reference's order and, without a known workload, without the locality.
+// The descriptors carry no labels: each sample brings its own, the locality
+// only if a workload is known.
 var (
 	descOpened   = desc("istio_tcp_connections_opened_total", "The total number of TCP connections opened.")
 	descClosed   = desc("istio_tcp_connections_closed_total", "The total number of TCP connections closed.")

@@ -17,7 +17,8 @@ const maxDenied = 1000
 
 const unknown = "unknown"
 
-// labels is the traffic set in the order in which the reference exposes it.
+// labels is the reference's traffic set. (The registry sorts them by name on
+// output; nothing that reads metrics depends on their order.)
 type labels struct {
 	reporter                                                           string
 	srcWorkload, srcService, srcRevision, srcNamespace, srcPrincipal   string
@@ -108,7 +109,7 @@ type denial struct{ reason, policy string }
 type earlyFailure struct{ direction, reason string }
 
 // metrics is the collector. It keeps its own series, because client_golang's
-// vectors neither expire them nor keep the reference's label order.
+// vectors neither expire them nor let label sets differ within a family.
 type metrics struct {
 	t               *Table
 	inOpen, outOpen atomic.Int64

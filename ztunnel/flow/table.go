@@ -251,3 +251,15 @@ func (c *Conn) SetPeer(id identity.ID) {
 	defer c.mu.Unlock()
 	c.peer = id
 }
+
+// Cause is why a connection with this context ended: the reason it was cut
+// for, if it was, rather than the error that the cut produced.
+func Cause(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}

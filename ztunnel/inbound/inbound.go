@@ -86,7 +86,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	if err != nil {
 		return p.dialError(ctx, dst, err)
 	}
-	return relay.Join(ctx, down, app.(relay.Conn), &c.Stats)
+	return flow.Cause(ctx, relay.Join(ctx, down, app.(relay.Conn), &c.Stats))
 }
 
 // ServeConnect takes one CONNECT stream of a tunnel to the pod.
@@ -135,7 +135,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 		_ = app.Close() // nothing was sent to it yet
 		return flow.Flagged(flow.FlagConnect, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
 	}
-	return relay.Join(ctx, s, app.(relay.Conn), &c.Stats)
+	return flow.Cause(ctx, relay.Join(ctx, s, app.(relay.Conn), &c.Stats))
 }
 
 // describe completes the record. The peer's address names its workload only if
@@ -159,10 +159,7 @@ func peerWorkload(m *mesh.Snapshot, network string, a netip.Addr, peer identity.
 // dialError says whether the connection was cut meanwhile or the application
 // did not take it.
 func (p *Proxy) dialError(ctx context.Context, dst netip.AddrPort, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return flow.Flagged(flow.FlagConnect, fmt.Errorf("dial application at %s: %w", dst, err))
+	return flow.Cause(ctx, flow.Flagged(flow.FlagConnect, fmt.Errorf("dial application at %s: %w", dst, err)))
 }
 
 // reset ends c so that the client reads a reset, not an end of file.

@@ -126,10 +126,12 @@ func (p *pod) drain(ctx context.Context) {
 	case <-donec:
 	case <-ctx.Done():
 	}
+	// Connections first, so that each ends with this cause and not with that
+	// of a tunnel that vanished below it.
 	p.cancel(flow.ErrDrained)
+	<-donec
 	if p.handlers.Close != nil {
 		p.handlers.Close()
 	}
-	<-donec
 	_ = p.info.NS.Close() // its sockets are gone
 }

@@ -88,12 +88,9 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	}
 	up, err := p.dial(ctx, c, plan, self)
 	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return err
+		return flow.Cause(ctx, err)
 	}
-	return relay.Join(ctx, down, up, &c.Stats)
+	return flow.Cause(ctx, relay.Join(ctx, down, up, &c.Stats))
 }
 
 // describe completes the record. The reference logs as dst.addr what is
