@@ -235,9 +235,10 @@ func (l *lookup) suffixes(k kind, s string) {
 func (l *lookup) sources() {
 	for _, u := range l.x.use[source].lengths {
 		n := u.length
-		if l.f.src.Is6() {
-			n -= v6Length
+		if (n >= v6Length) != l.f.src.Is6() {
+			continue
 		}
+		n %= v6Length
 		if p, err := l.f.src.Prefix(n); err == nil {
 			l.probe(anchor{kind: source, prefix: p})
 		}
