@@ -45,6 +45,11 @@ func dials(b *testing.B, dial func(addr string) (net.Conn, error), addr string) 
 // and with what is simpler: the dialer's whole work on a thread inside.
 func BenchmarkDial(b *testing.B) {
 	ns := fresh(b)
+	home, err := Current()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer home.Close()
 	b.Run("own namespace", func(b *testing.B) {
 		ln, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
@@ -68,18 +73,14 @@ func BenchmarkDial(b *testing.B) {
 			return c, err
 		}},
 		{"thread of the caller", func(addr string) (c net.Conn, err error) {
-			home, err := own()
-			if err != nil {
-				return nil, err
-			}
 			d := &net.Dialer{}
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			if err := ns.enter(); err != nil {
+			if err := setns(ns.FD()); err != nil {
 				return nil, err
 			}
 			c, err = d.DialContext(b.Context(), "tcp", addr)
-			if herr := home.enter(); herr != nil {
+			if herr := setns(home.FD()); herr != nil {
 				b.Fatal(herr)
 			}
 			return c, err

@@ -35,6 +35,11 @@ type NS struct {
 	file  *os.File
 	raw   syscall.RawConn // counts users of the descriptor against Close
 	inode uint64
+
+	mu      sync.Mutex
+	home    *os.File // nil before the first visit
+	homeRaw syscall.RawConn
+	closed  bool
 }
 
 // Open opens the namespace at path: /proc/PID/ns/net, or a bind mount of one.
@@ -144,6 +149,13 @@ func (n *NS) Dup() (*NS, error) {
 // Close releases the descriptor once calls in flight have left. A second Close
 // does nothing.
 func (n *NS) Close() error {
+	n.mu.Lock()
+	n.closed = true
+	if n.home != nil {
+		_ = n.home.Close() // only ever entered
+		n.home = nil
+	}
+	n.mu.Unlock()
 	if err := n.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("close network namespace: %w", err)
 	}
@@ -154,58 +166,73 @@ func (n *NS) Close() error {
 // block for long, and must not hand its thread on.
 //
 // If the thread cannot get back Do reports it, even when f succeeded.
-func (n *NS) Do(f func() error) error {
-	home, err := own()
-	if err != nil {
-		return err
-	}
-	return n.do(home, f)
-}
+func (n *NS) Do(f func() error) error { return n.do(f, setns) }
 
-func (n *NS) do(home *NS, f func() error) error {
+func (n *NS) do(f func() error, leave func(home int) error) error {
 	// errExit stays when f ends its goroutine (runtime.Goexit, as t.FailNow does).
 	err := errExit
 	donec := make(chan struct{})
 	go func() {
 		defer close(donec)
-		runtime.LockOSThread()
-		if serr := n.enter(); serr != nil {
-			runtime.UnlockOSThread()
-			err = fmt.Errorf("enter network namespace: %w", serr)
+		home, herr := n.openHome()
+		if herr != nil {
+			err = herr
 			return
 		}
-		ferr := f()
-		if serr := home.enter(); serr != nil {
-			// Still locked: the runtime ends the thread with this goroutine.
-			err = errors.Join(ferr, fmt.Errorf("leave network namespace: %w", serr))
-			return
-		}
+		// Both descriptors are held until the thread is back, whoever calls Close.
+		var ferr error
+		cerr := home.Control(func(hfd uintptr) {
+			ferr = errClosed
+			_ = n.Control(func(fd int) { ferr = visit(fd, int(hfd), f, leave) }) // ferr says it
+		})
+		err = errors.Join(cerr, ferr)
+	}()
+	<-donec
+	return err
+}
+
+func visit(fd, home int, f func() error, leave func(home int) error) error {
+	runtime.LockOSThread()
+	if err := setns(fd); err != nil {
 		runtime.UnlockOSThread()
-		err = ferr
-	}()
-	<-donec
-	return err
-}
-
-var errExit = errors.New("work in network namespace: goroutine ended by its function")
-
-func (n *NS) enter() (err error) {
-	if cerr := n.raw.Control(func(fd uintptr) {
-		err = unix.Setns(int(fd), unix.CLONE_NEWNET)
-	}); cerr != nil {
-		return cerr
+		return fmt.Errorf("enter network namespace: %w", err)
 	}
+	err := f()
+	if lerr := leave(home); lerr != nil {
+		// Still locked: the runtime ends the thread with its goroutine.
+		return errors.Join(err, fmt.Errorf("leave network namespace: %w", lerr))
+	}
+	runtime.UnlockOSThread()
 	return err
 }
 
-// own is the process's own namespace, where every thread returns. It is opened
-// on a fresh goroutine because the caller's thread may be locked elsewhere.
-var own = sync.OnceValues(func() (n *NS, err error) {
-	donec := make(chan struct{})
-	go func() {
-		defer close(donec)
-		n, err = Current()
-	}()
-	<-donec
-	return n, err
-})
+// openHome returns the namespace threads come from. It is opened at the first
+// visit, on a goroutine of ours since the caller's thread may be locked
+// elsewhere, and kept with n: opening it costs more than a visit.
+func (n *NS) openHome() (syscall.RawConn, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil, errClosed
+	}
+	if n.home == nil {
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			return nil, fmt.Errorf("open own network namespace: %w", err)
+		}
+		raw, err := f.SyscallConn()
+		if err != nil {
+			_ = f.Close() // err says more
+			return nil, fmt.Errorf("open own network namespace: %w", err)
+		}
+		n.home, n.homeRaw = f, raw
+	}
+	return n.homeRaw, nil
+}
+
+var (
+	errExit   = errors.New("work in network namespace: goroutine ended by its function")
+	errClosed = fmt.Errorf("enter network namespace: %w", os.ErrClosed)
+)
+
+func setns(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) }
