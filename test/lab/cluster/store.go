@@ -395,3 +395,10 @@ func newUID() types.UID {
 	h := hex.EncodeToString(b[:])
 	return types.UID(h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:])
 }
+
+// All returns the keys of all objects.
+func (s *Store) All() []Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Collect(maps.Keys(s.objects))
+}

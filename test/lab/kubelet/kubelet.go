@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -158,4 +159,25 @@ func (k *Kubelet) Exec(namespace, name, containerName string, argv []string, std
 		}
 	}
 	return nil, fmt.Errorf("pod %s/%s has no container %q", namespace, name, containerName)
+}
+
+// Signal sends a signal to the containers of a pod.
+func (k *Kubelet) Signal(namespace, name string, sig syscall.Signal) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range k.pods {
+		if p.key.Namespace != namespace || p.key.Name != name {
+			continue
+		}
+		var errs []error
+		for _, c := range p.all() {
+			c.mu.Lock()
+			if c.proc != nil && !c.init {
+				errs = append(errs, c.proc.Signal(sig))
+			}
+			c.mu.Unlock()
+		}
+		return errors.Join(errs...)
+	}
+	return fmt.Errorf("pod %s/%s: %w", namespace, name, ErrNotRunning)
 }

@@ -158,7 +158,9 @@ func trimSlash(p string) string {
 
 func (c *container) grpcCheck(ctx context.Context, g *corev1.GRPCAction) error {
 	cc, err := grpc.NewClient("passthrough:///probe", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx, "", intstr.FromInt32(g.Port)) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return c.dial(ctx, "", intstr.FromInt32(g.Port))
+		}))
 	if err != nil {
 		return err
 	}

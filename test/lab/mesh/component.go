@@ -1,0 +1,196 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/ambit-mesh/ambit/test/lab/fabric"
+	"github.com/ambit-mesh/ambit/test/lab/process"
+)
+
+// Component is one program of the mesh and its process.
+type Component struct {
+	Name    string // ambitd, ztunnel@node-1
+	Machine *fabric.Machine
+	LogFile string
+
+	argv, env []string
+	ready     netip.AddrPort
+	path      string
+	log       *slog.Logger
+	wakec     chan syscall.Signal // ends the wait before a restart
+
+	wasReady atomic.Bool
+
+	mu       sync.Mutex
+	proc     *process.Process // guarded by mu; nil before the first start
+	restarts int              // guarded by mu
+}
+
+// run starts the program, and again when it ends, until ctx ends.
+func (c *Component) run(ctx context.Context) {
+	const first, last = 200 * time.Millisecond, 5 * time.Second
+	for backoff := first; ; {
+		began := time.Now()
+		p, err := c.start()
+		if err != nil {
+			c.log.Warn("component does not start", "component", c.Name, "err", err)
+		} else {
+			select {
+			case <-p.Done():
+			case <-ctx.Done():
+				p.Stop(3 * time.Second)
+				return
+			}
+			code, _ := p.Exit()
+			c.log.Info("component ended", "component", c.Name, "code", code)
+			c.mu.Lock()
+			c.restarts++
+			c.mu.Unlock()
+		}
+		if time.Since(began) > 10*time.Second {
+			backoff = first
+		}
+		select {
+		case <-time.After(backoff):
+		case <-c.wakec:
+		case <-ctx.Done():
+			return
+		}
+		backoff = min(2*backoff, last)
+	}
+}
+
+func (c *Component) start() (*process.Process, error) {
+	log, err := os.OpenFile(c.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p, err := process.Start(process.Spec{Argv: c.argv, Env: c.env, NetNS: c.Machine.Path()}, nil, log, log)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.proc = p
+	c.mu.Unlock()
+	return p, nil
+}
+
+// Pid is the running process's, 0 when there is none.
+func (c *Component) Pid() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.proc == nil {
+		return 0
+	}
+	select {
+	case <-c.proc.Done():
+		return 0
+	default:
+		return c.proc.Pid()
+	}
+}
+
+// Restarts counts how often the program was started again.
+func (c *Component) Restarts() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.restarts
+}
+
+// Signal sends a signal to the program.
+func (c *Component) Signal(sig syscall.Signal) error {
+	c.mu.Lock()
+	p := c.proc
+	c.mu.Unlock()
+	if p == nil {
+		return fmt.Errorf("%s does not run", c.Name)
+	}
+	return p.Signal(sig)
+}
+
+// Restart ends the program and waits until another process runs.
+func (c *Component) Restart(ctx context.Context, sig syscall.Signal) error {
+	before := c.Restarts()
+	if err := c.Signal(sig); err != nil {
+		return err
+	}
+	for c.Restarts() == before || c.Pid() == 0 {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Check asks the program whether it is ready.
+func (c *Component) Check(ctx context.Context) error {
+	if c.Pid() == 0 {
+		return fmt.Errorf("no process (restarted %d times)", c.Restarts())
+	}
+	if _, err := c.get(ctx, c.path); err != nil {
+		return err
+	}
+	c.wasReady.Store(true)
+	return nil
+}
+
+// Tail returns the last lines of the program's log.
+func (c *Component) Tail(n int) string {
+	b, err := os.ReadFile(c.LogFile)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return strings.Join(lines, "\n")
+}
+
+// output runs ambitd for its standard output.
+func (m *Mesh) output(ctx context.Context, args ...string) (string, error) {
+	out, in, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	errFile, err := os.CreateTemp(m.Dir, "output-")
+	if err != nil {
+		_ = in.Close()
+		return "", err
+	}
+	defer os.Remove(errFile.Name())
+	defer errFile.Close()
+	p, err := process.Start(process.Spec{Argv: append([]string{filepath.Join(m.Bin, "ambitd")}, args...), Env: os.Environ()}, nil, in, errFile)
+	_ = in.Close() // the process has its own
+	if err != nil {
+		return "", err
+	}
+	stop := context.AfterFunc(ctx, func() { p.Stop(0) })
+	defer stop()
+	var b bytes.Buffer
+	if _, err := io.Copy(&b, out); err != nil {
+		return "", err
+	}
+	<-p.Done()
+	if code, _ := p.Exit(); code != 0 {
+		said, _ := os.ReadFile(errFile.Name()) // the exit status is told in any case
+		return "", fmt.Errorf("ambitd %s: exit status %d: %s", args[0], code, bytes.TrimSpace(said))
+	}
+	return b.String(), nil
+}
