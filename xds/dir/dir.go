@@ -37,9 +37,12 @@ func (o *Object) Key() Key { return Key{Kind: o.GVK.Kind, Namespace: o.Namespace
 // Key names an object.
 type Key struct{ Kind, Namespace, Name string }
 
-// String returns "kind namespace/name", or "kind name" without a namespace.
+// String returns "kind namespace/name", without what is empty.
 func (k Key) String() string {
-	if k.Namespace == "" {
+	switch {
+	case k.Name == "":
+		return k.Kind
+	case k.Namespace == "":
 		return k.Kind + " " + k.Name
 	}
 	return k.Kind + " " + k.Namespace + "/" + k.Name

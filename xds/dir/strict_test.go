@@ -49,7 +49,7 @@ func TestDecodeReportsWithPlaceAndHint(t *testing.T) {
 		{"irrelevant kinds are checked too", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {replica: 2}\n",
 			`f.yaml:4 Deployment default/a spec.replica: unknown field "replica", did you mean "replicas"?`},
 		{"unenforced kinds need a name", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {}\n",
-			`f.yaml:1 VirtualService default/ metadata: name is missing`},
+			`f.yaml:1 VirtualService metadata: name is missing`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -24,7 +24,9 @@ func newTestWatch(t *testing.T, dir string) *testWatch {
 	w := &testWatch{t: t, dir: dir, changes: make(chan Change, 100)}
 	ctx, cancel := context.WithCancel(t.Context())
 	donec := make(chan error, 1)
-	go func() { donec <- Watch(ctx, []string{dir}, slog.New(slog.DiscardHandler), func(c Change) { w.changes <- c }) }()
+	go func() {
+		donec <- Watch(ctx, []string{dir}, slog.New(slog.DiscardHandler), func(c Change) { w.changes <- c })
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-donec; !errors.Is(err, context.Canceled) {
@@ -102,7 +104,7 @@ func TestWatchFollowsFiles(t *testing.T) {
 	w.write("b.yaml", ns("c", "x: y"))
 	w.want("repaired", "+c", "")
 	w.write("b.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {nam: c}\n")
-	w.want("an object without a name keeps what was good", "", "b.yaml:3 Namespace metadata.nam: unknown field")
+	w.want("an object without a name keeps what was good", "", "b.yaml:1 Namespace metadata: name is missing\nb.yaml:3 Namespace metadata.nam: unknown field")
 	w.write("b.yaml", ns("c", "x: 1"))
 	w.want("a wrong type keeps what was good", "", "b.yaml:3 Namespace c metadata.labels[x]: expected a string")
 	w.write("z.yaml", ns("a", "from: z"))
