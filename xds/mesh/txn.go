@@ -218,12 +218,12 @@ func withWorkload(list []*Workload, w, old *Workload) []*Workload {
 		list[i] = w
 		return list
 	}
-	out := make([]*Workload, 0, len(list)+1)
-	out = append(append(append(out, list[:i]...), w), list[i:]...)
-	if old != nil {
-		out = withoutWorkload(out, old)
+	if old != nil { // the version before, at another place if at all
+		list = withoutWorkload(list, old)
+		i, _ = placeOf(list, w)
 	}
-	return out
+	out := make([]*Workload, 0, len(list)+1)
+	return append(append(append(out, list[:i]...), w), list[i:]...)
 }
 
 func withoutWorkload(list []*Workload, old *Workload) []*Workload {
