@@ -98,18 +98,20 @@ func (s *DirSource) report(problems []dir.Problem) {
 
 func (s *DirSource) list() []Pod {
 	pods := make([]Pod, 0, len(s.pods))
-	seen := map[string]bool{}
 	for _, p := range s.pods {
-		pod := podOf(p, s.namespaces[p.Namespace], s.cfg.Excluded)
-		if !validUID(pod.UID) || seen[pod.UID] {
-			s.cfg.Logger.Warn("pod is ignored: its metadata.uid is missing, used twice or not usable", "pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID)
-			continue
-		}
-		seen[pod.UID] = true
-		pods = append(pods, pod)
+		pods = append(pods, podOf(p, s.namespaces[p.Namespace], s.cfg.Excluded))
 	}
+	// Sorted, so that of two pods with one uid it is always the same that counts.
 	slices.SortFunc(pods, func(a, b Pod) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	return pods
+	seen := map[string]bool{}
+	return slices.DeleteFunc(pods, func(p Pod) bool {
+		if validUID(p.UID) && !seen[p.UID] {
+			seen[p.UID] = true
+			return false
+		}
+		s.cfg.Logger.Warn("pod is ignored: its metadata.uid is missing, used twice or not usable", "pod", p.Namespace+"/"+p.Name, "uid", p.UID)
+		return true
+	})
 }
