@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer parts.home.Close()
+	defer parts.close()
 	group := boot.NewGroup(ctx, log)
 	if cfg.HealthAddr != "" {
 		ln, err := boot.Listen(ctx, cfg.HealthAddr)

@@ -20,6 +20,7 @@ type parts struct {
 	rules    *redirect.Dataplane
 	host     *redirect.Host
 	status   *agent.StatusDir
+	server   *handoff.Server
 	home     *netns.NS
 	ready    *boot.Ready
 	registry *prometheus.Registry
@@ -56,7 +57,7 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := handoff.Listen(handoff.ServerConfig{
+	p.server, err = handoff.Listen(handoff.ServerConfig{
 		Path: cfg.ZDSPath, Logger: boot.Scoped(log, "zds"), Registerer: p.registry,
 		// The agent is made from the server; no proxy is served before both are.
 		SnapshotResult: func(uid string, err error) { p.agent.SnapshotResult(uid, err) },
@@ -68,10 +69,15 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 		Source: agent.NewDirSource(agent.DirConfig{
 			Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, Logger: boot.Scoped(log, "source"),
 		}),
-		Proxies: server, Rules: p.rules, Host: hostRules, Status: p.status,
+		Proxies: p.server, Rules: p.rules, Host: hostRules, Status: p.status,
 		Propagation: cfg.Propagation, Drain: cfg.Drain,
 		Synced: p.ready.Block("pods"),
 		Logger: boot.Scoped(log, "agent"), Registerer: p.registry,
 	})
 	return p, nil
+}
+
+func (p *parts) close() {
+	p.server.Close()
+	_ = p.home.Close() // only ever entered
 }

@@ -105,7 +105,7 @@ func removeStale(path string) error {
 // descriptor is closed.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	defer s.release()
+	defer s.Close()
 	stop := context.AfterFunc(ctx, func() { _ = s.ln.Close() })
 	defer stop()
 	var acceptErr error
@@ -160,7 +160,9 @@ func (s *Server) discharge() {
 	s.slots--
 }
 
-func (s *Server) release() {
+// Close lets go of the socket and of all pods; Run does so at its end. A second
+// Close does nothing.
+func (s *Server) Close() {
 	_ = s.ln.Close() // also removes the socket
 	s.mu.Lock()
 	defer s.mu.Unlock()
