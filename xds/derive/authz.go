@@ -32,6 +32,13 @@ type verdict struct {
 	notes  []string // what differs from what was written, and how
 }
 
+// unsupported says that a part is not in force as written.
+func (v *verdict) unsupported() {
+	if v.reason == ReasonAccepted {
+		v.reason = ReasonUnsupported
+	}
+}
+
 // authorize translates an AuthorizationPolicy for layer 4.
 //
 // A rule is clauses ANDed (from, to, each when); a clause is matches ORed; the
@@ -63,13 +70,13 @@ func authorize(p *crd.AuthorizationPolicy, set *settings) verdict {
 	a.Rules = append(a.Rules, extra...)
 	v := verdict{authz: a, reason: ReasonAccepted, notes: t.notes}
 	if len(t.notes) > 0 {
-		v.reason = ReasonUnsupported
+		v.unsupported()
 	}
 	if val, ok := p.Annotations[dryRunAnnotation]; ok {
 		dry, err := strconv.ParseBool(val)
 		a.DryRun = dry
 		if err != nil {
-			v.reason = ReasonUnsupported
+			v.unsupported()
 			v.notes = append(v.notes, fmt.Sprintf("annotation %s: %q is not true or false, the policy is enforced", dryRunAnnotation, val))
 		}
 	}

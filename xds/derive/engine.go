@@ -41,6 +41,7 @@ type Engine struct {
 	servicesIn       multi[string, nn] // by namespace
 	serviceSelectors *selectorIndex
 	slicesOf         multi[nn, nn] // by service
+	slicesTo         multi[nn, nn] // by pod that an endpoint is
 	policySelectors  *selectorIndex
 	peerSelectors    *selectorIndex
 	wide             map[string]map[nn]*crd.PeerAuthentication // without selector, by namespace
@@ -81,7 +82,7 @@ func New(cfg Config) *Engine {
 		pods: map[nn]*corev1.Pod{}, services: map[nn]*corev1.Service{}, slices: map[nn]*discoveryv1.EndpointSlice{},
 		policies: map[nn]*crd.AuthorizationPolicy{}, peers: map[nn]*crd.PeerAuthentication{}, meshes: map[nn]*crd.Mesh{},
 		podLabels: labelIndex{}, podsOnNode: multi[string, nn]{}, accounts: map[account]int{}, podByUID: map[string]nn{},
-		servicesIn: multi[string, nn]{}, serviceSelectors: newSelectorIndex(), slicesOf: multi[nn, nn]{},
+		servicesIn: multi[string, nn]{}, serviceSelectors: newSelectorIndex(), slicesOf: multi[nn, nn]{}, slicesTo: multi[nn, nn]{},
 		policySelectors: newSelectorIndex(), peerSelectors: newSelectorIndex(),
 		wide: map[string]map[nn]*crd.PeerAuthentication{},
 		made: map[source][]Resource{}, conditions: map[source][]Condition{},
@@ -167,8 +168,7 @@ func (e *Engine) compute(r *Result) {
 	for k := range e.dirty.policies {
 		src := source{"AuthorizationPolicy", k}
 		if p := e.policies[k]; p != nil {
-			v := authorize(p, &e.set)
-			e.judge(r, src, v, v.authz != nil)
+			e.judge(r, src, authorize(p, &e.set))
 		} else {
 			e.output(r, src, nil)
 			e.condition(src, nil)
@@ -177,8 +177,7 @@ func (e *Engine) compute(r *Result) {
 	for k := range e.dirty.peers {
 		src := source{"PeerAuthentication", k}
 		if e.peers[k] != nil {
-			v := e.peerVerdict(k)
-			e.judge(r, src, v, v.reason == ReasonAccepted)
+			e.judge(r, src, e.peerVerdict(k))
 		} else {
 			e.output(r, src, nil)
 			e.condition(src, nil)
@@ -186,15 +185,16 @@ func (e *Engine) compute(r *Result) {
 	}
 }
 
-// judge outputs a policy and its condition.
-func (e *Engine) judge(r *Result, src source, v verdict, accepted bool) {
+// judge outputs a policy and its condition. It is accepted only when it is in
+// force exactly as written.
+func (e *Engine) judge(r *Result, src source, v verdict) {
 	var out []Resource
 	if v.authz != nil {
 		out = append(out, authorizationResource(v.authz.Namespace+"/"+v.authz.Name, v.authz))
 	}
 	e.output(r, src, out)
 	status := "False"
-	if accepted {
+	if v.reason == ReasonAccepted {
 		status = "True"
 	}
 	e.condition(src, []Condition{{

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -42,6 +43,20 @@ func testService(ns, name, app string, i int) *dir.Object {
 			Selector: map[string]string{"app": app}, ClusterIP: fmt.Sprintf("172.16.%d.%d", i>>8&255, i&255),
 			Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
 		},
+	})
+}
+
+// testSlice has one endpoint, a pod or (without a name) an address elsewhere.
+func testSlice(ns, name, service, pod string, i int) *dir.Object {
+	port, portName := int32(8000+i), "http"
+	ep := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("192.0.2.%d", i)}}
+	if pod != "" {
+		ep.TargetRef = &corev1.ObjectReference{Kind: "Pod", Name: pod}
+	}
+	return object("EndpointSlice", ns, name, &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: ns, Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{ep},
+		Ports: []discoveryv1.EndpointPort{{Name: &portName, Port: &port}},
 	})
 }
 
@@ -129,9 +144,15 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 		}
 		change := func() (o *dir.Object) {
 			ns := pick("n", "m", "ambit-system", "istio-system")
-			switch rnd.IntN(7) {
+			switch rnd.IntN(8) {
 			case 0:
-				return testService(ns, pick("s1", "s2"), pick("a", "b"), rnd.IntN(100))
+				s := testService(ns, pick("s1", "s2"), pick("a", "b"), rnd.IntN(100))
+				if rnd.IntN(2) == 0 {
+					s.Value.(*corev1.Service).Spec.Selector = nil
+				}
+				return s
+			case 6:
+				return testSlice(ns, pick("e1", "e2"), pick("s1", "s2"), pick("pod1", "pod2", ""), rnd.IntN(3))
 			case 1:
 				return testPeer(ns, pick("p1", "p2"), selector(), crd.MTLSMode(pick("UNSET", "STRICT", "PERMISSIVE", "DISABLE")))
 			case 2:

@@ -1,9 +1,13 @@
 package derive
 
+import "cmp"
+
 // nn is a namespace and a name.
 type nn struct{ ns, name string }
 
 func (n nn) String() string { return n.ns + "/" + n.name }
+
+func (n nn) compare(o nn) int { return cmp.Or(cmp.Compare(n.ns, o.ns), cmp.Compare(n.name, o.name)) }
 
 // label is one key and value.
 type label struct{ key, value string }

@@ -81,7 +81,10 @@ func (e *Engine) inputPod(k nn, p *corev1.Pod) {
 
 func (e *Engine) inputService(k nn, s *corev1.Service) {
 	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
-	if was := put(e.services, k, s); was != nil && len(was.Spec.Selector) > 0 {
+	was := put(e.services, k, s)
+	hadSelector := was != nil && len(was.Spec.Selector) > 0
+	hasSelector := s != nil && len(s.Spec.Selector) > 0
+	if hadSelector {
 		e.podLabels.selected(k.ns, was.Spec.Selector, mark)
 	}
 	e.serviceSelectors.remove(k)
@@ -89,7 +92,7 @@ func (e *Engine) inputService(k nn, s *corev1.Service) {
 		e.servicesIn.remove(k.ns, k)
 	} else {
 		e.servicesIn.add(k.ns, k)
-		if len(s.Spec.Selector) > 0 {
+		if hasSelector {
 			e.serviceSelectors.put(k, s.Spec.Selector)
 			e.podLabels.selected(k.ns, s.Spec.Selector, mark)
 		}
@@ -97,6 +100,11 @@ func (e *Engine) inputService(k nn, s *corev1.Service) {
 	e.dirty.services[k] = struct{}{}
 	for slice := range e.slicesOf[k] {
 		e.dirty.slices[slice] = struct{}{}
+		if hadSelector != hasSelector || !hasSelector {
+			for pod := range slicePods(e.slices[slice]) {
+				mark(pod)
+			}
+		}
 	}
 	e.waypointCondition(source{"Service", k}, s)
 }
@@ -105,14 +113,30 @@ func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 	if was := put(e.slices, k, s); was != nil {
 		if svc, ok := sliceService(was); ok {
 			e.slicesOf.remove(svc, k)
+			for pod := range slicePods(was) {
+				e.slicesTo.remove(pod, k)
+				e.markListed(svc, pod)
+			}
 		}
 	}
 	if s != nil {
 		if svc, ok := sliceService(s); ok {
 			e.slicesOf.add(svc, k)
+			for pod := range slicePods(s) {
+				e.slicesTo.add(pod, k)
+				e.markListed(svc, pod)
+			}
 		}
 	}
 	e.dirty.slices[k] = struct{}{}
+}
+
+// markListed marks a pod whose place in a slice matters: only a service without a
+// selector takes its pods from slices.
+func (e *Engine) markListed(svc, pod nn) {
+	if s := e.services[svc]; s != nil && len(s.Spec.Selector) == 0 {
+		e.dirty.pods[pod] = struct{}{}
+	}
 }
 
 func (e *Engine) inputNamespace(name string, ns *corev1.Namespace) {

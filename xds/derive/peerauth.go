@@ -144,10 +144,12 @@ func (e *Engine) peerVerdict(k nn) verdict {
 		}
 	}
 	if p.Spec.MTLS.EffectiveMode() == crd.ModeDisable {
+		v.unsupported()
 		v.notes = append(v.notes, "DISABLE acts as PERMISSIVE: HBONE cannot be turned off")
 	}
 	for _, port := range slices.Sorted(maps.Keys(p.Spec.PortLevelMTLS)) {
 		if p.Spec.PortLevelMTLS[port].EffectiveMode() == crd.ModeDisable {
+			v.unsupported()
 			v.notes = append(v.notes, fmt.Sprintf("DISABLE on port %d acts as PERMISSIVE: HBONE cannot be turned off", port))
 		}
 	}

@@ -1,6 +1,8 @@
 package derive
 
 import (
+	"iter"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -181,7 +183,43 @@ func (e *Engine) podServices(k nn, p *corev1.Pod) map[string]*workload.PortList 
 		out[e.serviceKey(svc)] = podPorts(servicePorts(s), p)
 	}
 	e.serviceSelectors.choosing(k.ns, p.Labels, add)
+	for _, slice := range slices.SortedFunc(maps.Keys(e.slicesTo[k]), nn.compare) {
+		s := e.slices[slice]
+		key, _ := sliceService(s)
+		svc := e.services[key]
+		if svc == nil || len(svc.Spec.Selector) > 0 || !inMesh(svc) || !listsReady(s, k, svc) {
+			continue
+		}
+		if out == nil {
+			out = map[string]*workload.PortList{}
+		}
+		// Two slices, one per address family, say the same; the first one counts.
+		if name := e.serviceKey(key); out[name] == nil {
+			out[name] = slicePorts(s, servicePorts(svc))
+		}
+	}
 	return out
+}
+
+// slicePods yields the pods that are endpoints of a slice. A service without a
+// selector (leader election, for one) chooses its pods this way.
+func slicePods(s *discoveryv1.EndpointSlice) iter.Seq[nn] {
+	return func(yield func(nn) bool) {
+		for i := range s.Endpoints {
+			ref := s.Endpoints[i].TargetRef
+			if ref != nil && ref.Kind == "Pod" && (ref.Namespace == "" || ref.Namespace == s.Namespace) && !yield(nn{s.Namespace, ref.Name}) {
+				return
+			}
+		}
+	}
+}
+
+// listsReady reports whether a slice has the pod as an endpoint to be used.
+func listsReady(s *discoveryv1.EndpointSlice, pod nn, svc *corev1.Service) bool {
+	return slices.ContainsFunc(s.Endpoints, func(ep discoveryv1.Endpoint) bool {
+		ready := ep.Conditions.Ready == nil || *ep.Conditions.Ready || svc.Spec.PublishNotReadyAddresses
+		return ready && ep.TargetRef != nil && ep.TargetRef.Kind == "Pod" && ep.TargetRef.Name == pod.name
+	})
 }
 
 // podPorts resolves target ports in the pod. A named port the pod does not have
