@@ -117,19 +117,24 @@ func Run(ctx context.Context, c Config, log *slog.Logger, levels *boot.LevelCont
 	log.Info("ambitd starts", "version", boot.Version, "sources", c.Sources, "state_dir", c.StateDir,
 		"trust_domain", c.TrustDomain, "cluster", c.ClusterID, "ca", a.authority.Info().Subject)
 
-	g := boot.NewGroup(ctx, log)
+	return a.run(ctx, levels, reg)
+}
+
+// run starts the process's goroutines and waits for them.
+func (a *ambitd) run(ctx context.Context, levels *boot.LevelControl, reg *prometheus.Registry) error {
+	g := boot.NewGroup(ctx, a.log)
 	g.Go("source", func(ctx context.Context) error {
-		return dir.Watch(ctx, c.Sources, boot.Scoped(log, "source"), a.pipe.apply)
+		return dir.Watch(ctx, a.cfg.Sources, boot.Scoped(a.log, "source"), a.pipe.apply)
 	})
 	g.Go("monitoring", func(ctx context.Context) error {
-		return boot.ServeHTTP(ctx, a.monitoring, a.handler(levels, reg), log)
+		return boot.ServeHTTP(ctx, a.monitoring, a.handler(levels, reg), a.log)
 	})
 	g.Go("drain", a.drain)
 	for _, ln := range a.listeners {
 		g.Go("xds "+ln.Addr().String(), func(ctx context.Context) error { return a.serve(ctx, ln) })
 	}
-	err = g.Wait()
-	log.Info("ambitd stopped")
+	err := g.Wait()
+	a.log.Info("ambitd stopped")
 	return err
 }
 
