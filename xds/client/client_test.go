@@ -234,3 +234,31 @@ func TestResumeRequestStaysBelowTheMessageLimit(t *testing.T) {
 		t.Errorf("%d workloads, want %d", got, n)
 	}
 }
+
+// TestServerAwayAndUntrusted: a client without its control plane keeps trying,
+// and what it knows stays in force.
+func TestServerAwayAndUntrusted(t *testing.T) {
+	r := newRig(t)
+	r.server.Set("a", address("a", 1))
+	r.run()
+	r.server.Stop()
+	if r.store.View().Mesh.Workload("a") == nil {
+		t.Fatal("workload went with the control plane")
+	}
+	other := fakexds.New(t)
+	c, err := client.New(client.Config{
+		Target: other.Addr(), TLS: r.server.TLS, Types: []string{api.AddressType}, Handler: r,
+		Synced: func() { t.Error("synced with an untrusted server") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := c.Run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Run returned %v", err)
+	}
+	if n := len(other.Requests()); n > 0 {
+		t.Errorf("%d requests were sent to a server with another root", n)
+	}
+}
