@@ -98,6 +98,10 @@ type Config struct {
 	Host    HostRules // nil: probes are not exempted
 	Status  *StatusDir
 
+	// NodeNS is the number of the node's own network namespace, which no pod's
+	// path may lead into; 0 if there is none to protect.
+	NodeNS uint64
+
 	// Propagation is how long peers get to learn that a pod left the mesh before
 	// its proxy stops; default 1 s.
 	Propagation time.Duration
@@ -250,7 +254,7 @@ func (a *Agent) start(pods []Pod) {
 func (a *Agent) track(p Pod) error {
 	hp := handoff.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount}
 	if p.NetNS != "" {
-		ns, err := netns.Open(p.NetNS)
+		ns, err := a.open(p.NetNS)
 		if err != nil {
 			return err
 		}
@@ -258,6 +262,22 @@ func (a *Agent) track(p Pod) error {
 		hp.NS = ns
 	}
 	return a.cfg.Proxies.Track(hp)
+}
+
+var errNodeNS = errors.New("it is the node's own network namespace, not a pod's")
+
+// open opens a pod's namespace. The path comes from whoever describes pods, and
+// rules in the node's namespace would cut the node off.
+func (a *Agent) open(path string) (*netns.NS, error) {
+	ns, err := netns.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if a.cfg.NodeNS != 0 && ns.Inode() == a.cfg.NodeNS {
+		_ = ns.Close() // only looked at
+		return nil, fmt.Errorf("open network namespace %s: %w", path, errNodeNS)
+	}
+	return ns, nil
 }
 
 func (a *Agent) spawnLocked(ctx context.Context, p Pod) {

@@ -36,6 +36,7 @@ type world struct {
 	changed chan struct{} // closed and replaced at each line
 	fail    map[string]error
 	present bool
+	node    uint64
 	hang    chan struct{} // when set, Add of "hang" waits for it
 }
 
@@ -69,7 +70,7 @@ func (w *world) failing(line string, err error) {
 // want waits until the line was done after everything wanted before.
 func (w *world) want(why string, lines ...string) {
 	w.t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(5 * time.Minute)
 	for _, line := range lines {
 		for {
 			w.mu.Lock()
@@ -149,7 +150,7 @@ type rules struct{ *world }
 func (r rules) Apply(_ *netns.NS, p redirect.PodRules) error {
 	return r.do(fmt.Sprintf("apply inbound=%t v6=%t", !p.BypassInbound, p.IPv6))
 }
-func (r rules) Check(*netns.NS, redirect.PodRules) error { return nil }
+func (r rules) Check(*netns.NS, redirect.PodRules) error { return r.do("check") }
 func (r rules) Release(*netns.NS) error                  { return r.do("release") }
 func (r rules) Remove(*netns.NS) error                   { return r.do("remove") }
 func (r rules) Present(*netns.NS) (bool, error)          { return r.present, nil }
@@ -162,7 +163,7 @@ func (h host) Set(pods []netip.Addr) error { return h.do(fmt.Sprintf("probes %v"
 func (w *world) start() *agent.Agent {
 	w.t.Helper()
 	a := agent.New(agent.Config{
-		Source: source{w}, Proxies: proxies{w}, Rules: rules{w}, Host: host{w}, Status: w.status,
+		Source: source{w}, Proxies: proxies{w}, Rules: rules{w}, Host: host{w}, Status: w.status, NodeNS: w.node,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	donec := make(chan error, 1)
@@ -312,6 +313,40 @@ func testVanishedNamespaceIsDropped(t *testing.T) {
 	w.wantStatus("a", agent.Pending, "no such file")
 	w.pod("a")
 	w.wantStatus("a", agent.Enabled, "")
+}
+
+func TestDamagedRulesAreRepaired(t *testing.T) { synctest.Test(t, testDamagedRulesAreRepaired) }
+
+func testDamagedRulesAreRepaired(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.pods <- []agent.Pod{w.pod("a")}
+	w.wantStatus("a", agent.Enabled, "")
+	w.want("enrolment", "apply inbound=true v6=false")
+	w.want("sound rules are left alone", "check", "check")
+	w.failing("check", fmt.Errorf("%w: no table", redirect.ErrDrift))
+	w.want("repair", "check", "apply inbound=true v6=false")
+	w.wantStatus("a", agent.Enabled, "")
+}
+
+func TestNodesOwnNamespaceIsNoPods(t *testing.T) { synctest.Test(t, testNodesOwnNamespaceIsNoPods) }
+
+func testNodesOwnNamespaceIsNoPods(t *testing.T) {
+	w := newWorld(t)
+	home, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer home.Close()
+	w.node = home.Inode()
+	w.start()
+	w.pods <- []agent.Pod{w.pod("a")}
+	w.wantStatus("a", agent.Pending, "the node's own")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if slices.Contains(w.log, "apply inbound=true v6=false") {
+		t.Error("rules were made in the node's namespace")
+	}
 }
 
 func TestLeftoversOfAnEarlierAgent(t *testing.T) { synctest.Test(t, testLeftoversOfAnEarlierAgent) }

@@ -50,7 +50,6 @@ type worker struct {
 
 	// Owned by run's goroutine.
 	ns       *netns.NS
-	path     string            // where ns was opened
 	rules    redirect.PodRules // what was applied last, if applied
 	applied  bool
 	acked    bool
@@ -206,14 +205,14 @@ func (w *worker) open(ctx context.Context, p Pod) error {
 		w.log.Info("network namespace is gone or another one", "path", p.NetNS)
 		w.forget(ctx)
 	}
-	ns, err := netns.Open(p.NetNS)
+	ns, err := w.agent.open(p.NetNS)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNetNS) {
 			w.forget(ctx) // also what the first snapshot named
 		}
 		return err
 	}
-	w.ns, w.path = ns, p.NetNS
+	w.ns = ns
 	return nil
 }
 
@@ -329,7 +328,7 @@ func (w *worker) clear(ctx context.Context) error {
 	if w.cleared || path == "" {
 		return nil
 	}
-	ns, err := netns.Open(path)
+	ns, err := w.agent.open(path)
 	if err != nil {
 		return nil // no namespace, no rules
 	}

@@ -89,6 +89,10 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 	log, levels := boot.NewLogger(q, cfg.LogFormat, cfg.LogLevel)
 	log.Info("ambit-node starts", "version", boot.Version, "node", cfg.Node, "redirect", "nftables", "requested", cfg.Redirect)
 
+	// Each pod holds a few descriptors.
+	if _, err := boot.RaiseNoFile(); err != nil {
+		log.Warn("limit of open files cannot be raised", "err", err)
+	}
 	parts, err := assemble(cfg, log)
 	if err != nil {
 		return err

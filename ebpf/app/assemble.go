@@ -69,7 +69,7 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 		Source: agent.NewDirSource(agent.DirConfig{
 			Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, Logger: boot.Scoped(log, "source"),
 		}),
-		Proxies: p.server, Rules: p.rules, Host: hostRules, Status: p.status,
+		Proxies: p.server, Rules: p.rules, Host: hostRules, Status: p.status, NodeNS: p.home.Inode(),
 		Propagation: cfg.Propagation, Drain: cfg.Drain,
 		Synced: p.ready.Block("pods"),
 		Logger: boot.Scoped(log, "agent"), Registerer: p.registry,

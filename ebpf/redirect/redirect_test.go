@@ -261,6 +261,36 @@ func TestBypassInbound(t *testing.T) {
 	}
 }
 
+// TestReleaseKeepsWhatIsEstablished lets a proxied connection go on after capture
+// has ended, while the client's address is routed elsewhere.
+func TestReleaseKeepsWhatIsEstablished(t *testing.T) {
+	tp := newTopology(t)
+	d, err := redirect.New(redirect.Config{})
+	check(t, err, d.Apply(tp.pod.NS, redirect.PodRules{}))
+	families(func(pod, client, _ netip.Addr) {
+		ln, err := tp.pod.NS.Listen(t.Context(), &net.ListenConfig{}, "tcp", at(pod, 8080))
+		check(t, err)
+		defer ln.Close()
+		c, err := tp.pod.NS.Dial(t.Context(), &net.Dialer{
+			Control: proxyOptions, LocalAddr: &net.TCPAddr{IP: client.AsSlice()}, Timeout: 3 * time.Second,
+		}, "tcp", at(pod, 8080))
+		check(t, err)
+		defer c.Close()
+		app, err := ln.Accept()
+		check(t, err)
+		defer app.Close()
+		check(t, d.Release(tp.pod.NS))
+		for _, dir := range []struct{ from, to net.Conn }{{c, app}, {app, c}} {
+			_, err := dir.from.Write([]byte("still there"))
+			check(t, err, dir.to.SetReadDeadline(time.Now().Add(3*time.Second)))
+			if _, err := io.ReadFull(dir.to, make([]byte, 11)); err != nil {
+				t.Errorf("%v to %v after Release: %v", dir.from.LocalAddr(), dir.to.LocalAddr(), err)
+			}
+		}
+		check(t, d.Apply(tp.pod.NS, redirect.PodRules{}))
+	})
+}
+
 func TestFailsClosedWithoutProxy(t *testing.T) {
 	tp := newTopology(t)
 	d, err := redirect.New(redirect.Config{})
