@@ -13,7 +13,6 @@ package golden
 import (
 	"bytes"
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,5 +116,5 @@ func (a *Archive) finish(file string) {
 	if err := os.WriteFile(file, bytes.TrimLeft(txtar.Format(a.ar), "\n"), 0o644); err != nil {
 		a.t.Fatal(err)
 	}
-	a.t.Log(fmt.Sprintf("%s was rewritten", file))
+	a.t.Logf("%s was rewritten", file)
 }

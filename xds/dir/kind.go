@@ -83,7 +83,6 @@ var kinds = slices.Concat(
 		typed[corev1.Secret]("", "v1", "Secret", irrelevant),
 		typed[corev1.ReplicationController]("", "v1", "ReplicationController", irrelevant),
 		typed[corev1.PersistentVolumeClaim]("", "v1", "PersistentVolumeClaim", irrelevant),
-		typed[corev1.Endpoints]("", "v1", "Endpoints", irrelevant), //nolint:staticcheck // deprecated, but still in people's files
 		typed[corev1.LimitRange]("", "v1", "LimitRange", irrelevant),
 		typed[corev1.ResourceQuota]("", "v1", "ResourceQuota", irrelevant),
 		typed[corev1.Event]("", "v1", "Event", irrelevant),
@@ -96,6 +95,7 @@ var kinds = slices.Concat(
 		typed[batchv1.Job]("batch", "v1", "Job", irrelevant),
 		typed[batchv1.CronJob]("batch", "v1", "CronJob", irrelevant),
 	},
+	names("", v1, irrelevant, "Endpoints"), // deprecated, but still in people's files
 	names("rbac.authorization.k8s.io", v1, irrelevant, "Role", "RoleBinding"),
 	clusterNames("rbac.authorization.k8s.io", v1, irrelevant, "ClusterRole", "ClusterRoleBinding"),
 	names("networking.k8s.io", v1, irrelevant, "NetworkPolicy", "Ingress"),
