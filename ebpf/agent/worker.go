@@ -151,7 +151,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 		}
 		return w.retry(err), false
 	default:
-		return w.unenrol(ctx)
+		return w.unenrol(ctx, d.Why)
 	}
 }
 
@@ -267,7 +267,7 @@ func (w *worker) hand(ctx context.Context, p Pod) error {
 }
 
 // unenrol takes a living pod out of the mesh, one phase per call.
-func (w *worker) unenrol(ctx context.Context) (time.Duration, bool) {
+func (w *worker) unenrol(ctx context.Context, why string) (time.Duration, bool) {
 	switch {
 	case w.ns == nil:
 		return 0, w.clear(ctx) == nil
@@ -277,6 +277,7 @@ func (w *worker) unenrol(ctx context.Context) (time.Duration, bool) {
 			w.log.Warn("capture cannot be ended", "err", err)
 			return w.retry(err), false
 		}
+		w.log.Info("pod leaves the mesh: capture has ended, the proxy drains", "why", why)
 		w.applied = false
 		w.phase, w.until = released, time.Now().Add(w.agent.cfg.Propagation)
 		w.attempts = 0

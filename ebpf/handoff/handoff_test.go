@@ -180,8 +180,14 @@ func TestSnapshotThenChanges(t *testing.T) {
 	if !c.Connected() || !a.Connected() {
 		t.Error("both sides should know that they are connected")
 	}
-	if peers := a.Peers(); len(peers) != 1 || peers[0].PID != os.Getpid() || int(peers[0].UID) != os.Getuid() {
-		t.Errorf("peers %+v, want this process", peers)
+	peers := a.Peers()
+	if len(peers) != 1 || peers[0].PID != os.Getpid() || int(peers[0].UID) != os.Getuid() {
+		t.Fatalf("peers %+v, want this process", peers)
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	check(t, err)
+	if path, err := peers[0].Cgroup(); err == nil && !strings.Contains(string(own), "0::"+path+"\n") {
+		t.Errorf("peer's cgroup %q, want this process's of %q", path, own)
 	}
 	if got := <-a.results; got != "one <nil>" {
 		t.Errorf("snapshot result %q", got)
