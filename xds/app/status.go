@@ -92,12 +92,13 @@ func (s *Status) Healthy() bool {
 	return len(s.Problems) == 0 && len(s.Pending) == 0 && !slices.ContainsFunc(s.Proxies, rejecting)
 }
 
-func rejecting(p serve.Proxy) bool { return lastNack(p) != "" }
+func rejecting(p serve.Proxy) bool { return rejection(p) != "" }
 
-func lastNack(p serve.Proxy) string {
+// rejection says what the proxy refuses at the moment, "" for nothing.
+func rejection(p serve.Proxy) string {
 	for _, t := range p.Types {
-		if t.LastNack != "" {
-			return t.LastNack
+		if t.Rejected > 0 {
+			return fmt.Sprintf("%d: %s", t.Rejected, t.LastNack)
 		}
 	}
 	return ""
@@ -144,7 +145,7 @@ func (s *Status) writeProxies(w io.Writer, now time.Time) error {
 			columns[ty.Type[strings.LastIndexByte(ty.Type, '.')+1:]] = fmt.Sprintf("%d/%d", ty.Acked, ty.Sent)
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", dash(p.Node), dash(p.OnNode), age(now, p.Connected), yes(p.Synced),
-			dash(columns["Address"]), dash(columns["Authorization"]), dash(lastNack(p)))
+			dash(columns["Address"]), dash(columns["Authorization"]), dash(rejection(p)))
 	}
 	return t.Flush()
 }

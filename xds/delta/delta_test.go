@@ -195,20 +195,28 @@ func TestAWindowThatIsFullHoldsLaterTypesBack(t *testing.T) {
 
 func TestNackIsRecordedAndNotRepeated(t *testing.T) {
 	c := newTestStream(t, NewStore(workload), Limits{})
-	c.apply([]Upsert{up(workload, "bad", "1")})
+	c.apply([]Upsert{up(workload, "bad", "1"), up(workload, "good", "1")})
 	c.request(sub(workload))
-	r := c.wantUnacked("workload +bad")
+	r := c.wantUnacked("workload +bad +good")
 	ev := c.request(&discovery.DeltaDiscoveryRequest{TypeUrl: workload, ResponseNonce: r.Nonce, ErrorDetail: &discovery.Status{Message: "bad: no address"}})
 	if !ev.Rejected || ev.Nack != "bad: no address" || ev.Ack {
 		t.Fatalf("event %+v", ev)
 	}
 	c.want("")
 	st := c.stream.Status()[0]
-	if st.Nacks != 1 || st.LastNack != "bad: no address" || st.Acked != 0 || st.Unacked != 0 {
+	if st.Nacks != 1 || st.LastNack != "bad: no address" || st.Acked != 0 || st.Unacked != 0 || st.Rejected != 1 {
 		t.Fatalf("status %+v", st)
+	}
+	c.apply([]Upsert{up(workload, "other", "1")})
+	c.want("workload +other")
+	if got := c.stream.Status()[0].Rejected; got != 1 {
+		t.Fatalf("%d rejected after another resource was accepted, want still 1", got)
 	}
 	c.apply([]Upsert{up(workload, "bad", "2")})
 	c.want("workload +bad")
+	if got := c.stream.Status()[0].Rejected; got != 0 {
+		t.Fatalf("%d rejected after a better version was accepted", got)
+	}
 	if got := c.stream.Status()[0].Acked; got != c.store.Seq() {
 		t.Fatalf("acked %d, want %d", got, c.store.Seq())
 	}

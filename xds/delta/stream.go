@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
 )
@@ -77,14 +78,17 @@ type subscription struct {
 	isDue map[string]struct{} // due as a set
 	held  map[string]string   // name → version sent; only while not wildcard
 
-	unacked []sent
-	status  TypeStatus
+	unacked  []sent
+	rejected map[string]struct{} // what the client refused and was not replaced since
+	status   TypeStatus
 }
 
 // sent is a response without an answer yet.
 type sent struct {
-	nonce string
-	seq   uint64
+	nonce     string
+	seq       uint64
+	resources []*discovery.Resource
+	removed   []string
 }
 
 // TypeStatus is how far a client is with one type.
@@ -98,7 +102,10 @@ type TypeStatus struct {
 	Responses uint64 `json:"responses"`
 	Resources uint64 `json:"resources"` // sent, counting repeats
 	Nacks     uint64 `json:"nacks"`
-	LastNack  string `json:"last_nack,omitempty"`
+	// Rejected is how many resources the client holds in another form than
+	// served, because it refused the latest one; LastNack says why.
+	Rejected int    `json:"rejected"`
+	LastNack string `json:"last_nack,omitempty"`
 }
 
 // Status lists the types, in the order the client asked for them.
@@ -107,6 +114,7 @@ func (st *Stream) Status() []TypeStatus {
 	for _, s := range st.order {
 		t := s.status
 		t.Type, t.Wildcard, t.Names, t.Unacked = s.typ, s.all, len(s.names), len(s.unacked)
+		t.Rejected = len(s.rejected)
 		out = append(out, t)
 	}
 	return out
@@ -157,7 +165,7 @@ func (st *Stream) subscribeFirst(req *discovery.DeltaDiscoveryRequest) (Event, e
 	case len(req.ResourceNamesSubscribe) > st.limits.Names:
 		return ev, &RequestError{fmt.Sprintf("more than %d names of %s: subscribe to * instead", st.limits.Names, req.TypeUrl)}
 	}
-	sub := &subscription{typ: req.TypeUrl, names: map[string]struct{}{}, isDue: map[string]struct{}{}, held: map[string]string{}}
+	sub := &subscription{typ: req.TypeUrl, names: map[string]struct{}{}, isDue: map[string]struct{}{}, held: map[string]string{}, rejected: map[string]struct{}{}}
 	// Empty means everything, but only in the first request ("legacy
 	// wildcard"). A node proxy on demand says ["*"] minus ["*"]: nothing yet.
 	sub.all = len(req.ResourceNamesSubscribe) == 0 || slices.Contains(req.ResourceNamesSubscribe, wildcard)
@@ -238,6 +246,7 @@ func (s *subscription) answer(req *discovery.DeltaDiscoveryRequest, ev *Event) {
 	if i < 0 {
 		return // answered before, or not ours
 	}
+	accepted := s.unacked[:i+1]
 	if req.ErrorDetail == nil {
 		ev.Ack = true
 		s.status.Acked = s.unacked[i].seq
@@ -250,9 +259,47 @@ func (s *subscription) answer(req *discovery.DeltaDiscoveryRequest, ev *Event) {
 		}
 		s.status.Nacks++
 		s.status.LastNack = ev.Nack
+		accepted = s.unacked[:i]
+	}
+	for _, r := range accepted {
+		for _, res := range r.resources {
+			delete(s.rejected, res.Name)
+		}
+		for _, n := range r.removed {
+			delete(s.rejected, n)
+		}
+	}
+	if ev.Rejected {
+		s.reject(s.unacked[i], req.ErrorDetail.Message)
 	}
 	s.unacked = slices.Delete(s.unacked, 0, i+1)
 }
+
+// reject notes which resources of a response the client refused: those that
+// its message names, as proxies write it ("name: reason; ..."), or all.
+func (s *subscription) reject(r sent, message string) {
+	var named []*discovery.Resource
+	if len(r.resources) <= maxNamed && len(message) <= maxNamedText {
+		for _, res := range r.resources {
+			if strings.Contains(message, res.Name) {
+				named = append(named, res)
+			}
+		}
+	}
+	if len(named) == 0 {
+		named = r.resources
+	}
+	for _, res := range named {
+		s.rejected[res.Name] = struct{}{}
+	}
+}
+
+// maxNamed and maxNamedText bound the search for names in a rejection: many
+// names in a long text would be an attack.
+const (
+	maxNamed     = 4096
+	maxNamedText = 64 << 10
+)
 
 func (s *subscription) subscribe(names []string) {
 	for _, n := range names {
@@ -506,7 +553,7 @@ func (st *Stream) respond(sub *subscription, b *batch) *discovery.DeltaDiscovery
 	nonce := strconv.FormatUint(st.nonce, 10)
 	seq := st.store.seq
 	sub.begun = true
-	sub.unacked = append(sub.unacked, sent{nonce: nonce, seq: seq})
+	sub.unacked = append(sub.unacked, sent{nonce: nonce, seq: seq, resources: b.resources, removed: b.removed})
 	if !sub.served && len(sub.unacked) > st.limits.Window {
 		sub.unacked = sub.unacked[1:]
 	}

@@ -24,9 +24,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	command := "serve"
 	if len(args) > 0 && args[0] != "" && args[0][0] != '-' {
 		command, args = args[0], args[1:]
-	} else if len(args) == 0 || args[0] == "-h" || args[0] == "--help" {
+	} else if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2
+	} else if args[0] == "-h" || args[0] == "--help" {
+		fmt.Fprint(stdout, usage)
+		return 0
 	}
 	commands := map[string]func([]string, io.Writer, io.Writer) error{
 		"serve": serveCommand, "token": tokenCommand, "status": statusCommand, "version": versionCommand,
