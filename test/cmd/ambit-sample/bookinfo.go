@@ -36,7 +36,12 @@ func bookinfo(role func(*book) http.Handler) func(context.Context, []string, io.
 			return err
 		}
 		fmt.Fprintf(out, "%s %s on %s\n", hostname(), *version, ln.Addr())
-		srv := &http.Server{Handler: role(&book{*version, &http.Client{Timeout: 5 * time.Second}}), ReadHeaderTimeout: time.Minute}
+		srv := &http.Server{Handler: role(&book{*version, &http.Client{
+			Timeout: 5 * time.Second,
+			// As in the original, each call is a connection of its own, so that calls
+			// spread over the versions of reviews.
+			Transport: &http.Transport{DisableKeepAlives: true},
+		}}), ReadHeaderTimeout: time.Minute}
 		context.AfterFunc(ctx, func() { _ = srv.Close() })
 		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 			return err

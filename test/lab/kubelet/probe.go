@@ -49,7 +49,7 @@ func (c *container) watch(ctx context.Context, p *corev1.Probe, report func(ok b
 		if successes == 0 {
 			// A program that is starting is asked more often than Kubernetes would,
 			// because a person is waiting.
-			pause = min(period, time.Second)
+			pause = min(period, 200*time.Millisecond)
 		}
 		if !wait(ctx, pause) {
 			return
