@@ -129,19 +129,25 @@ func (t *translation) translate(r *crd.Rule) []*security.Rule {
 	for _, c := range r.When {
 		conditions = append(conditions, t.condition(c))
 	}
-	if cannot := unsupported(sources, operations, conditions); len(cannot) > 0 {
-		if !t.deny {
-			t.note("rule %d needs layer 7 (%s): it was dropped, so less is allowed than written", t.rule, strings.Join(cannot, ", "))
-			return []*security.Rule{never()}
-		}
-		t.note("rule %d: layer 4 cannot decide %s: left out, so more is denied than written", t.rule, strings.Join(cannot, ", "))
+	cannot := unsupported(sources, operations, conditions)
+	if len(cannot) > 0 && !t.deny {
+		t.note("rule %d needs layer 7 (%s): it was dropped, so less is allowed than written", t.rule, strings.Join(cannot, ", "))
+		return []*security.Rule{never()}
 	}
 	var common []*security.Clause
 	common = appendClause(common, operations)
 	for _, c := range conditions {
 		common = appendClause(common, []term{c})
 	}
-	return split(sources, common)
+	rules := split(sources, common)
+	if len(cannot) > 0 {
+		effect := "more is denied than written"
+		if slices.ContainsFunc(rules, func(r *security.Rule) bool { return len(r.Clauses) == 0 }) {
+			effect = "every connection is denied"
+		}
+		t.note("rule %d: layer 4 cannot decide %s: left out, so %s", t.rule, strings.Join(cannot, ", "), effect)
+	}
+	return rules
 }
 
 func (t *translation) note(format string, args ...any) {

@@ -40,7 +40,7 @@ func TestRandomObjectsDecodeAsJSON(t *testing.T) {
 						*v = intstr.FromString("http")
 					}
 				},
-				func(v *metav1.FieldsV1, c randfill.Continue) { v.Raw = []byte(`{"f:a":{}}`) },
+				func(v *metav1.FieldsV1, c randfill.Continue) { v.SetRawBytes([]byte(`{"f:a":{}}`)) },
 				func(v *runtime.RawExtension, c randfill.Continue) { v.Raw = []byte(`{"a":[1,null,"b"]}`) },
 				func(v *any, c randfill.Continue) { *v = "x" },
 			)
