@@ -211,9 +211,6 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 		}
 		return r.control(appendRST(nil, id, CodeRefusedStream))
 	}
-	if r.resets > 0 {
-		r.resets-- // resets and requests in balance are a busy client, not an attack
-	}
 	s := t.newStream(id)
 	s.eof = end
 	ctx, cancel := context.WithCancel(t.ctx)
@@ -241,6 +238,7 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 		cancel()
 		return r.flood()
 	}
+	r.resets = max(0, r.resets-int(t.answers.Swap(0))) // who waits for answers is a busy client, not an attacker
 	t.handlers.Add(1)
 	t.server.wg.Add(1)
 	t.server.met.requests.Inc()
@@ -334,6 +332,7 @@ func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
 	if w.closed != nil {
 		return w.closed
 	}
+	s.t.answers.Add(1)
 	var a [512]byte
 	b := w.beginBlockLocked(a[:0])
 	b = appendStatus(b, status)

@@ -58,6 +58,7 @@ type tunnel struct {
 	clock    func() time.Time
 
 	settingsc chan struct{} // closed when the peer's first SETTINGS came
+	closedc   chan struct{} // closed when the transport is closed
 	donec     chan struct{} // closed when the tunnel has ended and its reader is gone
 
 	in reader // owned by the reader goroutine
@@ -88,6 +89,7 @@ type tunnel struct {
 	rtt       atomic.Int64 // smallest round trip seen, ns
 	pingAt    atomic.Int64
 	handlers  atomic.Int64 // server: handlers running
+	answers   atomic.Int64 // server: requests answered since the reader last looked
 }
 
 func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState) *tunnel {
@@ -95,7 +97,7 @@ func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState) *tunnel {
 		rc: rc, conn: c, state: state, peer: peerIdentity(state),
 		local: addrPort(c.LocalAddr()), remote: addrPort(c.RemoteAddr()),
 		laddr: c.LocalAddr(), raddr: c.RemoteAddr(),
-		settingsc: make(chan struct{}), donec: make(chan struct{}),
+		settingsc: make(chan struct{}), closedc: make(chan struct{}), donec: make(chan struct{}),
 		streams: make(map[uint32]*Stream), nextID: 1, maxStreams: assumedMaxStreams, clock: time.Now,
 	}
 	t.w = newWriter(rc, func(err error) { t.fail(&lostError{err}) })
@@ -157,6 +159,7 @@ func (t *tunnel) run() error {
 	err := t.in.loop()
 	t.fail(err)
 	t.in.release()
+	<-t.closedc // our last words are out
 	close(t.donec)
 
 	t.mu.Lock()
@@ -205,7 +208,7 @@ func (t *tunnel) fail(err error) {
 	}
 	ce, protocol := errors.AsType[*ConnError](err)
 	if protocol && !ce.Remote {
-		t.w.sendControl(appendGoAway(nil, last, ce.Code, ce.Reason))
+		t.w.sendLast(appendGoAway(nil, last, ce.Code, ce.Reason))
 	}
 	t.w.close(err)
 	if orderly || protocol {
@@ -215,12 +218,14 @@ func (t *tunnel) fail(err error) {
 		return
 	}
 	_ = t.rc.Cut()
+	close(t.closedc)
 }
 
 // closeGrace is how long the last frames may take.
 const closeGrace = time.Second
 
 func (t *tunnel) closeGently() {
+	defer close(t.closedc)
 	cut := time.AfterFunc(closeGrace, func() { _ = t.rc.Cut() })
 	defer cut.Stop()
 	t.w.finish()
@@ -384,6 +389,9 @@ func (t *tunnel) awaitSettings(ctx context.Context) error {
 	case <-t.donec:
 		t.mu.Lock()
 		defer t.mu.Unlock()
+		if t.err == errDrained {
+			return io.ErrUnexpectedEOF // orderly elsewhere, but here the peer owed us something
+		}
 		return t.err
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -136,6 +136,16 @@ func (w *writer) sendControl(frame []byte) bool {
 	return true
 }
 
+// sendLast queues the tunnel's last frame, whatever has piled up before it.
+func (w *writer) sendLast(frame []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed == nil {
+		w.packLocked(frame)
+		w.attendLocked()
+	}
+}
+
 // attendLocked makes sure that somebody flushes, without blocking.
 func (w *writer) attendLocked() {
 	if !w.flushing && len(w.queue) > 0 {

@@ -1,0 +1,186 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/test/leak"
+	"github.com/ambit-mesh/ambit/test/memnet"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+func TestMain(m *testing.M) {
+	// Idle pipes are kept on purpose; the leak check is for the rest.
+	before := leak.Descriptors()
+	code := m.Run()
+	pipes.drain()
+	if left := leak.Check(before); left != "" && code == 0 {
+		println(left)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// drain closes idle pipes.
+func (pp *pipePool) drain() {
+	pp.mu.Lock()
+	defer pp.mu.Unlock()
+	for _, p := range pp.idle {
+		p.close()
+	}
+	pp.idle = nil
+}
+
+type pair func(t *testing.T) (outer, inner Conn)
+
+func tcpPair(t *testing.T) (Conn, Conn) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+func memPair(*testing.T) (Conn, Conn) {
+	a, b := memnet.Pipe()
+	return a, b
+}
+
+// each runs a test over every way to copy: one suite, all implementations.
+func each(t *testing.T, f func(t *testing.T, client, server Conn, st *Stats, join func() error)) {
+	for _, tt := range []struct {
+		name string
+		a, b pair
+	}{{"splice", tcpPair, tcpPair}, {"buffered", memPair, memPair}, {"mixed", tcpPair, memPair}} {
+		t.Run(tt.name, func(t *testing.T) {
+			client, a := tt.a(t)
+			server, b := tt.b(t)
+			st := new(Stats)
+			errc := make(chan error, 1)
+			go func() { errc <- Join(t.Context(), a, b, st) }()
+			f(t, client, server, st, sync.OnceValue(func() error { return <-errc }))
+			_, _ = client.Close(), server.Close()
+		})
+	}
+}
+
+func TestJoinHalfCloses(t *testing.T) {
+	each(t, func(t *testing.T, client, server Conn, st *Stats, join func() error) {
+		question, answer := bytes.Repeat([]byte("question"), 1<<17), bytes.Repeat([]byte("answer"), 1<<16)
+		go func() {
+			_, _ = client.Write(question)
+			_ = client.CloseWrite()
+		}()
+		if got, err := io.ReadAll(server); !bytes.Equal(got, question) || err != nil {
+			t.Fatalf("server read %d bytes, %v", len(got), err)
+		}
+		go func() {
+			_, _ = server.Write(answer)
+			_ = server.CloseWrite()
+		}()
+		if got, err := io.ReadAll(client); !bytes.Equal(got, answer) || err != nil {
+			t.Fatalf("client read %d bytes, %v", len(got), err)
+		}
+		if err := join(); err != nil {
+			t.Errorf("Join: %v", err)
+		}
+		if s, r := st.Sent.Load(), st.Received.Load(); s != uint64(len(question)) || r != uint64(len(answer)) {
+			t.Errorf("counted %d and %d", s, r)
+		}
+	})
+}
+
+func resetConn(c Conn) { reset(c) }
+
+func TestJoinCarriesReset(t *testing.T) {
+	each(t, func(t *testing.T, client, server Conn, _ *Stats, join func() error) {
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		resetConn(server)
+		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("client read: %v, want ECONNRESET", err)
+		}
+		if err := join(); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("Join: %v, want ECONNRESET", err)
+		}
+	})
+}
+
+func TestJoinIsCut(t *testing.T) {
+	client, a := tcpPair(t)
+	server, b := memPair(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("policy changed")
+	cancel(why)
+	if err := Join(ctx, a, b, nil); !errors.Is(err, why) {
+		t.Errorf("Join: %v, want the cause", err)
+	}
+	for _, c := range []Conn{client, server} {
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read after cut: %v, want ECONNRESET", err)
+		}
+		_ = c.Close()
+	}
+}
+
+// An idle pair holds no pipe.
+func TestJoinIdleHoldsNothing(t *testing.T) {
+	client, a := tcpPair(t)
+	server, b := tcpPair(t)
+	pipes.drain()
+	done := make(chan error)
+	go func() { done <- Join(t.Context(), a, b, nil) }()
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Write([]byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = client.CloseWrite(), server.CloseWrite()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	pipes.mu.Lock()
+	if n := len(pipes.idle); n == 0 || n > 2 {
+		t.Errorf("%d idle pipes after the end, want those that were used", n)
+	}
+	pipes.mu.Unlock()
+	_, _ = client.Close(), server.Close()
+}
+
+func TestSockoptReset(t *testing.T) {
+	a, b := tcpPair(t)
+	if err := sockopt.Reset(a.(*net.TCPConn)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read: %v, want ECONNRESET", err)
+	}
+	_ = b.Close()
+}
