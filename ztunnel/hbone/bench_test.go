@@ -116,7 +116,10 @@ func openTLS(b *testing.B, n int) []io.WriteCloser {
 	return ws
 }
 
-func openNetHTTP(b *testing.B, n int) []io.WriteCloser {
+func openNetHTTP(b *testing.B, n int) []io.WriteCloser { return openNetHTTPTo(b, n, sink) }
+
+// openNetHTTPTo opens n CONNECT streams by x/net/http2 whose server ends read with read.
+func openNetHTTPTo(b *testing.B, n int, read func(io.Reader)) []io.WriteCloser {
 	p := testPKI()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -126,7 +129,7 @@ func openNetHTTP(b *testing.B, n int) []io.WriteCloser {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(200)
 		_ = http.NewResponseController(w).Flush()
-		sink(r.Body)
+		read(r.Body)
 	})
 	go func() {
 		for {
