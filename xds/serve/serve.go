@@ -96,6 +96,7 @@ type Server struct {
 	stopc   chan struct{} // closed when shutdown begins: streams end themselves
 	stop    sync.Once
 	nextID  atomic.Uint64
+	large   turns
 
 	mu      sync.Mutex
 	streams map[*stream]struct{} // guarded by mu
@@ -107,7 +108,7 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Server{cfg: c, stopc: make(chan struct{}), streams: map[*stream]struct{}{}, callers: map[string]int{}}
+	s := &Server{cfg: c, stopc: make(chan struct{}), large: make(turns, largeTurns), streams: map[*stream]struct{}{}, callers: map[string]int{}}
 	m, err := newMetrics(c.Metrics, s)
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)

@@ -464,3 +464,22 @@ func TestGarbageOnThePort(t *testing.T) {
 	p.subscribe(api.AddressType)
 	p.want()
 }
+
+func TestALargeFirstResponseIsWhole(t *testing.T) {
+	s := newTestServer(t)
+	ups := make([]delta.Upsert, 2*largeResponse)
+	for i := range ups {
+		ups[i] = up(api.AddressType, fmt.Sprint(i), strings.Repeat("x", 500))
+	}
+	s.apply(ups...)
+	stream, err := discovery.NewAggregatedDiscoveryServiceClient(s.dial()).DeltaAggregatedResources(
+		s.as(s.token(callerA, "", time.Hour)), grpc.MaxCallRecvMsgSize(200<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &testProxy{t, stream, nil}
+	p.subscribe(api.AddressType)
+	if got := len(p.recv().Resources); got != len(ups) {
+		t.Errorf("the first response has %d resources of %d: a proxy would be ready too early", got, len(ups))
+	}
+}

@@ -190,12 +190,25 @@ func (s *Server) sendDue(ss grpc.BidiStreamingServer[discovery.DeltaDiscoveryReq
 			return nil
 		}
 		begin := time.Now()
-		if err := ss.Send(resp); err != nil {
+		if err := s.send(ss, resp); err != nil {
 			return err
 		}
 		s.metrics.sent(resp, time.Since(begin))
 		st.log.Debug("sent", "type", resp.TypeUrl, "nonce", resp.Nonce, "resources", len(resp.Resources), "removed", len(resp.RemovedResources))
 	}
+}
+
+// send sends one response, a large one when it is its turn.
+func (s *Server) send(ss grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse], resp *discovery.DeltaDiscoveryResponse) error {
+	if len(resp.Resources) < largeResponse {
+		return ss.Send(resp)
+	}
+	done, ok := s.large.wait(ss.Context(), s.stopc)
+	if !ok {
+		return status.Error(codes.Unavailable, "the stream ends: reconnect")
+	}
+	defer done()
+	return ss.Send(resp)
 }
 
 func peerAddr(ctx context.Context) string {
