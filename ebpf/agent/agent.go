@@ -137,7 +137,10 @@ type Agent struct {
 	mu      sync.Mutex
 	workers map[string]*worker // by UID
 	wg      sync.WaitGroup     // workers
-	synced  bool               // owned by the source's goroutine
+
+	// Owned by the source's goroutine.
+	synced  bool
+	earlier map[string]Status // of an agent before this one, by UID
 }
 
 // New returns an Agent that does nothing until Run.
@@ -248,6 +251,13 @@ func (a *Agent) start(pods []Pod) {
 	if err := a.cfg.Status.RemoveExcept(enrolled); err != nil {
 		a.cfg.Logger.Error("old pod statuses remain", "err", err)
 	}
+	// What an earlier agent said stays until it is no longer true, with its time.
+	// A file that cannot be read is replaced by the pod's worker.
+	statuses, _ := a.cfg.Status.List()
+	a.earlier = make(map[string]Status, len(statuses))
+	for _, s := range statuses {
+		a.earlier[s.UID] = s
+	}
 }
 
 // track names p in snapshots. Without a path the proxy keeps a pod it already has.
@@ -285,7 +295,8 @@ func (a *Agent) spawnLocked(ctx context.Context, p Pod) {
 		agent: a, uid: p.UID, wakec: make(chan struct{}, 1),
 		log: a.cfg.Logger.With("pod", p.Namespace+"/"+p.Name, "uid", p.UID),
 	}
-	w.desired = &p
+	w.desired, w.shown = &p, a.earlier[p.UID]
+	delete(a.earlier, p.UID)
 	a.workers[p.UID] = w
 	a.wg.Go(func() { w.run(ctx) })
 }

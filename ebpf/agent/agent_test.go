@@ -225,6 +225,10 @@ func testProxiesWaitForAllPods(t *testing.T) {
 	if err := w.status.Write(agent.Status{UID: "stale", Redirection: agent.Enabled}); err != nil {
 		t.Fatal(err)
 	}
+	since := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	if err := w.status.Write(agent.Status{UID: "a", Redirection: agent.Enabled, Since: since}); err != nil {
+		t.Fatal(err)
+	}
 	w.start()
 	unknown := w.pod("b")
 	unknown.NetNS = ""
@@ -232,6 +236,9 @@ func testProxiesWaitForAllPods(t *testing.T) {
 	w.want("first snapshot before first proxy", "track a", "track b", "proxies let in")
 	w.wantStatus("stale", "", "")
 	w.wantStatus("b", agent.Pending, "not known yet")
+	if got := w.wantStatus("a", agent.Enabled, "labelled"); !got.Since.Equal(since) {
+		t.Errorf("a new agent says enabled since %v, want %v", got.Since, since)
+	}
 }
 
 func TestRefusedPodIsRetried(t *testing.T) { synctest.Test(t, testRefusedPodIsRetried) }
