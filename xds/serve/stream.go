@@ -58,7 +58,11 @@ func (s *Server) DeltaAggregatedResources(ss grpc.BidiStreamingServer[discovery.
 	recvc := make(chan error, 1)
 	go func() { recvc <- s.recvLoop(ss, st) }()
 	err := s.sendLoop(ctx, ss, st, recvc)
-	st.log.Info("proxy disconnected", "node", st.nodeID(), "error", err)
+	why := "closed by the proxy"
+	if err != nil {
+		why = err.Error()
+	}
+	st.log.Info("proxy disconnected", "node", st.nodeID(), "why", why)
 	return err
 	// recvLoop ends when the handler returns, which cancels the stream; its
 	// result fits the channel. Server.Shutdown cannot wait for it, but it
