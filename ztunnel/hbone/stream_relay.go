@@ -115,6 +115,7 @@ type relayIn struct {
 	n        int
 	err      error
 	noWindow bool
+	waited   bool // the source had nothing before this read
 	iov      [largeBlock / recordLen][]byte
 }
 
@@ -167,6 +168,7 @@ func (in *relayIn) once(fd uintptr) bool {
 	in.n = 0
 	in.abandon()
 	if err == unix.EAGAIN {
+		in.waited = true
 		return false
 	}
 	in.err = err
@@ -257,7 +259,12 @@ func (in *relayIn) send() error {
 		w.appendBlockLocked(in.blk, size)
 	}
 	in.blk = nil
-	s.flushLocked()
+	if !in.waited && in.n < smallBlock/2 {
+		w.attendLocked() // small pieces come faster than they leave: read on, so that they leave together
+	} else {
+		s.flushLocked()
+	}
+	in.waited = false
 	s.t.noteMoved(in.n)
 	return nil
 }
