@@ -3,6 +3,7 @@ SHELL := /bin/bash
 GO    ?= go
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PROGRAMS := $(addsuffix /...,$(wildcard ./*/cmd)) # every folder below is one program
 LDFLAGS  := -s -w -X github.com/ambit-mesh/ambit/xds/boot.Version=$(VERSION)
 
 export CGO_ENABLED
@@ -20,12 +21,12 @@ build: check-go ## build every program into bin/ as a static binary
 	@mkdir -p bin
 	@GOPROXY=off $(GO) list -test -deps ./... >/dev/null 2>&1 || { echo "downloading Go modules, once:"; \
 	  $(GO) mod download -x 2>&1 | sed -n 's|^# get https*://[^/]*/\(.*\)/@v/\(.*\)\.zip: 200.*|  \1 \2|p'; }
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./*/cmd/...
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS)
 	@ls -1 bin | sed 's/^/  bin\//'
 
 cross: CGO_ENABLED = 0
 cross: check-go ## compile every program for linux/amd64 and linux/arm64
-	@for arch in amd64 arm64; do echo "linux/$$arch"; mkdir -p bin/linux-$$arch; GOOS=linux GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ ./*/cmd/... || exit 1; done
+	@for arch in amd64 arm64; do echo "linux/$$arch"; mkdir -p bin/linux-$$arch; GOOS=linux GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ $(PROGRAMS) || exit 1; done
 
 generate: check-go ## rewrite generated files (protocols)
 	$(GO) generate ./...

@@ -202,11 +202,3 @@ func TestNamesSayWhatAPackageIs(t *testing.T) {
 		}
 	}
 }
-
-func TestMainsAreShort(t *testing.T) {
-	for _, p := range list(t) {
-		if p.Name == "main" && !inside(p.rel(), "test", "xds/api") && len(p.GoFiles) != 1 {
-			t.Errorf("%s: %v; a main is flags, Config, app.Run, exit code, in main.go", p.rel(), p.GoFiles)
-		}
-	}
-}
