@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 x/net/http2 is the peer to compare with: its types reach single connections and their limits directly
+
 package hbone
 
 import (
