@@ -38,7 +38,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		"echo": echo, "tcp-echo": tcpEcho, "call": call, "sniff": sniff,
 		"pause":       func(ctx context.Context, _ []string, _ io.Writer) error { <-ctx.Done(); return nil },
 		"productpage": bookinfo(productpage), "details": bookinfo(details), "ratings": bookinfo(ratings), "reviews": bookinfo(reviews),
-		"version": func(_ context.Context, args []string, w io.Writer) error { return boot.PrintVersion(w, "ambit-sample", args) },
+		"version": func(_ context.Context, args []string, w io.Writer) error {
+			return boot.PrintVersion(w, "ambit-sample", args)
+		},
 	}
 	role, ok := roles[args[0]]
 	if !ok {

@@ -249,6 +249,15 @@ func (a *App) waiting(ns string) []string {
 			out = append(out, fmt.Sprintf("deployment %s/%s: %d of %d ready", d.Namespace, d.Name, d.Status.ReadyReplicas, want))
 		}
 	}
+	for _, d := range cluster.List[*appsv1.StatefulSet](a.store, ns) {
+		want := int32(1)
+		if d.Spec.Replicas != nil {
+			want = *d.Spec.Replicas
+		}
+		if d.Status.ReadyReplicas < want {
+			out = append(out, fmt.Sprintf("statefulset %s/%s: %d of %d ready", d.Namespace, d.Name, d.Status.ReadyReplicas, want))
+		}
+	}
 	for _, p := range cluster.List[*corev1.Pod](a.store, ns) {
 		if p.Annotations[kubelet.Managed] != "" || p.Status.Phase == corev1.PodSucceeded {
 			continue

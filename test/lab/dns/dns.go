@@ -10,7 +10,6 @@ package dns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -303,30 +302,4 @@ func (z *Zone) pointer(m *dns.Msg, q dns.Question, name string) {
 func Conf(server netip.Addr, namespace string) string {
 	d := strings.TrimSuffix(Domain, ".")
 	return fmt.Sprintf("search %s.svc.%s svc.%s %s\nnameserver %s\noptions ndots:5\n", namespace, d, d, d, server)
-}
-
-// ErrNotFound is what Lookup returns for a name that does not exist.
-var ErrNotFound = errors.New("name not found")
-
-// Lookup resolves a name as a pod of the namespace would, without the network.
-func (z *Zone) Lookup(host, namespace string, qtype uint16) ([]netip.Addr, error) {
-	for _, try := range []string{host, host + "." + namespace + ".svc." + Domain, host + ".svc." + Domain} {
-		m := new(dns.Msg)
-		z.Answer(m, dns.Question{Name: dns.Fqdn(try), Qtype: qtype, Qclass: dns.ClassINET})
-		var out []netip.Addr
-		for _, rr := range m.Answer {
-			switch rr := rr.(type) {
-			case *dns.A:
-				a, _ := netip.AddrFromSlice(rr.A.To4()) // four bytes
-				out = append(out, a)
-			case *dns.AAAA:
-				a, _ := netip.AddrFromSlice(rr.AAAA) // sixteen bytes
-				out = append(out, a)
-			}
-		}
-		if len(out) > 0 {
-			return out, nil
-		}
-	}
-	return nil, fmt.Errorf("%s: %w", host, ErrNotFound)
 }

@@ -20,8 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// watch runs one probe until ctx ends and reports each change of its verdict.
-// failing starts unknown, so that the first verdict is always reported.
+// watch runs one probe until ctx ends and reports a success when the threshold of
+// successes is reached, and a failure each time that of failures is.
 func (c *container) watch(ctx context.Context, p *corev1.Probe, report func(ok bool, why error)) {
 	if !wait(ctx, seconds(p.InitialDelaySeconds, 0)) {
 		return
