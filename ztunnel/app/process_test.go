@@ -148,7 +148,7 @@ func TestProcessFromStartToDrain(t *testing.T) {
 	}
 	_, body = get(t, p.stats)
 	for _, want := range []string{
-`istio_tcp_connections_opened_total{connection_security_policy="mutual_tls",destination_app="b"`, `reporter="source",request_protocol="tcp",response_flags="-",source_app="a"`,
+		`istio_tcp_connections_opened_total{connection_security_policy="mutual_tls",destination_app="b"`, `reporter="source",request_protocol="tcp",response_flags="-",source_app="a"`,
 		`connection_security_policy="mutual_tls"`, "workload_manager_active_proxy_count 1", "istio_build", `istio_tcp_received_bytes_total{`,
 	} {
 		if !strings.Contains(body, want) {

@@ -330,4 +330,3 @@ func (w *world) wantRefused(p *testPod, addr string) {
 		w.Fatalf("%s → %s: got %q, want a reset", p.name, addr, got)
 	}
 }
-
