@@ -20,7 +20,7 @@ import (
 
 // story tells the demo: what is run, what is seen, and whether it is as claimed.
 type story struct {
-	ctx            context.Context // of the whole demo; a story is a call, not an object that lives on
+	stopc          <-chan struct{} // closed when the demo is interrupted or takes too long
 	name           string
 	out            io.Writer
 	began          time.Time
@@ -94,7 +94,7 @@ func (s *story) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // quiet runs a command without a word.
 func (s *story) quiet(args ...string) result {
-	ctx, cancel := context.WithTimeout(s.ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := s.command(ctx, args...)
@@ -128,7 +128,9 @@ func (s *story) must(args ...string) {
 // apply applies a text and says in words what it is.
 func (s *story) apply(yaml, what string) {
 	s.line("$ ambit-lab apply -f -      # %s", what)
-	cmd := s.command(s.ctx, "apply", "-f", "-")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := s.command(ctx, "apply", "-f", "-")
 	cmd.Stdin = strings.NewReader(yaml)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.check(false, "apply: %v: %s", err, strings.TrimSpace(string(out)))
@@ -163,7 +165,7 @@ func (s *story) until(limit time.Duration, try func() (ok bool, seen string)) bo
 	told := time.Now()
 	for {
 		ok, seen := try()
-		if ok || time.Now().After(deadline) || s.ctx.Err() != nil {
+		if ok || time.Now().After(deadline) || s.stopped() {
 			if seen != "" {
 				s.line("   %s", short(seen))
 			}
@@ -175,8 +177,17 @@ func (s *story) until(limit time.Duration, try func() (ok bool, seen string)) bo
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
-		case <-s.ctx.Done():
+		case <-s.stopc:
 		}
+	}
+}
+
+func (s *story) stopped() bool {
+	select {
+	case <-s.stopc:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -318,7 +329,7 @@ func (b *background) Write(p []byte) (int, error) {
 }
 
 func (s *story) background(args ...string) *background {
-	b := &background{cmd: s.command(s.ctx, args...), donec: make(chan struct{})}
+	b := &background{cmd: s.command(context.Background(), args...), donec: make(chan struct{})}
 	b.cmd.Stdout, b.cmd.Stderr = b, b
 	if err := b.cmd.Start(); err != nil {
 		_, _ = b.Write([]byte(err.Error())) // never fails
