@@ -22,7 +22,6 @@ func run(args []string) int {
 	}
 	flags := flag.NewFlagSet("ambit-test", flag.ContinueOnError)
 	fuzz := flags.String("fuzz", "", "run every fuzz target for this `duration` instead of the tests")
-	race := flags.Bool("race", true, "race detector")
 	filter := flags.String("run", "", "only tests that match this `regexp`")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -41,20 +40,23 @@ func run(args []string) int {
 	}
 	opts := []string{"-exec", self + " exec", "-timeout", "10m"}
 	strict := os.Getenv("AMBIT_TEST_REQUIRE") != ""
-	if *race {
-		if missing := raceMissing(); missing == "" {
-			opts = append(opts, "-race")
-		} else {
-			fmt.Println("race detector off:", missing)
-			if strict {
-				return 1
-			}
-		}
-	}
 	if *filter != "" {
 		opts = append(opts, "-run", *filter)
 	}
-	return runTests(opts, packages, strict, os.Stdout)
+	missing := raceMissing()
+	if missing != "" {
+		fmt.Println("race detector off:", missing)
+		code := runTests(opts, packages, strict, os.Stdout)
+		if strict {
+			return 1
+		}
+		return code
+	}
+	allocs := 0
+	if *filter == "" {
+		allocs = runAllocs(opts, packages, strict, os.Stdout) // first: it takes seconds
+	}
+	return max(allocs, runTests(append(opts, "-race"), packages, strict, os.Stdout))
 }
 
 // raceMissing says what keeps the race detector, which links with cgo, from
