@@ -129,7 +129,6 @@ func (l *lab) quiet(args ...string) string {
 
 // status is part of `status -o json`.
 type status struct {
-	Pid        int
 	Components []struct {
 		Name  string
 		Ready bool
@@ -343,7 +342,8 @@ func TestNothingStaysBehind(t *testing.T) {
 		end  func(l *lab)
 	}{
 		{"down", func(l *lab) { l.must("down") }},
-		{"daemon killed", func(l *lab) { kill(l.t, l) }},
+		{"daemon killed", func(l *lab) { kill(l.t, "daemon") }},
+		{"first process killed", func(l *lab) { kill(l.t, "sandbox-init") }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -366,14 +366,14 @@ func TestNothingStaysBehind(t *testing.T) {
 	}
 }
 
-// kill ends the lab's first process as a crash would: found by its parent, which
-// is outside, as the pid in status is the one inside.
-func kill(t *testing.T, _ *lab) {
+// kill ends one of the lab's own processes as a crash would. It is found by its
+// command line, as the pid in status is the one inside.
+func kill(t *testing.T, verb string) {
 	t.Helper()
 	for _, p := range running() {
 		pid, name, _ := strings.Cut(p, " ")
 		cmdline := read(t, "/proc/"+pid+"/cmdline")
-		if name == "ambit-lab" && strings.Contains(cmdline, "daemon\x00") {
+		if name == "ambit-lab" && strings.Contains(cmdline, "\x00"+verb+"\x00") {
 			n, err := strconv.Atoi(pid)
 			if err != nil {
 				t.Fatal(err)
@@ -384,7 +384,7 @@ func kill(t *testing.T, _ *lab) {
 			return
 		}
 	}
-	t.Fatalf("no daemon among %v", running())
+	t.Fatalf("no %s among %v", verb, running())
 }
 
 func read(t *testing.T, path string) string {

@@ -263,15 +263,6 @@ func (h *Host) Route(r Route) error {
 	return nil
 }
 
-// Unroute removes the route to dst. A route that is gone is no error.
-func (h *Host) Unroute(dst netip.Prefix) error {
-	err := h.nl.RouteDel(&netlink.Route{Dst: ipNet(dst)})
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("remove route %s on %s: %w", dst, h.Name, err)
-	}
-	return nil
-}
-
 // Forward turns the host into a router for both families.
 func (h *Host) Forward() error {
 	if err := h.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
@@ -288,15 +279,6 @@ func (h *Host) Forward() error {
 		return h.Sysctl("net/ipv6/conf/all/forwarding", "1")
 	}
 	return nil
-}
-
-// HardwareAddr returns a link's MAC address.
-func (h *Host) HardwareAddr(link string) (net.HardwareAddr, error) {
-	l, err := h.link(link)
-	if err != nil {
-		return nil, err
-	}
-	return l.Attrs().HardwareAddr, nil
 }
 
 // Links names the host's links.

@@ -61,7 +61,7 @@ func main() {
 // options are the flags of all commands.
 type options struct {
 	name, file, namespace, container, output, selector, tail, timeout, signal string
-	all, follow, noMesh, stdin, tty                                           bool
+	all, follow, noMesh                                                       bool
 	nodes                                                                     int
 	secretTTL                                                                 string
 }

@@ -67,7 +67,6 @@ type lab struct {
 	name    string
 	process *os.Process
 	output  *os.File
-	said    chan string // last line of the daemon before it had its own log
 }
 
 // start launches the daemon and waits until the lab is ready. A lab that does not
@@ -110,7 +109,7 @@ func start(ctx context.Context, o options, stderr io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{name: o.name, process: p, output: r, said: make(chan string, 1)}
+	l := &lab{name: o.name, process: p, output: r}
 	go l.listen(stderr)
 	_ = socket.Close() // with ours open, a lab that died would not refuse connections
 	_ = ln.Close()     // as above; it has no file to remove

@@ -265,7 +265,7 @@ func (c *call) delete(ctx context.Context) (int, error) {
 		}
 	} else {
 		if len(c.Args) < 2 {
-			return 2, errors.New("delete wants -f FILE, or KIND NAME...")
+			return 2, errors.New("delete wants -f FILE, or KIND and one or more NAMEs")
 		}
 		kind, ok := c.app.store.KindFor(c.Args[0])
 		if !ok {

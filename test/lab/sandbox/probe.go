@@ -27,10 +27,10 @@ func ProbeMain() int {
 		}
 		return err == nil
 	}
-	if tried("private mounts and /proc", prepare(), helpNamespaces(Mode{})) {
+	if tried("private mounts and /proc", prepare(), helpNamespaces()) {
 		for _, tool := range []struct{ name, pkg string }{{"ip", "iproute2"}, {"nft", "nftables"}} {
 			_, err := exec.LookPath(tool.name)
-			tried("the program "+tool.name, err, "apt-get install "+tool.pkg)
+			tried("the program "+tool.name, err, "sudo apt-get install "+tool.pkg)
 		}
 	}
 	if len(needs) == 0 {

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
 )
@@ -169,10 +170,12 @@ type MissingError struct{ Needs []Need }
 func (e *MissingError) Error() string {
 	var b strings.Builder
 	b.WriteString("this machine does not allow what the lab needs:\n\n")
-	fmt.Fprintf(&b, "  %-28s %-44s %s\n", "MISSING", "WHAT HAPPENED", "WHAT HELPS")
+	t := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "  MISSING\tWHAT HAPPENED\tWHAT HELPS")
 	for _, n := range e.Needs {
-		fmt.Fprintf(&b, "  %-28s %-44s %s\n", n.What, n.Why, n.Help)
+		fmt.Fprintf(t, "  %s\t%s\t%s\n", n.What, n.Why, n.Help)
 	}
+	_ = t.Flush() // into memory
 	return strings.TrimRight(b.String(), "\n")
 }
 
@@ -201,17 +204,17 @@ func probe(m Mode) []Need {
 	cmd.Stdout = &out
 	cmd.SysProcAttr = m.attr()
 	if err := cmd.Run(); err != nil && out.Len() == 0 {
-		return []Need{{namespaces, err.Error(), helpNamespaces(m)}}
+		return []Need{{namespaces, err.Error(), helpNamespaces()}}
 	}
 	var needs []Need
 	if err := json.Unmarshal(out.Bytes(), &needs); err != nil {
-		return []Need{{namespaces, "the probe ended early", helpNamespaces(m)}}
+		return []Need{{namespaces, "the probe ended early", helpNamespaces()}}
 	}
 	return needs
 }
 
 // helpNamespaces is the line for this machine.
-func helpNamespaces(Mode) string {
+func helpNamespaces() string {
 	if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
 		return "sudo sysctl kernel.unprivileged_userns_clone=1"
 	}
@@ -221,8 +224,8 @@ func helpNamespaces(Mode) string {
 	if read("/proc/sys/user/max_user_namespaces") == "0" {
 		return "sudo sysctl user.max_user_namespaces=10000"
 	}
-	if inContainer() {
-		return `docker run --privileged ... (a container: --privileged allows namespaces inside)`
+	if inContainer() || os.Getuid() == 0 {
+		return "docker run --privileged ...   (or another container or VM that may make namespaces)"
 	}
 	return "run as root: sudo ambit-lab ..."
 }
