@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // programs are built once, as `make build` builds them.
@@ -102,8 +104,8 @@ func up(t *testing.T, args ...string) *lab {
 	l := &lab{t, fmt.Sprintf("e2e-%d-%s", os.Getpid(), t.Name())}
 	r := l.try("", append([]string{"up"}, args...)...)
 	if r.code != 0 && strings.Contains(r.err, "this machine does not allow") {
-		if strings.Contains(os.Getenv("AMBIT_TEST_REQUIRE"), "netns") {
-			t.Fatalf("AMBIT_TEST_REQUIRE has netns: %s", r.err)
+		if netlab.Required() {
+			t.Fatalf("AMBIT_TEST_REQUIRE wants labs: %s", r.err)
 		}
 		t.Skipf("%s", r.err)
 	}

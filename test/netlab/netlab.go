@@ -315,8 +315,14 @@ type TB interface {
 	Cleanup(func())
 }
 
+// Required reports whether AMBIT_TEST_REQUIRE makes a missing capability a failure.
+func Required() bool {
+	v := os.Getenv("AMBIT_TEST_REQUIRE")
+	return v == "all" || strings.Contains(v, "netns")
+}
+
 // Require skips the test where network namespaces cannot be made, naming the
-// reason; with "netns" in AMBIT_TEST_REQUIRE the test fails instead.
+// reason; where AMBIT_TEST_REQUIRE has "netns" or is "all" the test fails instead.
 func Require(t TB) {
 	t.Helper()
 	h, err := New("probe", "")
@@ -324,8 +330,8 @@ func Require(t TB) {
 		h.Close()
 		return
 	}
-	if strings.Contains(os.Getenv("AMBIT_TEST_REQUIRE"), "netns") {
-		t.Fatalf("AMBIT_TEST_REQUIRE has netns: %v", err)
+	if Required() {
+		t.Fatalf("AMBIT_TEST_REQUIRE wants network namespaces: %v", err)
 	}
 	t.Skipf("needs network namespaces (run `make test`, or as root): %v", err)
 }
