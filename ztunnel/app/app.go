@@ -221,6 +221,7 @@ func (a *app) xdsClient(reg prometheus.Registerer) (*client.Client, error) {
 		Types: []string{api.AddressType, api.AuthorizationType}, Handler: a.node.store,
 		Synced: func() {
 			once.Do(func() { close(a.syncedc) })
+			a.node.certs.Nudge() // the certificate authority is usually back with it
 			a.gate.open("state manager")
 		},
 		Logger: boot.Scoped(a.log, "xds"), Registerer: reg,

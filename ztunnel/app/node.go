@@ -66,6 +66,11 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle,
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
+	n.certs.Trust().OnChange(func(removed bool) {
+		if removed { // a tunnel's peer may no longer be trusted: each proves itself again
+			n.tunnels.CloseMatching(func(hbone.Key) bool { return true })
+		}
+	})
 	n.store.Subscribe(func(_, _ *store.View, _ store.Change) {
 		n.flow.Changed()
 		n.changed.signal()
@@ -109,10 +114,15 @@ func (n *node) clientTLS(ctx context.Context, k hbone.Key) (*tls.Config, error) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.certs.Get(ctx, k.Local); err != nil {
+	c, err := n.certs.Get(ctx, k.Local)
+	if err != nil {
 		return nil, err
 	}
-	return n.certs.ClientConfig(k.Local, peers), nil
+	// The tunnel must know which leaf it stands on: it takes no new stream
+	// after that one's end.
+	cfg := n.certs.ClientConfig(k.Local, peers).Clone()
+	cfg.GetClientCertificate, cfg.Certificates = nil, []tls.Certificate{c.TLS}
+	return cfg, nil
 }
 
 // self finds the workload of a pod, waiting for one that xDS has not brought yet.

@@ -230,8 +230,13 @@ func TestAnswersThatAreNotOurs(t *testing.T) {
 func TestNewRootsCountAtOnce(t *testing.T) {
 	old, next := meshca.New(t, "cluster.local"), meshca.New(t, "cluster.local")
 	trust := NewTrust()
-	changes := 0
-	trust.OnChange(func() { changes++ })
+	changes, removals := 0, 0
+	trust.OnChange(func(removed bool) {
+		changes++
+		if removed {
+			removals++
+		}
+	})
 	leaf := func(ca *meshca.CA) tls.ConnectionState {
 		return tls.ConnectionState{PeerCertificates: []*x509.Certificate{ca.Leaf(t, id("p")).Leaf}}
 	}
@@ -259,7 +264,7 @@ func TestNewRootsCountAtOnce(t *testing.T) {
 	}
 	set(4, next)
 	set(5, next)
-	if judge(old) == nil || judge(next) != nil || changes != 3 {
+	if judge(old) == nil || judge(next) != nil || changes != 3 || removals != 1 {
 		t.Errorf("after rotation only the new one counts (%d changes)", changes)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -22,7 +23,7 @@ type Trust struct {
 	mu       sync.Mutex
 	set      *x509bundle.Set
 	seq      map[string]uint64 // newest request whose answer set the domain's roots
-	onChange []func()
+	onChange []func(removed bool)
 }
 
 // NewTrust returns a map without roots: it trusts nobody.
@@ -32,8 +33,9 @@ func NewTrust() *Trust {
 	return t
 }
 
-// OnChange registers f, called after the roots of a trust domain changed.
-func (t *Trust) OnChange(f func()) {
+// OnChange registers f, called after the roots of a trust domain changed;
+// removed says that a root is no longer among them.
+func (t *Trust) OnChange(f func(removed bool)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.onChange = append(t.onChange, f)
@@ -54,9 +56,13 @@ func (t *Trust) Set(trustDomain string, roots []*x509.Certificate, seq uint64) e
 	}
 	t.seq[trustDomain] = seq
 	next := x509bundle.FromX509Authorities(td, roots)
-	if old, ok := t.set.Get(td); ok && old.Equal(next) {
-		t.mu.Unlock()
-		return nil
+	removed := false
+	if old, ok := t.set.Get(td); ok {
+		if old.Equal(next) {
+			t.mu.Unlock()
+			return nil
+		}
+		removed = slices.ContainsFunc(old.X509Authorities(), func(c *x509.Certificate) bool { return !next.HasX509Authority(c) })
 	}
 	t.set.Add(next)
 	pool := x509.NewCertPool()
@@ -69,7 +75,7 @@ func (t *Trust) Set(trustDomain string, roots []*x509.Certificate, seq uint64) e
 	notify := t.onChange
 	t.mu.Unlock()
 	for _, f := range notify {
-		f()
+		f(removed)
 	}
 	return nil
 }
