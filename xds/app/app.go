@@ -179,7 +179,7 @@ func assemble(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.R
 		RootNamespace: c.RootNamespace, ClusterDomain: c.ClusterDomain, Network: c.Network,
 	})
 	a.pipe = newPipeline(engine, a.store, boot.Scoped(log, "source"), a.ready.Block("first derivation of the source"))
-	rule := &trust{engine: engine, pods: a.pipe, accounts: c.NodeAccounts}
+	rule := &trust{engine: engine, accounts: c.NodeAccounts}
 	a.server, err = serve.New(serve.Config{
 		Store: a.store, Reviewer: tokens, Signer: a.authority, Rule: rule, TLS: a.serverTLS.Config(),
 		Log: boot.Scoped(log, "xds"), Metrics: reg, MaxConnectionAge: c.MaxConnectionAge,

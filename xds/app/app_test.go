@@ -291,7 +291,7 @@ func TestRunningPodsDecideWhoGetsACertificate(t *testing.T) {
 	go func() { donec <- d.run(ctx, levels, prometheus.NewRegistry()) }()
 	defer func() { cancel(); <-donec; d.close() }()
 	<-d.pipe.derived
-	rule := &trust{engine: d.pipe.engine, pods: d.pipe, accounts: ca.DefaultNodeAccounts}
+	rule := &trust{engine: d.pipe.engine, accounts: ca.DefaultNodeAccounts}
 	onA := ca.Caller{Namespace: "ambit-system", ServiceAccount: "ztunnel", PodName: "zt", PodUID: "u", Node: "node-a"}
 	for account, want := range map[string]bool{"a": true, "b": false, "c": false} {
 		id := identity.MustParse("spiffe://cluster.local/ns/demo/sa/" + account)
@@ -381,4 +381,18 @@ func TestStartsThatCannotWorkSayWhy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a condition was about may be solved without the object going away.
+func TestASolvedConditionLeavesTheStatus(t *testing.T) {
+	a := newTestAmbitd(t)
+	labelled := "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo%s}\n"
+	a.write("ns.yaml", fmt.Sprintf(labelled, ", labels: {istio.io/use-waypoint: wp}"))
+	a.start()
+	a.until("reported", func() bool { s := a.status(); return len(s.Problems) == 1 })
+	if text := a.status().Problems[0].Text; !strings.HasPrefix(text, "Namespace demo: WaypointUnsupported: ") {
+		t.Errorf("the problem reads %q", text)
+	}
+	a.write("ns.yaml", fmt.Sprintf(labelled, ""))
+	a.until("solved", func() bool { s := a.status(); return s.Changes == 2 && len(s.Problems) == 0 })
 }

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/delta"
 	"github.com/ambit-mesh/ambit/xds/derive"
@@ -33,12 +31,8 @@ type pipeline struct {
 	conditions map[string]derive.Condition
 
 	mu     sync.RWMutex
-	report report           // guarded by mu
-	pods   map[dir.Key]home // guarded by mu
+	report report // guarded by mu
 }
-
-// home is where a pod is.
-type home struct{ uid, node string }
 
 // report is the state of the source.
 type report struct {
@@ -57,7 +51,6 @@ func newPipeline(e *derive.Engine, s *delta.Store, log *slog.Logger, ready func(
 		engine: e, store: s, log: log, ready: ready, push: func() {}, derived: make(chan struct{}),
 		reported: map[string]struct{}{}, conditions: map[string]derive.Condition{},
 		report: report{objects: map[string]int{}, kinds: map[dir.Key]struct{}{}},
-		pods:   map[dir.Key]home{},
 	}
 }
 
@@ -103,7 +96,7 @@ func servicesOf(r derive.Resource) []string {
 	return slices.Sorted(maps.Keys(a.GetWorkload().GetServices()))
 }
 
-// record keeps what certificates and status pages ask about.
+// record keeps what status pages ask about.
 func (p *pipeline) record(c dir.Change) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -115,7 +108,6 @@ func (p *pipeline) record(c dir.Change) {
 				delete(r.objects, k.Kind)
 			}
 		}
-		delete(p.pods, k)
 	}
 	for _, o := range c.Upserts {
 		k := o.Key()
@@ -123,18 +115,7 @@ func (p *pipeline) record(c dir.Change) {
 			r.kinds[k] = struct{}{}
 			r.objects[k.Kind]++
 		}
-		if pod, ok := o.Value.(*corev1.Pod); ok {
-			p.pods[k] = home{uid: string(pod.UID), node: pod.Spec.NodeName}
-		}
 	}
-}
-
-// Pod implements ca.Pods.
-func (p *pipeline) Pod(namespace, name string) (uid, node string, ok bool) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	h, ok := p.pods[dir.Key{Kind: "Pod", Namespace: namespace, Name: name}]
-	return h.uid, h.node, ok
 }
 
 // judge logs what became wrong since the last change, each thing once, and
@@ -154,7 +135,7 @@ func (p *pipeline) judge(c dir.Change, conditions []derive.Condition, took time.
 		}
 	}
 	p.reported = current
-	p.judgeConditions(c, conditions)
+	p.judgeConditions(conditions)
 
 	p.mu.Lock()
 	before := p.report.unenforced
@@ -170,27 +151,29 @@ func (p *pipeline) judge(c dir.Change, conditions []derive.Condition, took time.
 	}
 }
 
-func (p *pipeline) judgeConditions(c dir.Change, conditions []derive.Condition) {
+// judgeConditions takes the full list: what is no longer in it is solved.
+func (p *pipeline) judgeConditions(conditions []derive.Condition) {
+	current := map[string]derive.Condition{}
 	for _, cond := range conditions {
-		key := conditionKey(cond)
-		before, known := p.conditions[key]
 		if cond.Status == "True" {
-			delete(p.conditions, key)
 			continue
 		}
-		p.conditions[key] = cond
-		if !known || before != cond {
-			p.log.Warn("object not fully enforced", "kind", cond.Kind, "object", cond.Namespace+"/"+cond.Name,
+		key := conditionKey(cond)
+		current[key] = cond
+		if before, known := p.conditions[key]; !known || before != cond {
+			p.log.Warn("object not fully enforced", "kind", cond.Kind, "object", objectName(cond.Namespace, cond.Name),
 				"reason", cond.Reason, "message", cond.Message)
 		}
 	}
-	for _, k := range c.Deletes {
-		for key, cond := range p.conditions {
-			if cond.Kind == k.Kind && cond.Namespace == k.Namespace && cond.Name == k.Name {
-				delete(p.conditions, key)
-			}
-		}
+	p.conditions = current
+}
+
+// objectName is "namespace/name", or the name of what is in no namespace.
+func objectName(namespace, name string) string {
+	if namespace == "" {
+		return name
 	}
+	return namespace + "/" + name
 }
 
 func conditionKey(c derive.Condition) string {

@@ -73,7 +73,7 @@ func (a *ambitd) status() Status {
 	for _, c := range r.conditions {
 		s.Problems = append(s.Problems, Problem{
 			Kind: c.Kind, Namespace: c.Namespace, Name: c.Name, Reason: c.Reason, Message: c.Message,
-			Text: fmt.Sprintf("%s %s/%s: %s: %s", c.Kind, c.Namespace, c.Name, c.Reason, c.Message),
+			Text: fmt.Sprintf("%s %s: %s: %s", c.Kind, objectName(c.Namespace, c.Name), c.Reason, c.Message),
 		})
 	}
 	return s

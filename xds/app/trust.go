@@ -13,13 +13,12 @@ import (
 // mesh configuration says now.
 type trust struct {
 	engine   *derive.Engine
-	pods     ca.Pods
 	accounts []string
 }
 
 // Identity implements the server's rule.
 func (t *trust) Identity(c ca.Caller, impersonate string) (identity.ID, error) {
-	rule := ca.NodeRule{TrustDomain: t.engine.TrustDomain(), Accounts: t.accounts, Placement: t.engine, Pods: t.pods}
+	rule := ca.NodeRule{TrustDomain: t.engine.TrustDomain(), Accounts: t.accounts, Placement: t.engine, Pods: t.engine}
 	return rule.Identity(c, impersonate)
 }
 

@@ -5,8 +5,9 @@
 //	dir.Change ─▶ tables ─▶ dirty keys (by indexes) ─▶ recompute ─▶ differs? ─▶ Result
 //
 // It is pure: no I/O, no clock. Apply is for one goroutine at a time and
-// recomputes only what a change can affect; reads (RunsOn, PodByUID, Resources)
-// are safe from any goroutine at any time.
+// recomputes only what a change can affect. Reads are safe from any goroutine at
+// any time; those that certificates depend on (RunsOn, Pod, TrustDomain) and
+// Status do not wait for an Apply under way.
 package derive
 
 import "google.golang.org/protobuf/proto"

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
@@ -19,6 +20,10 @@ import (
 // Engine holds the tables. Create it with New.
 type Engine struct {
 	cfg Config // immutable
+
+	// placed and shown are what other goroutines ask for while Apply works.
+	placed placement
+	shown  atomic.Pointer[[]Condition]
 
 	mu sync.RWMutex // guards everything below; Apply holds it for writing
 
@@ -36,8 +41,6 @@ type Engine struct {
 	// Indexes over the inputs.
 	podLabels        labelIndex
 	podsOnNode       multi[string, nn]
-	accounts         map[account]int // live pods
-	podByUID         map[string]nn
 	servicesIn       multi[string, nn] // by namespace
 	serviceSelectors *selectorIndex
 	slicesOf         multi[nn, nn] // by service
@@ -62,9 +65,6 @@ type source struct {
 	nn
 }
 
-// account is a service account in use on a node.
-type account struct{ node, ns, name string }
-
 // dirty is what must be computed again.
 type dirty struct {
 	pods, services, slices, policies, peers set[nn]
@@ -81,7 +81,7 @@ func New(cfg Config) *Engine {
 		namespaces: map[string]*corev1.Namespace{}, nodes: map[string]*corev1.Node{},
 		pods: map[nn]*corev1.Pod{}, services: map[nn]*corev1.Service{}, slices: map[nn]*discoveryv1.EndpointSlice{},
 		policies: map[nn]*crd.AuthorizationPolicy{}, peers: map[nn]*crd.PeerAuthentication{}, meshes: map[nn]*crd.Mesh{},
-		podLabels: labelIndex{}, podsOnNode: multi[string, nn]{}, accounts: map[account]int{}, podByUID: map[string]nn{},
+		podLabels: labelIndex{}, podsOnNode: multi[string, nn]{},
 		servicesIn: multi[string, nn]{}, serviceSelectors: newSelectorIndex(), slicesOf: multi[nn, nn]{}, slicesTo: multi[nn, nn]{},
 		policySelectors: newSelectorIndex(), peerSelectors: newSelectorIndex(),
 		wide: map[string]map[nn]*crd.PeerAuthentication{},
@@ -90,6 +90,7 @@ func New(cfg Config) *Engine {
 	e.dirty.reset()
 	e.dirty.all = true // what the engine makes without any input
 	e.set = settle(e.cfg, nil, nil)
+	e.placed.trustDomain = e.set.trustDomain
 	return e
 }
 
@@ -114,6 +115,8 @@ func (e *Engine) Apply(c dir.Change) Result {
 	if e.dirty.all {
 		e.dirtyAll()
 	}
+	// Certificates must not wait for a change of the whole mesh to be computed.
+	e.placed.apply(c, e.set.trustDomain)
 	var r Result
 	e.compute(&r)
 	e.dirty.reset()
@@ -251,6 +254,7 @@ func (e *Engine) statusLocked() []Condition {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Type, b.Type))
 	})
 	e.status = all
+	e.shown.Store(&all)
 	return all
 }
 

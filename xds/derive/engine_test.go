@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -227,19 +228,22 @@ func TestCertificateView(t *testing.T) {
 	check("default account", "node-2", identity.MustParse("spiffe://cluster.local/ns/n/sa/default"), true)
 	check("another trust domain", "node-1", identity.MustParse("spiffe://other/ns/n/sa/web"), false)
 	check("another namespace", "node-1", identity.MustParse("spiffe://cluster.local/ns/m/sa/web"), false)
-	if p, ok := e.PodByUID("n-a"); !ok || p.Name != "a" {
-		t.Errorf("pod by uid: %v %v", p, ok)
+	if uid, node, ok := e.Pod("n", "a"); !ok || uid != "n-a" || node != "node-1" {
+		t.Errorf("pod n/a: %q on %q, %v", uid, node, ok)
 	}
 	ended := testPod("n", "a", "node-1", "web", "a", 1)
 	ended.Value.(*corev1.Pod).Status.Phase = corev1.PodSucceeded
 	e.Apply(dir.Change{Upserts: []*dir.Object{ended}})
 	check("ended", "node-1", id, false)
+	if _, _, ok := e.Pod("n", "a"); ok {
+		t.Error("a pod that has ended is found")
+	}
 	e.Apply(dir.Change{Upserts: []*dir.Object{running}})
 	check("again", "node-1", id, true)
 	e.Apply(dir.Change{Deletes: []dir.Key{running.Key()}})
 	check("gone", "node-1", id, false)
-	if _, ok := e.PodByUID("n-a"); ok {
-		t.Error("a deleted pod is found by its uid")
+	if _, _, ok := e.Pod("n", "a"); ok {
+		t.Error("a deleted pod is found")
 	}
 }
 
@@ -250,7 +254,7 @@ func TestReadsAreSafeDuringApply(t *testing.T) {
 		defer close(done)
 		for range 50 {
 			e.RunsOn("node-1", identity.MustParse("spiffe://cluster.local/ns/ns-0/sa/sa-app-0"))
-			e.PodByUID("ns-0-pod-1")
+			e.Pod("ns-0", "pod-1")
 			e.Resources(api.AddressType)
 			e.Status()
 		}
@@ -259,6 +263,31 @@ func TestReadsAreSafeDuringApply(t *testing.T) {
 		e.Apply(cluster(50 * (i + 1)))
 	}
 	<-done
+}
+
+// While the resources of a change are computed, the lock of the engine is held;
+// certificates and status pages must not wait for it.
+func TestCertificatesDoNotWaitForApply(t *testing.T) {
+	e := New(Config{})
+	e.Apply(dir.Change{Upserts: []*dir.Object{
+		testPod("n", "a", "node-1", "web", "a", 1), testPolicy("n", "p", nil, "AUDIT", "x"),
+	}})
+	e.mu.Lock() // as Apply does
+	defer e.mu.Unlock()
+	donec := make(chan bool)
+	go func() {
+		_, _, known := e.Pod("n", "a")
+		donec <- known && e.TrustDomain() == "cluster.local" && len(e.Status()) == 1 &&
+			e.RunsOn("node-1", identity.MustParse("spiffe://cluster.local/ns/n/sa/web"))
+	}()
+	select {
+	case ok := <-donec:
+		if !ok {
+			t.Error("reads during Apply do not see the state before")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("reads wait for Apply")
+	}
 }
 
 func BenchmarkOnePodAmong(b *testing.B) {

@@ -54,25 +54,10 @@ func put[K comparable, V any](m map[K]*V, k K, v *V) (was *V) {
 func (e *Engine) inputPod(k nn, p *corev1.Pod) {
 	if was := put(e.pods, k, p); was != nil {
 		e.podsOnNode.remove(was.Spec.NodeName, k)
-		if e.podByUID[string(was.UID)] == k {
-			delete(e.podByUID, string(was.UID))
-		}
-		if !terminal(was) {
-			a := account{was.Spec.NodeName, k.ns, serviceAccountOf(was)}
-			if e.accounts[a]--; e.accounts[a] == 0 {
-				delete(e.accounts, a)
-			}
-		}
 		e.podLabels.remove(k)
 	}
 	if p != nil {
 		e.podsOnNode.add(p.Spec.NodeName, k)
-		if p.UID != "" {
-			e.podByUID[string(p.UID)] = k
-		}
-		if !terminal(p) {
-			e.accounts[account{p.Spec.NodeName, k.ns, serviceAccountOf(p)}]++
-		}
 		e.podLabels.put(k, p.Labels)
 	}
 	e.dirty.pods[k] = struct{}{}

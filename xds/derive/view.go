@@ -7,11 +7,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
-// Resources returns every current resource of a type, sorted by name.
+// Resources returns every current resource of a type, sorted by name. It waits
+// for an Apply under way.
 func (e *Engine) Resources(typeURL string) []Resource {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -27,41 +26,13 @@ func (e *Engine) Resources(typeURL string) []Resource {
 	return out
 }
 
-// Status returns the condition of every object that has one, sorted. It must not
-// be modified.
+// Status returns the condition of every object that has one, sorted, as of the
+// latest Apply. It must not be modified.
 func (e *Engine) Status() []Condition {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return e.status
-}
-
-// RunsOn reports whether a pod with this identity is on the node and has not
-// ended. A pod that is being deleted still needs its certificate.
-func (e *Engine) RunsOn(node string, id identity.ID) bool {
-	if node == "" || id.IsZero() {
-		return false
+	if p := e.shown.Load(); p != nil {
+		return *p
 	}
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return id.TrustDomain() == e.set.trustDomain && e.accounts[account{node, id.Namespace(), id.ServiceAccount()}] > 0
-}
-
-// PodByUID returns the pod with this metadata.uid. It must not be modified.
-func (e *Engine) PodByUID(uid string) (*corev1.Pod, bool) {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	k, ok := e.podByUID[uid]
-	if !ok {
-		return nil, false
-	}
-	return e.pods[k], true
-}
-
-// TrustDomain returns the trust domain in force.
-func (e *Engine) TrustDomain() string {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return e.set.trustDomain
+	return nil
 }
 
 // alias is the name network/ip by which a proxy may ask for a resource.
