@@ -162,7 +162,7 @@ type UnknownWorkloadError struct {
 }
 
 func (e *UnknownWorkloadError) Error() string {
-	return fmt.Sprintf("unknown source workload: the control plane has no workload for pod %s/%s (service account %s) on node %s",
+	return fmt.Sprintf("unknown workload: the control plane has no workload for pod %s/%s (service account %s) on node %s",
 		e.Pod.Namespace, e.Pod.Name, e.Pod.ServiceAccount, e.Node)
 }
 

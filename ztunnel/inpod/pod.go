@@ -119,17 +119,22 @@ func (p *pod) drain(ctx context.Context) {
 		defer close(donec)
 		p.conns.Wait()
 	}()
+	// Its context ends after the connections, so that each of these ends with
+	// the cause below and not with that of a tunnel that vanished under it.
+	dctx, dcancel := context.WithCancel(context.Background())
+	defer dcancel()
+	var draining sync.WaitGroup
 	if p.handlers.Drain != nil {
-		go p.handlers.Drain(ctx) // ends with ctx or when its tunnels have
+		draining.Go(func() { p.handlers.Drain(dctx) })
 	}
 	select {
 	case <-donec:
 	case <-ctx.Done():
 	}
-	// Connections first, so that each ends with this cause and not with that
-	// of a tunnel that vanished below it.
 	p.cancel(flow.ErrDrained)
 	<-donec
+	dcancel()
+	draining.Wait()
 	if p.handlers.Close != nil {
 		p.handlers.Close()
 	}
