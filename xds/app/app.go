@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,11 +33,14 @@ import (
 // once; a certificate takes milliseconds.
 const drainTimeout = 5 * time.Second
 
+// lastGood is where the state directory keeps policies as they were last good.
+const lastGood = "last-good"
+
 // Config is what ambitd's flags say.
 type Config struct {
 	// Sources are directories of Kubernetes and Istio YAML.
 	Sources []string
-	// StateDir keeps keys; CADir holds an existing CA, if any.
+	// StateDir keeps keys and last good policies; CADir holds an existing CA, if any.
 	StateDir, CADir string
 	// Listen are the addresses of xDS and the certificate API; Monitoring is
 	// that of metrics, status and debugging.
@@ -124,7 +128,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger, levels *boot.LevelCont
 func (a *ambitd) run(ctx context.Context, levels *boot.LevelControl, reg *prometheus.Registry) error {
 	g := boot.NewGroup(ctx, a.log)
 	g.Go("source", func(ctx context.Context) error {
-		return dir.Watch(ctx, a.cfg.Sources, boot.Scoped(a.log, "source"), a.pipe.apply)
+		src := dir.Source{Dirs: a.cfg.Sources, LastGood: filepath.Join(a.cfg.StateDir, lastGood), Log: boot.Scoped(a.log, "source")}
+		return src.Watch(ctx, a.pipe.apply)
 	})
 	g.Go("monitoring", func(ctx context.Context) error {
 		return boot.ServeHTTP(ctx, a.monitoring, a.handler(levels, reg), a.log)

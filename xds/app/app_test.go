@@ -396,3 +396,22 @@ func TestASolvedConditionLeavesTheStatus(t *testing.T) {
 	a.write("ns.yaml", fmt.Sprintf(labelled, ""))
 	a.until("solved", func() bool { s := a.status(); return s.Changes == 2 && len(s.Problems) == 0 })
 }
+
+// A policy that is broken while ambitd is away is enforced as it was.
+func TestARestartWithABrokenPolicyDoesNotWiden(t *testing.T) {
+	a := newTestAmbitd(t)
+	a.write("policy.yaml", policy)
+	a.start()
+	served := func() bool { return a.status().Resources["istio.security.Authorization"] == 2 } // with the static one
+	a.until("served", served)
+	a.stop()
+	a.write("policy.yaml", strings.Replace(policy, "principals", "principalz", 1))
+	a.start()
+	a.until("served again", served)
+	if s := a.status(); len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Text, "did you mean \"principals\"?") {
+		t.Errorf("problems: %v", s.Problems)
+	}
+	if log := a.log.String(); !strings.Contains(log, `its last good version is taken from before the restart	object="AuthorizationPolicy demo/only-a"`) {
+		t.Errorf("not in the log:\n%s", log)
+	}
+}

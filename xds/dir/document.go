@@ -224,6 +224,9 @@ func (d *document) object(n *yaml.Node, gvk schema.GroupVersionKind) {
 	}
 	if len(s.faults) > 0 {
 		d.fail(me, s.faults)
+		if gvk.Kind == "ConfigMap" && name == meshConfigName { // and with it what it holds
+			d.out.failed = append(d.out.failed, meshConfigID(namespace))
+		}
 		return
 	}
 	o := &Object{GVK: gvk, Namespace: namespace, Name: name, File: d.file, Line: n.Line, Value: value}
@@ -282,10 +285,17 @@ func (s *strict) checkName(n *yaml.Node, me id, info *kindInfo) {
 	}
 }
 
+// meshConfigName is the ConfigMap whose key `mesh` is the mesh configuration.
+const meshConfigName = "istio"
+
+func meshConfigID(namespace string) id {
+	return id{crd.MeshGroup, crd.MeshConfigKind, namespace, meshConfigName}
+}
+
 // meshConfig decodes the key `mesh` of a ConfigMap named `istio` as an object of
 // its own, so that a mistake in it leaves the last good configuration in force.
 func (d *document) meshConfig(n *yaml.Node, cm *Object) {
-	if cm.GVK.Kind != "ConfigMap" || cm.Name != "istio" {
+	if cm.GVK.Kind != "ConfigMap" || cm.Name != meshConfigName {
 		return
 	}
 	key := find(find(n, "data"), "mesh")
@@ -293,7 +303,7 @@ func (d *document) meshConfig(n *yaml.Node, cm *Object) {
 		return
 	}
 	gvk := schema.GroupVersionKind{Group: crd.MeshGroup, Version: "v1alpha1", Kind: crd.MeshConfigKind}
-	me := id{gvk.Group, gvk.Kind, cm.Namespace, cm.Name}
+	me := meshConfigID(cm.Namespace)
 	line := key.Line
 	if key.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		line++ // the text starts below the "|"

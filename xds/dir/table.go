@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"reflect"
 	"slices"
 
@@ -20,12 +21,15 @@ type Table struct {
 	inForce map[id]*Object
 	dups    map[id]bool
 	touched map[id]bool // since the last change
+	fresh   []*Object   // of the last change: other versions, or at another place
 }
 
 // file is the last content of one file.
 type file struct {
 	docs     map[[32]byte]content // decoded documents by hash, lines relative
 	objects  map[id]*Object       // what the file contributes, last good versions included
+	failed   []id                 // objects that are there and cannot be used
+	broken   bool                 // something is there that does not say what it is
 	problems []Problem
 	counted  []string
 	cannot   *Problem // why the file could not be read at all
@@ -62,7 +66,7 @@ func (t *Table) Put(path string, data []byte) {
 		all.add(c)
 	}
 	f.counted = all.unenforced
-	f.problems = all.problems
+	f.problems, f.failed, f.broken = all.problems, all.failed, all.broken
 	for i, o := range all.objects {
 		if all.use[i] != enforced {
 			continue
@@ -90,6 +94,55 @@ func (t *Table) Put(path string, data []byte) {
 func (f *file) keep(old *file, k id) {
 	if o, had := old.objects[k]; had && f.objects[k] == nil {
 		f.objects[k] = o
+	}
+}
+
+// recall puts in force what was the last good version before a restart, of
+// objects that are there and cannot be used, or may be: their file cannot be read
+// as far as them. Current objects always win. It returns what it took.
+func (t *Table) recall(past []*Object) (taken []*Object) {
+	failed := map[id]string{} // → file
+	for path, f := range t.files {
+		for _, k := range f.failed {
+			failed[k] = path
+		}
+	}
+	for _, o := range past {
+		k := o.id()
+		path, isFailed := failed[k]
+		if len(t.claims[k]) > 0 || !isFailed && !t.uncertain(o.File) {
+			continue
+		}
+		if isFailed {
+			o.File = path
+		}
+		f := file{}
+		if was := t.files[o.File]; was != nil {
+			f = *was
+		}
+		f.objects = maps.Clone(f.objects)
+		if f.objects == nil {
+			f.objects = map[id]*Object{}
+		}
+		f.objects[k] = o
+		t.replace(o.File, &f)
+		taken = append(taken, o)
+	}
+	return taken
+}
+
+// uncertain reports whether a file may say more than could be read.
+func (t *Table) uncertain(path string) bool {
+	if f := t.files[path]; f != nil {
+		return f.broken || f.cannot != nil
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if f := t.files[dir]; f != nil && f.cannot != nil {
+			return true
+		}
+		if dir == filepath.Dir(dir) {
+			return false
+		}
 	}
 }
 
@@ -145,6 +198,7 @@ func (t *Table) touch(k id) {
 // Change returns what differs from the previous call, in a stable order.
 func (t *Table) Change() Change {
 	c := Change{Unenforced: map[string]int{}}
+	t.fresh = nil
 	for _, k := range slices.SortedFunc(maps.Keys(t.touched), id.compare) {
 		was := t.inForce[k]
 		claims := t.claims[k]
@@ -154,6 +208,9 @@ func (t *Table) Change() Change {
 			c.Deletes = append(c.Deletes, was.Key())
 		case len(claims) > 0:
 			t.inForce[k] = claims[0]
+			if was != claims[0] {
+				t.fresh = append(t.fresh, claims[0])
+			}
 			if was == nil || !reflect.DeepEqual(was.Value, claims[0].Value) {
 				c.Upserts = append(c.Upserts, claims[0])
 			}

@@ -33,15 +33,30 @@ const (
 	maxTree = 8
 )
 
-// Watch reads dirs and reports every change until ctx ends. The first call of
-// changed carries the full state, also when there is nothing yet. All calls come
-// from the goroutine that called Watch. A directory that cannot be read at the
-// start is an error; later it is a Problem and what it said stays in force.
+// Source is directories to read and to watch.
+type Source struct {
+	Dirs []string
+	// LastGood, when set, is a directory of this package's own, kept over
+	// restarts: see memory.
+	LastGood string
+	Log      *slog.Logger
+}
+
+// Watch watches dirs without a memory of earlier runs, see Source.Watch.
 func Watch(ctx context.Context, dirs []string, log *slog.Logger, changed func(Change)) error {
-	if len(dirs) == 0 {
+	return Source{Dirs: dirs, Log: log}.Watch(ctx, changed)
+}
+
+// Watch reads the directories and reports every change until ctx ends. The first
+// call of changed carries the full state, also when there is nothing yet. All
+// calls come from the goroutine that called Watch. A directory that cannot be
+// read at the start is an error; later it is a Problem and what it said stays in
+// force.
+func (src Source) Watch(ctx context.Context, changed func(Change)) error {
+	if len(src.Dirs) == 0 {
 		return errors.New("watch directories: none given")
 	}
-	for _, d := range dirs {
+	for _, d := range src.Dirs {
 		if _, err := os.ReadDir(d); err != nil {
 			return fmt.Errorf("watch directory: %w", err)
 		}
@@ -51,10 +66,20 @@ func Watch(ctx context.Context, dirs []string, log *slog.Logger, changed func(Ch
 		return fmt.Errorf("watch directories: %w", err)
 	}
 	defer w.Close()
-	s := &scanner{roots: dirs, log: log, notify: w, table: NewTable(), stats: map[string]stat{}, watched: map[string]bool{}}
-	s.scan(true)
-	changed(s.table.Change())
-	return s.loop(ctx, changed)
+	s := &scanner{roots: src.Dirs, log: src.Log, notify: w, table: NewTable(), stats: map[string]stat{}, watched: map[string]bool{}}
+	if err := s.first(ctx); err != nil {
+		return err
+	}
+	mem := openMemory(src.LastGood, src.Log)
+	for _, o := range s.table.recall(mem.load()) {
+		src.Log.Warn("what the file says cannot be used, its last good version is taken from before the restart", "object", o.Key().String(), "file", o.File)
+	}
+	report := func() {
+		changed(s.table.Change())
+		mem.keep(s.table)
+	}
+	report()
+	return s.loop(ctx, report)
 }
 
 // scanner keeps the table in step with the files.
@@ -76,7 +101,24 @@ type stat struct {
 	info fs.FileInfo // compared with os.SameFile
 }
 
-func (s *scanner) loop(ctx context.Context, changed func(Change)) error {
+// first reads everything. It waits for files that are being written, or their
+// objects would be missing from a state that is taken for whole.
+func (s *scanner) first(ctx context.Context) error {
+	for range 3 { // a file that is written all the time is taken as it is
+		if _, again := s.scan(false); !again {
+			return nil
+		}
+		select {
+		case <-time.After(settle):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	s.scan(true)
+	return nil
+}
+
+func (s *scanner) loop(ctx context.Context, changed func()) error {
 	tick := time.NewTicker(rescan)
 	defer tick.Stop()
 	quiet := time.NewTimer(0)
@@ -110,14 +152,14 @@ func (s *scanner) loop(ctx context.Context, changed func(Change)) error {
 			quiet.Reset(settle)
 		}
 		if differs {
-			changed(s.table.Change())
+			changed()
 		}
 	}
 }
 
 // scan looks at every file and reads those that changed. again asks for another
-// look soon, because a file may be half written.
-func (s *scanner) scan(first bool) (differs, again bool) {
+// look soon, because a file may be half written; atOnce takes files as they are.
+func (s *scanner) scan(atOnce bool) (differs, again bool) {
 	forced := s.forced
 	s.forced = nil
 	seen := map[string]bool{}
@@ -126,7 +168,7 @@ func (s *scanner) scan(first bool) (differs, again bool) {
 		s.tree(root, 0, seen, unreadable)
 	}
 	for path := range seen {
-		d, a := s.look(path, first, forced[path])
+		d, a := s.look(path, atOnce, forced[path] || s.faults[path] != "")
 		differs, again = differs || d, again || a
 		if a { // the event is not answered yet
 			if s.forced == nil {
@@ -187,17 +229,25 @@ func (s *scanner) tree(dir string, depth int, files map[string]bool, unreadable 
 		path := filepath.Join(dir, name)
 		info, err := os.Stat(path) // follows symbolic links
 		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone since it was listed, or a link to nothing
 		case err != nil:
+			if e.IsDir() || isConfig(name) {
+				unreadable[path] = err.Error()
+			}
 		case info.IsDir() && depth < maxTree:
 			s.tree(path, depth+1, files, unreadable)
-		case info.Mode().IsRegular() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)):
+		case info.Mode().IsRegular() && isConfig(name):
 			files[path] = true
 		}
 	}
 }
 
+func isConfig(name string) bool {
+	return slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name))
+}
+
 // look reads a file if it changed since the last time.
-func (s *scanner) look(path string, first, forced bool) (differs, again bool) {
+func (s *scanner) look(path string, atOnce, forced bool) (differs, again bool) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return false, true // gone since it was listed
@@ -218,7 +268,7 @@ func (s *scanner) look(path string, first, forced bool) (differs, again bool) {
 		s.table.cannotRead(path, err.Error(), "")
 		return true, false
 	}
-	if !first && halfWritten(data) && time.Since(now.mod) < settle {
+	if !atOnce && halfWritten(data) && time.Since(now.mod) < settle {
 		return false, true
 	}
 	s.stats[path] = now

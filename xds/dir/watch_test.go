@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
 )
 
 // testWatch watches a directory of its own.
@@ -21,19 +23,23 @@ type testWatch struct {
 }
 
 func newTestWatch(t *testing.T, dir string) *testWatch {
-	w := &testWatch{t: t, dir: dir, changes: make(chan Change, 100)}
+	w, stop := startTestWatch(t, dir, "")
+	t.Cleanup(stop)
+	return w
+}
+
+func startTestWatch(t *testing.T, dir, lastGood string) (w *testWatch, stop func()) {
+	w = &testWatch{t: t, dir: dir, changes: make(chan Change, 100)}
 	ctx, cancel := context.WithCancel(t.Context())
 	donec := make(chan error, 1)
-	go func() {
-		donec <- Watch(ctx, []string{dir}, slog.New(slog.DiscardHandler), func(c Change) { w.changes <- c })
-	}()
-	t.Cleanup(func() {
+	src := Source{Dirs: []string{dir}, LastGood: lastGood, Log: slog.New(slog.DiscardHandler)}
+	go func() { donec <- src.Watch(ctx, func(c Change) { w.changes <- c }) }()
+	return w, func() {
 		cancel()
 		if err := <-donec; !errors.Is(err, context.Canceled) {
 			t.Errorf("watch ended with %v", err)
 		}
-	})
-	return w
+	}
 }
 
 func (w *testWatch) write(name, text string) {
@@ -151,6 +157,50 @@ func TestWatchHalfWrittenFile(t *testing.T) {
 	case <-t.Context().Done():
 	}
 	w.want("whole again", "+a", "")
+}
+
+// A file that is being written at the start would be a state without its objects.
+func TestWatchWaitsForAHalfWrittenFileAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.yaml")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := &scanner{roots: []string{dir}, table: NewTable(), stats: map[string]stat{}, watched: map[string]bool{}}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	s.notify, s.log = w, slog.New(slog.DiscardHandler)
+	if _, again := s.scan(false); !again || len(s.table.files) > 0 {
+		t.Fatalf("an empty file of this moment is taken for whole (again: %v)", again)
+	}
+	if err := os.WriteFile(path, []byte(ns("a")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.first(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.table.Change(); len(c.Upserts) != 1 {
+		t.Errorf("the first state is %v", c.Upserts)
+	}
+}
+
+// Only what does not exist is gone: what cannot be looked at stays in force.
+func TestWatchKeepsAFileThatCannotBeLookedAt(t *testing.T) {
+	dir := t.TempDir()
+	w := newTestWatch(t, dir)
+	w.want("start", "", "")
+	w.write("a.yaml", ns("a"))
+	w.want("whole", "+a", "")
+	path := filepath.Join(dir, "a.yaml")
+	if err := errors.Join(os.Symlink(path, filepath.Join(dir, ".loop")), os.Rename(filepath.Join(dir, ".loop"), path)); err != nil {
+		t.Fatal(err)
+	}
+	w.want("a link to itself", "", "a.yaml: stat "+path+": too many levels of symbolic links")
+	w.replace("a.yaml", ns("a", "x: y"))
+	w.want("a file again", "+a", "")
 }
 
 func TestWatchNeedsDirectories(t *testing.T) {
