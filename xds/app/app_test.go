@@ -279,6 +279,7 @@ func TestFromADirectoryToAProxy(t *testing.T) {
 
 func TestRunningPodsDecideWhoGetsACertificate(t *testing.T) {
 	a := newTestAmbitd(t)
+	a.write("zt.yaml", pod("zt", "ztunnel", "node-a", "10.0.0.9"))
 	a.write("pods.yaml", pod("p1", "a", "node-a", "10.0.0.1")+pod("p2", "b", "node-b", "10.0.0.2"))
 	log := slog.New(slog.DiscardHandler)
 	d, err := assemble(a.ctx, Config{Sources: []string{a.source}, StateDir: a.state, Listen: []string{"127.0.0.1:0"}, Monitoring: "127.0.0.1:0"}.withDefaults(), log, prometheus.NewRegistry())
@@ -291,8 +292,8 @@ func TestRunningPodsDecideWhoGetsACertificate(t *testing.T) {
 	go func() { donec <- d.run(ctx, levels, prometheus.NewRegistry()) }()
 	defer func() { cancel(); <-donec; d.close() }()
 	<-d.pipe.derived
-	rule := &trust{engine: d.pipe.engine, accounts: ca.DefaultNodeAccounts}
-	onA := ca.Caller{Namespace: "ambit-system", ServiceAccount: "ztunnel", PodName: "zt", PodUID: "u", Node: "node-a"}
+	rule := &trust{engine: d.pipe.engine, accounts: []string{"demo/ztunnel"}}
+	onA := ca.Caller{Namespace: "demo", ServiceAccount: "ztunnel", PodName: "zt", PodUID: "uid-zt", Node: "node-a"}
 	for account, want := range map[string]bool{"a": true, "b": false, "c": false} {
 		id := identity.MustParse("spiffe://cluster.local/ns/demo/sa/" + account)
 		if got, err := rule.Identity(onA, id.String()); (err == nil) != want || want && got != id {
@@ -305,6 +306,20 @@ func TestRunningPodsDecideWhoGetsACertificate(t *testing.T) {
 		_, err := rule.Identity(onA, "spiffe://cluster.local/ns/demo/sa/a")
 		return err != nil
 	})
+	// The mesh configuration names another trust domain: identities follow it.
+	a.write("mesh.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'trustDomain: corp.example'}\n")
+	a.until("another trust domain", func() bool {
+		id, err := rule.Identity(onA, "")
+		return err == nil && id.TrustDomain() == "corp.example"
+	})
+	if _, err := rule.Identity(onA, "spiffe://cluster.local/ns/demo/sa/ztunnel"); err == nil {
+		t.Error("signs for the trust domain before")
+	}
+	// A token dies with its pod.
+	if err := os.Remove(filepath.Join(a.source, "zt.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	a.until("the node proxy is gone", func() bool { _, err := rule.Identity(onA, ""); return err != nil })
 }
 
 func TestMonitoringPages(t *testing.T) {

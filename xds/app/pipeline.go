@@ -27,8 +27,9 @@ type pipeline struct {
 	derived chan struct{} // closed after the first change
 
 	// owned by apply
-	reported   map[string]struct{} // problems and conditions in the log already
-	conditions map[string]derive.Condition
+	trustDomain string              // in force
+	reported    map[string]struct{} // problems and conditions in the log already
+	conditions  map[string]derive.Condition
 
 	mu     sync.RWMutex
 	report report // guarded by mu
@@ -49,7 +50,8 @@ type report struct {
 func newPipeline(e *derive.Engine, s *delta.Store, log *slog.Logger, ready func()) *pipeline {
 	return &pipeline{
 		engine: e, store: s, log: log, ready: ready, push: func() {}, derived: make(chan struct{}),
-		reported: map[string]struct{}{}, conditions: map[string]derive.Condition{},
+		trustDomain: e.TrustDomain(),
+		reported:    map[string]struct{}{}, conditions: map[string]derive.Condition{},
 		report: report{objects: map[string]int{}, kinds: map[dir.Key]struct{}{}},
 	}
 }
@@ -58,6 +60,11 @@ func newPipeline(e *derive.Engine, s *delta.Store, log *slog.Logger, ready func(
 func (p *pipeline) apply(c dir.Change) {
 	begin := time.Now()
 	res := p.engine.Apply(c)
+	if td := p.engine.TrustDomain(); td != p.trustDomain {
+		p.log.Warn("the mesh configuration sets the trust domain: every identity changes with it, --trust-domain does not count",
+			"trust_domain", td, "before", p.trustDomain)
+		p.trustDomain = td
+	}
 	p.record(c)
 	upserts := make([]delta.Upsert, len(res.Upserts))
 	for i, r := range res.Upserts {

@@ -73,6 +73,11 @@ func Open(c Config) (*Authority, error) {
 	if err := makeStateDir(c.StateDir); err != nil {
 		return nil, err
 	}
+	unlock, err := lockDir(c.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	iss, err := c.open()
 	if err != nil {
 		return nil, err
@@ -87,13 +92,13 @@ func Open(c Config) (*Authority, error) {
 
 func (c Config) open() (*issuer, error) {
 	if c.PluggedDir != "" {
-		iss, err := loadIssuer(c.PluggedDir, c.Now())
+		iss, err := loadIssuer(c.PluggedDir, os.ReadFile, c.Now()) // a mounted Secret is readable by default
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w (--ca-dir needs %s, %s, %s and %s)", err, certFile, keyFile, chainFile, RootFile)
 		}
 		return iss, err
 	}
-	iss, err := loadIssuer(c.StateDir, c.Now())
+	iss, err := loadIssuer(c.StateDir, readKey, c.Now())
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return iss, err
 	}

@@ -20,6 +20,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
@@ -242,6 +244,70 @@ func TestRootIsKept(t *testing.T) {
 	}
 }
 
+// Two ambitd start over one empty directory: they must end up with one root, and
+// its key, and agree on tokens.
+func TestStartsAtOnceAgreeOnTheKeys(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	const n = 8
+	authorities, tokens := make([]*Authority, n), make([]*Tokens, n)
+	var g errgroup.Group
+	for i := range n {
+		g.Go(func() (err error) {
+			if authorities[i], err = Open(Config{TrustDomain: domain, StateDir: dir}); err == nil {
+				tokens[i], err = OpenTokens(dir, nil, nil)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	token, err := tokens[0].Mint(Caller{Namespace: "n", ServiceAccount: "s"}, "", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if authorities[i].Roots() != authorities[0].Roots() {
+			t.Fatalf("start %d has another root", i)
+		}
+		if _, err := tokens[i].Review(t.Context(), token); err != nil {
+			t.Fatalf("start %d does not take the token: %v", i, err)
+		}
+	}
+	if _, err := Open(Config{TrustDomain: domain, StateDir: dir}); err != nil {
+		t.Errorf("what they left: %v", err)
+	}
+}
+
+func TestKeysThatEveryoneCanReadAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	open := func() error {
+		_, err := Open(Config{TrustDomain: domain, StateDir: dir})
+		if err == nil {
+			_, err = OpenTokens(dir, nil, nil)
+		}
+		return err
+	}
+	if err := open(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{keyFile, tokenKeyFile} {
+		path := filepath.Join(dir, name)
+		for mode, want := range map[os.FileMode]bool{0o604: false, 0o660: true, 0o600: true} {
+			if err := os.Chmod(path, mode); err != nil {
+				t.Fatal(err)
+			}
+			err := open()
+			if (err == nil) != want || err != nil && !strings.Contains(err.Error(), "chmod 600") {
+				t.Errorf("%s with mode %o: %v", name, mode, err)
+			}
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // pluggedIn writes a root, an intermediate and its key as a `cacerts` secret.
 func pluggedIn(t *testing.T, now time.Time, shape func(c *x509.Certificate)) (dir string, inter *issuer) {
 	t.Helper()
@@ -439,7 +505,11 @@ func TestNodeRule(t *testing.T) {
 	rule := &NodeRule{
 		TrustDomain: domain, Accounts: DefaultNodeAccounts,
 		Placement: placement{"node-a": {onA}, "node-b": {onB}},
-		Pods:      pods{"ambit-system/zt-b": {"uid-now", "node-b"}},
+		Pods: pods{
+			"ambit-system/zt-a": {"uid-a", "node-a"}, "ambit-system/zt-b": {"uid-now", "node-b"},
+			"istio-system/z": {"u", "node-a"}, "default/p": {"u", "node-a"}, "default/ztunnel": {"u", "node-a"},
+			"ambit-system/p": {"u", "node-a"},
+		},
 	}
 	ztA := Caller{"ambit-system", "ztunnel", "zt-a", "uid-a", "node-a"}
 	tests := []struct {
@@ -457,12 +527,14 @@ func TestNodeRule(t *testing.T) {
 		{"the same name in another namespace", Caller{"default", "ztunnel", "p", "u", "node-a"}, onA.String(), "not a trusted node account"},
 		{"token without node", Caller{"ambit-system", "ztunnel", "p", "u", ""}, onA.String(), "not bound"},
 		{"token without pod", Caller{"ambit-system", "ztunnel", "", "", "node-a"}, onA.String(), "not bound"},
-		{"token without uid", Caller{"ambit-system", "ztunnel", "p", "", "node-a"}, onA.String(), "not bound"},
+		{"token without uid", Caller{"ambit-system", "ztunnel", "p", "", "node-a"}, onA.String(), "now has uid u"},
 		{"foreign trust domain", ztA, "spiffe://other/ns/default/sa/a", "trust domain of this mesh"},
 		{"not an identity", ztA, "https://example.com", "ImpersonatedIdentity"},
 		{"pod that exists", Caller{"ambit-system", "ztunnel", "zt-b", "uid-now", "node-b"}, onB.String(), onB.String()},
 		{"token of the pod before", Caller{"ambit-system", "ztunnel", "zt-b", "uid-old", "node-b"}, onB.String(), "was replaced"},
 		{"token of the pod before, for itself", Caller{"ambit-system", "ztunnel", "zt-b", "uid-old", "node-b"}, "", "was replaced"},
+		{"pod that is gone", Caller{"ambit-system", "ztunnel", "zt-gone", "u", "node-a"}, onA.String(), "zt-gone, which does not run"},
+		{"pod that is gone, for itself", Caller{"default", "b", "gone", "u", "node-b"}, "", "which does not run"},
 		{"token of another node", Caller{"ambit-system", "ztunnel", "zt-b", "uid-now", "node-a"}, onA.String(), "runs on node node-b"},
 	}
 	for _, tt := range tests {

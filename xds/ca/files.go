@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // writeFile replaces path in one step, so that a crash leaves the old content
@@ -44,6 +45,39 @@ func makeStateDir(dir string) error {
 		return fmt.Errorf("state directory %s cannot be written: %w (change its owner, or choose another with --state-dir)", dir, err)
 	}
 	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// lockDir waits until this process alone may make keys in the directory: two
+// ambitd over one state directory (a rolling update) must not mix their roots.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	for {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		if !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock state directory %s: %w", dir, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil // which unlocks; nothing was written
+}
+
+// readKey reads a key that this package made. A group may have access, since
+// Kubernetes gives it to volumes (fsGroup), but nobody else: a key that everyone
+// could read may have been read.
+func readKey(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
+		return nil, fmt.Errorf("%s is open to everyone (mode %04o): chmod 600 it, or remove the state directory's keys if others may have read them", path, mode)
+	}
+	return os.ReadFile(path)
 }
 
 func encodeCerts(certs ...*x509.Certificate) []byte {

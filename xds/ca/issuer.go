@@ -98,14 +98,14 @@ func (i *issuer) save(dir string) error {
 // loadIssuer reads and checks the four files of a directory. Every problem
 // names the file and what to do. fs.ErrNotExist is reported for a missing
 // ca-cert.pem.
-func loadIssuer(dir string, now time.Time) (*issuer, error) {
+func loadIssuer(dir string, readKey func(path string) ([]byte, error), now time.Time) (*issuer, error) {
 	certs, err := readCerts(dir, certFile)
 	if err != nil {
 		return nil, err
 	}
 	i := &issuer{cert: certs[0]}
 	keyPath := filepath.Join(dir, keyFile)
-	data, err := os.ReadFile(keyPath)
+	data, err := readKey(keyPath)
 	if err != nil {
 		return nil, fmt.Errorf("CA key: %w", err)
 	}

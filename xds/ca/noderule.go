@@ -13,7 +13,8 @@ var DefaultNodeAccounts = []string{"ambit-system/ztunnel", "istio-system/ztunnel
 
 // Pods knows the pods that exist now.
 type Pods interface {
-	// Pod returns the uid and node of a pod; ok is false for an unknown one.
+	// Pod returns the uid and node of a pod; ok is false for one that is unknown
+	// or has ended.
 	Pod(namespace, name string) (uid, node string, ok bool)
 }
 
@@ -24,11 +25,8 @@ type NodeRule struct {
 	// Accounts are the "namespace/serviceaccount" that may impersonate.
 	Accounts  []string
 	Placement Placement
-	// Pods is consulted for the caller's own pod. A pod it knows must have
-	// the token's uid and node, so that the token of a replaced or moved pod
-	// dies with it. A pod it does not know passes: with a directory as source
-	// a node proxy may run outside any pod, and the token's signature is what
-	// binds it. Nil knows no pods.
+	// Pods is asked for the caller's own pod: it must exist with the token's uid
+	// and node, so that a token dies with its pod.
 	Pods Pods
 }
 
@@ -64,13 +62,13 @@ func (r *NodeRule) Identity(c Caller, impersonate string) (identity.ID, error) {
 }
 
 func (r *NodeRule) checkPod(c Caller) error {
-	if r.Pods == nil || c.PodName == "" {
-		return nil
+	if c.PodName == "" {
+		return nil // bound to an account only: it can only ask for itself
 	}
 	uid, node, ok := r.Pods.Pod(c.Namespace, c.PodName)
 	switch {
 	case !ok:
-		return nil
+		return &DeniedError{c, fmt.Sprintf("the token is of pod %s/%s, which does not run: its Pod must be in the source, with uid %s, for its token to count", c.Namespace, c.PodName, c.PodUID)}
 	case uid != c.PodUID:
 		return &DeniedError{c, fmt.Sprintf("the token is of pod uid %s, but %s/%s now has uid %s: the pod was replaced, use its own token", c.PodUID, c.Namespace, c.PodName, uid)}
 	case c.Node != "" && node != c.Node:

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -65,6 +64,11 @@ func OpenTokens(stateDir string, audiences []string, now func() time.Time) (*Tok
 	if err := makeStateDir(stateDir); err != nil {
 		return nil, err
 	}
+	unlock, err := lockDir(stateDir) // `ambitd token` may run beside a starting `ambitd serve`
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	key, err := openTokenKey(filepath.Join(stateDir, tokenKeyFile))
 	if err != nil {
 		return nil, err
@@ -73,7 +77,7 @@ func OpenTokens(stateDir string, audiences []string, now func() time.Time) (*Tok
 }
 
 func openTokenKey(path string) (*ecdsa.PrivateKey, error) {
-	data, err := os.ReadFile(path)
+	data, err := readKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return makeTokenKey(path)
 	}
@@ -91,8 +95,6 @@ func openTokenKey(path string) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// makeTokenKey makes the key. `ambitd token` may run beside a starting
-// `ambitd serve`: the link fails for the second, who then reads the first's.
 func makeTokenKey(path string) (*ecdsa.PrivateKey, error) {
 	key, err := newKey()
 	if err != nil {
@@ -102,17 +104,7 @@ func makeTokenKey(path string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	fresh := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := writeFile(fresh, pem, 0o600); err != nil {
-		return nil, err
-	}
-	defer os.Remove(fresh) // a second name of the same file, or the loser's key
-	if err := os.Link(fresh, path); errors.Is(err, fs.ErrExist) {
-		return openTokenKey(path)
-	} else if err != nil {
-		return nil, fmt.Errorf("token key: %w", err)
-	}
-	return key, nil
+	return key, writeFile(path, pem, 0o600)
 }
 
 // Mint makes a token that says it is caller, for one audience.

@@ -115,7 +115,7 @@ func TestABrokenConfigMapKeepsTheMeshConfiguration(t *testing.T) {
 	if c := table.Change(); len(c.Upserts) != 1 {
 		t.Fatalf("got %v", c.Upserts)
 	}
-	table.Put("c.yaml", []byte(mesh + "more: x\n"))
+	table.Put("c.yaml", []byte(mesh+"more: x\n"))
 	if c := table.Change(); len(c.Deletes) > 0 || len(c.Problems) != 1 {
 		t.Errorf("deletes %v, problems %v", c.Deletes, c.Problems)
 	}

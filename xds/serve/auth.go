@@ -46,14 +46,6 @@ func bearer(ctx context.Context) string {
 	return ""
 }
 
-func (s *Server) authUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, err := s.authenticate(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return next(ctx, req)
-}
-
 func (s *Server) authStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	ctx, err := s.authenticate(ss.Context())
 	if err != nil {

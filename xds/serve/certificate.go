@@ -5,6 +5,7 @@ import (
 	"math"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
 	"github.com/ambit-mesh/ambit/xds/api/ca"
@@ -14,6 +15,29 @@ import (
 // impersonatedKey is the metadata by which a node proxy names the pod's
 // identity that it asks for.
 const impersonatedKey = "ImpersonatedIdentity"
+
+// certificateService is the certificate API with its one method handled as a
+// stream of one message each way, which is the same on the wire. gRPC reads a
+// unary request before any interceptor runs: callers without a token could make
+// the server hold maxReceive bytes for each of their calls.
+var certificateService = grpc.ServiceDesc{
+	ServiceName: ca.IstioCertificateService_ServiceDesc.ServiceName,
+	HandlerType: (*ca.IstioCertificateServiceServer)(nil),
+	Streams:     []grpc.StreamDesc{{StreamName: "CreateCertificate", Handler: handleCertificate, ServerStreams: true}},
+	Metadata:    ca.IstioCertificateService_ServiceDesc.Metadata,
+}
+
+func handleCertificate(srv any, ss grpc.ServerStream) error {
+	var req ca.IstioCertificateRequest
+	if err := ss.RecvMsg(&req); err != nil {
+		return err
+	}
+	resp, err := srv.(ca.IstioCertificateServiceServer).CreateCertificate(ss.Context(), &req)
+	if err != nil {
+		return err
+	}
+	return ss.SendMsg(resp)
+}
 
 // CreateCertificate signs a certificate for the identity that the caller may
 // have; what the request's own names say is ignored.

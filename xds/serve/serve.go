@@ -51,6 +51,9 @@ const (
 	// pingEvery and pingTimeout end connections of nodes that vanished.
 	pingEvery   = 30 * time.Second
 	pingTimeout = 10 * time.Second
+	// idleTimeout ends connections without a call, such as those that never had
+	// one. Proxies connect again when they need a certificate.
+	idleTimeout = 10 * time.Minute
 	// pingMin refuses clients that ping more often than proxies do (30 s).
 	pingMin = 10 * time.Second
 	// handshakeTimeout covers TCP accept to HTTP/2 preface.
@@ -114,7 +117,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	s.metrics = m
-	params := keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout}
+	params := keepalive.ServerParameters{Time: pingEvery, Timeout: pingTimeout, MaxConnectionIdle: idleTimeout}
 	if c.MaxConnectionAge > 0 {
 		params.MaxConnectionAge = c.MaxConnectionAge // gRPC adds the jitter
 		params.MaxConnectionAgeGrace = pingTimeout
@@ -127,12 +130,11 @@ func New(c Config) (*Server, error) {
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.MaxConcurrentStreams(maxStreamsPerConn),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.UnaryInterceptor(s.authUnary),
 		grpc.StreamInterceptor(s.authStream),
 		grpc.WaitForHandlers(true), // Stop returns when no goroutine of ours is left
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
-	ca.RegisterIstioCertificateServiceServer(s.grpc, s)
+	s.grpc.RegisterService(&certificateService, s)
 	return s, nil
 }
 

@@ -45,6 +45,21 @@ type placement map[string]string // node → identity
 
 func (p placement) RunsOn(node string, id identity.ID) bool { return p[node] == id.String() }
 
+// pods knows those of callerA, callerB and an app.
+type pods struct{}
+
+func (pods) Pod(_, name string) (uid, node string, ok bool) {
+	switch name {
+	case "zt-a":
+		return "ua", "node-a", true
+	case "zt-b":
+		return "ub", "node-b", true
+	case "p":
+		return "u", "node-b", true
+	}
+	return "", "", false
+}
+
 const (
 	onA = "spiffe://cluster.local/ns/default/sa/a"
 	onB = "spiffe://cluster.local/ns/default/sa/b"
@@ -84,7 +99,7 @@ func newTestServer(t *testing.T) *testServer {
 	s := &testServer{t: t, store: delta.NewStore(api.AuthorizationType, api.AddressType), tokens: tokens, ca: a}
 	s.server, err = New(Config{
 		Store: s.store, Reviewer: tokens, Signer: a, TLS: cert.Config(),
-		Rule: &authority.NodeRule{TrustDomain: "cluster.local", Accounts: authority.DefaultNodeAccounts, Placement: placement{"node-a": onA, "node-b": onB}},
+		Rule: &authority.NodeRule{TrustDomain: "cluster.local", Accounts: authority.DefaultNodeAccounts, Placement: placement{"node-a": onA, "node-b": onB}, Pods: pods{}},
 		Log:  slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 	})
 	if err != nil {
@@ -265,6 +280,22 @@ func TestNoCallWithoutAToken(t *testing.T) {
 	}
 }
 
+// gRPC reads up to 24 MiB of a unary request before an interceptor runs; without
+// a token not one byte of it may be waited for.
+func TestNoRequestIsReadWithoutAToken(t *testing.T) {
+	s := newTestServer(t)
+	conn := s.dial()
+	for _, method := range []string{ca.IstioCertificateService_CreateCertificate_FullMethodName, discovery.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName} {
+		stream, err := conn.NewStream(s.ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.RecvMsg(&ca.IstioCertificateResponse{}); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: %v, want Unauthenticated before the request was sent", method, err)
+		}
+	}
+}
+
 func TestANodeGetsOnlyItsOwnPodsIdentities(t *testing.T) {
 	s := newTestServer(t)
 	client := ca.NewIstioCertificateServiceClient(s.dial())
@@ -281,6 +312,7 @@ func TestANodeGetsOnlyItsOwnPodsIdentities(t *testing.T) {
 		{"B asks for A's pod", callerB, onA, codes.PermissionDenied, ""},
 		{"A asks for itself", callerA, nil, codes.OK, "spiffe://cluster.local/ns/ambit-system/sa/ztunnel"},
 		{"an app asks for another", authority.Caller{Namespace: "default", ServiceAccount: "a", PodName: "p", PodUID: "u", Node: "node-b"}, onB, codes.PermissionDenied, ""},
+		{"a pod that is gone asks for itself", authority.Caller{Namespace: "default", ServiceAccount: "a", PodName: "gone", PodUID: "u", Node: "node-b"}, nil, codes.PermissionDenied, ""},
 		{"not a string", callerA, 7.0, codes.InvalidArgument, ""},
 		{"not an identity", callerA, "a/b", codes.InvalidArgument, ""},
 	}

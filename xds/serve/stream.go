@@ -124,6 +124,10 @@ func (s *Server) request(st *stream, req *discovery.DeltaDiscoveryRequest) error
 	return nil
 }
 
+// maxNodeID bounds what a client can make status pages and logs show: two names
+// of Kubernetes, an address and a domain fit.
+const maxNodeID = 1024
+
 // identify notes the node of the first request that has one, and refuses a
 // proxy that claims to be on another node or in another namespace than its
 // token says.
@@ -134,7 +138,7 @@ func (st *stream) identify(n *discovery.Node) error {
 	st.mu.Lock()
 	known := st.node != ""
 	if !known {
-		st.node = n.Id
+		st.node = n.Id[:min(len(n.Id), maxNodeID)]
 	}
 	st.mu.Unlock()
 	if known {
