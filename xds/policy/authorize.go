@@ -1,7 +1,5 @@
 package policy
 
-import "sync"
-
 // Authorize decides about a connection to a workload of namespace ns that
 // names the policies refs. Policies of global scope, of the namespace and
 // those named are considered:
@@ -54,15 +52,13 @@ type decision struct {
 	named *group   // together
 }
 
-// many is from how many named policies on it pays to compile them together.
-const many = 32
-
 // resolve returns the lowest named policy that is not known.
 func (d *decision) resolve(refs []string) (missing string) {
 	if len(refs) >= many {
-		g := d.set.memo.get(d.set, d.ns, refs)
-		d.named, missing = g.group, g.missing
-		return missing
+		if c := d.set.memo.get(d.set, d.ns, refs); c != nil {
+			d.named = c.group
+			return c.missing
+		}
 	}
 	d.refs = refs
 	return lowestMissing(d.set, refs)
@@ -137,54 +133,4 @@ func (d *decision) dryRun() string {
 		return r.p.dry[r.i]
 	}
 	return dryRunNone
-}
-
-// memo keeps what long lists of named policies compile to. Lists are immutable,
-// so a list is known by where it is; an entry keeps its list alive.
-type memo struct {
-	mu sync.RWMutex
-	m  map[memoKey]*named
-}
-
-type memoKey struct {
-	ns    string
-	first *string
-	n     int
-}
-
-type named struct {
-	group   *group
-	missing string
-	refs    []string
-}
-
-// maxMemo bounds the lists kept; the next one starts afresh.
-const maxMemo = 1024
-
-func (m *memo) get(s *Set, ns string, refs []string) *named {
-	key := memoKey{ns, &refs[0], len(refs)}
-	m.mu.RLock()
-	n := m.m[key]
-	m.mu.RUnlock()
-	if n != nil {
-		return n
-	}
-	n = &named{refs: refs, missing: lowestMissing(s, refs)}
-	var list []*Policy
-	seen := map[string]bool{}
-	for _, key := range refs {
-		p := s.Get(key)
-		if p != nil && !p.inGroup(ns) && !seen[key] {
-			seen[key] = true
-			list = append(list, p)
-		}
-	}
-	n.group = groupOf(list)
-	m.mu.Lock()
-	if m.m == nil || len(m.m) >= maxMemo {
-		m.m = map[memoKey]*named{}
-	}
-	m.m[key] = n
-	m.mu.Unlock()
-	return n
 }

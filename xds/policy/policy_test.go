@@ -444,6 +444,11 @@ func compare(t *testing.T, c chooser, steps int) {
 		if c.next(10) == 0 {
 			refs = append(refs, "shop/unknown")
 		}
+		if len(refs) >= many && c.next(2) == 0 {
+			for range payback + 1 { // until the list is compiled
+				set.Authorize("shop", refs, Conn{})
+			}
+		}
 		for range 10 {
 			cn := c.conn()
 			got, want := set.Authorize("shop", refs, cn), model.authorize("shop", refs, cn)
@@ -557,11 +562,71 @@ func TestAuthorizeDoesNotAllocate(t *testing.T) {
 	for _, n := range []int{3, 100} {
 		for _, named := range []bool{false, true} {
 			s, refs := large(t, n, named)
+			for range payback + 1 { // until a long list is compiled
+				s.Authorize("shop", refs, conn(web, "10.0.0.1", 8000))
+			}
 			for _, c := range []Conn{conn(web, "10.0.0.1", 8000), conn(identity.ID{}, "fd00::1", 1), conn(cart, "172.16.0.0", 8004)} {
 				if got := testing.AllocsPerRun(100, func() { s.Authorize("shop", refs, c) }); got != 0 {
 					t.Errorf("%d policies, named %v: %v allocations", n, named, got)
 				}
 			}
+		}
+	}
+}
+
+// A long list of named policies is compiled when that pays, not at the first
+// connection: churn of policies or of lists must not make every connection pay.
+func TestLongListsAreCompiledWhenItPays(t *testing.T) {
+	s, refs := large(t, many, true)
+	c := conn(web, "10.0.0.1", 8000)
+	want := s.Authorize("shop", refs, c)
+	compiledLists := func(s *Set) (n int) {
+		for _, e := range s.memo.m {
+			if e.compiled.Load() != nil {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range 3 * payback {
+		if got := s.Authorize("shop", refs, c); got != want {
+			t.Fatalf("decision %d is %+v, want %+v", i, got, want)
+		}
+		if n := compiledLists(s); n > 0 && i < payback-1 || n == 0 && i > payback {
+			t.Fatalf("after decision %d, %d lists are compiled", i, n)
+		}
+	}
+	// Each change of a policy starts afresh, and so does each list.
+	for i := range 10 {
+		txn := s.Edit()
+		txn.Put(auth(fmt.Sprintf("other/p%d", i), namespace, allow, nil))
+		next := txn.Commit()
+		for range payback / 2 {
+			next.Authorize("shop", refs, c)
+		}
+		if n := compiledLists(next); n != 0 {
+			t.Fatalf("churn of policies compiled %d lists", n)
+		}
+		s = next
+	}
+	for range 3 * maxMemo {
+		s.Authorize("shop", slices.Clone(refs), c)
+	}
+	if n := len(s.memo.m); n > maxMemo || compiledLists(s) > 0 {
+		t.Errorf("churn of lists: %d are kept, %d compiled", n, compiledLists(s))
+	}
+}
+
+func TestCompiledListsAreBounded(t *testing.T) {
+	_, refs := large(t, 5, true)
+	var m memo
+	for i := range 5 {
+		key := memoKey{"shop", &refs[i], 1}
+		e := &memoEntry{}
+		m.add(key, e)
+		m.count(key, e, maxMemoRules/2)
+		if m.rules > maxMemoRules || m.m[key] != e {
+			t.Fatalf("list %d: %d rules are kept", i, m.rules)
 		}
 	}
 }
@@ -575,6 +640,9 @@ func BenchmarkAuthorize10kPoliciesx10Rules(b *testing.B) {
 		b.Run(bb.name, func(b *testing.B) {
 			s, refs := large(b, bb.n, bb.named)
 			c := conn(web, "172.16.0.1", 8002)
+			for range payback + 1 {
+				s.Authorize("shop", refs, c)
+			}
 			b.ReportAllocs()
 			for b.Loop() {
 				if !s.Authorize("shop", refs, c).Allowed && bb.n > 1 {
