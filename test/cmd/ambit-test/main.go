@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+
+	"github.com/ambit-mesh/ambit/xds/boot"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -19,6 +21,13 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	if len(args) > 1 && args[0] == "exec" {
 		return isolate(args[1:])
+	}
+	if len(args) > 0 && args[0] == "version" {
+		if err := boot.PrintVersion(os.Stdout, "ambit-test", args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, "ambit-test:", err)
+			return 2
+		}
+		return 0
 	}
 	flags := flag.NewFlagSet("ambit-test", flag.ContinueOnError)
 	fuzz := flags.String("fuzz", "", "run every fuzz target for this `duration` instead of the tests")
