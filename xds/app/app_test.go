@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ambit-mesh/ambit/test/golden"
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
@@ -429,4 +430,18 @@ func TestARestartWithABrokenPolicyDoesNotWiden(t *testing.T) {
 	if log := a.log.String(); !strings.Contains(log, `its last good version is taken from before the restart	object="AuthorizationPolicy demo/only-a"`) {
 		t.Errorf("not in the log:\n%s", log)
 	}
+}
+
+// Dashboards and alerts depend on these names.
+func TestExportedMetrics(t *testing.T) {
+	golden.Run(t, "testdata/metrics.txtar", func(t *testing.T, ar *golden.Archive) {
+		reg := prometheus.NewRegistry()
+		c := Config{Sources: []string{t.TempDir()}, StateDir: t.TempDir(), Listen: []string{"127.0.0.1:0"}, Monitoring: "127.0.0.1:0"}.withDefaults()
+		a, err := assemble(t.Context(), c, slog.New(slog.DiscardHandler), reg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.close()
+		ar.Want("metrics", golden.Metrics(reg))
+	})
 }

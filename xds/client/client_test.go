@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/test/fakexds"
+	"github.com/ambit-mesh/ambit/test/golden"
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/security"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
@@ -261,4 +263,19 @@ func TestServerAwayAndUntrusted(t *testing.T) {
 	if n := len(other.Requests()); n > 0 {
 		t.Errorf("%d requests were sent to a server with another root", n)
 	}
+}
+
+// Dashboards and alerts depend on these names.
+func TestExportedMetrics(t *testing.T) {
+	golden.Run(t, "testdata/metrics.txtar", func(t *testing.T, ar *golden.Archive) {
+		reg := prometheus.NewRegistry()
+		_, err := client.New(client.Config{
+			Target: "ambitd:15012", TLS: func() (*tls.Config, error) { return nil, nil },
+			Types: []string{api.AddressType}, Handler: store.New(store.Config{}), Registerer: reg,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ar.Want("metrics", golden.Metrics(reg))
+	})
 }

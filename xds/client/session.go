@@ -167,12 +167,12 @@ func (c *Client) serve(ctx context.Context, stream deltaStream, r *receiver) (he
 
 // handle applies a response and answers it.
 func (c *Client) handle(stream deltaStream, resp *discovery.DeltaDiscoveryResponse) error {
-	c.metrics.received(resp.GetTypeUrl(), proto.Size(resp))
 	s := c.types[resp.GetTypeUrl()]
 	if s == nil {
 		c.cfg.Logger.Warn("xds response of a type that was not asked for", "type", resp.GetTypeUrl())
 		return nil
 	}
+	c.metrics.received(s.typeURL, proto.Size(resp))
 	rejects := s.apply(resp, c.cfg.Handler)
 	req := &discovery.DeltaDiscoveryRequest{TypeUrl: s.typeURL, ResponseNonce: resp.GetNonce()}
 	if len(rejects) > 0 {

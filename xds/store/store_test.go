@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/test/golden"
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/security"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
@@ -261,5 +262,14 @@ func FuzzApply(f *testing.F) {
 			}
 		}
 		s.Apply(client.Delta{Type: typ, Removed: []string{name}})
+	})
+}
+
+// Dashboards and alerts depend on these names.
+func TestExportedMetrics(t *testing.T) {
+	golden.Run(t, "testdata/metrics.txtar", func(t *testing.T, ar *golden.Archive) {
+		reg := prometheus.NewRegistry()
+		New(Config{Registerer: reg})
+		ar.Want("metrics", golden.Metrics(reg))
 	})
 }
