@@ -26,10 +26,10 @@ type Table struct {
 
 // file is the last content of one file.
 type file struct {
-	docs     map[[32]byte]content // decoded documents by hash, lines relative
-	objects  map[id]*Object       // what the file contributes, last good versions included
-	failed   []id                 // objects that are there and cannot be used
-	broken   bool                 // something is there that does not say what it is
+	docs     map[[32]byte]*content // decoded documents by hash, lines relative
+	objects  map[id]*Object        // what the file contributes, last good versions included
+	failed   []id                  // objects that are there and cannot be used
+	broken   bool                  // something is there that does not say what it is
 	problems []Problem
 	counted  []string
 	cannot   *Problem // why the file could not be read at all
@@ -47,18 +47,20 @@ func (t *Table) Put(path string, data []byte) {
 	if old == nil {
 		old = &file{}
 	}
-	f := &file{docs: map[[32]byte]content{}, objects: map[id]*Object{}}
+	f := &file{docs: map[[32]byte]*content{}, objects: map[id]*Object{}}
 	var all content
 	for _, ch := range split(data) {
 		hash := sha256.Sum256(ch.data)
-		c, ok := old.docs[hash]
-		if !ok {
-			c = decodeChunk(path, ch.data)
+		doc := old.docs[hash]
+		if doc == nil {
+			c := decodeChunk(path, ch.data)
 			for _, o := range c.objects {
 				o.Line += ch.line - 1
 			}
+			doc = &c
 		}
-		f.docs[hash] = c
+		f.docs[hash] = doc
+		c := *doc
 		c.problems = slices.Clone(c.problems)
 		for i := range c.problems {
 			c.problems[i].Line += ch.line - 1
