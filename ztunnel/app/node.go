@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
@@ -51,8 +52,9 @@ type node struct {
 	ledger  *ledger.Ledger
 	changed *broadcast
 
-	mu   sync.Mutex
-	pods map[string]podNet
+	mu    sync.Mutex
+	pods  map[string]podNet // by stay
+	stays uint64
 }
 
 func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
@@ -168,13 +170,11 @@ func (e *UnknownWorkloadError) Error() string {
 
 // serve makes what serves one pod.
 func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
-	n.mu.Lock()
-	n.pods[p.UID] = pn
-	n.mu.Unlock()
+	stay := n.enter(p.UID, pn)
 	mark := int(n.cfg.PacketMark)
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
-		Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
+		Pod: p.UID, Tunnel: stay, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
 			return dialed(pn.connect(ctx, d, "tcp", addr.String()))
@@ -199,13 +199,24 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		Drain: func(ctx context.Context) { _ = srv.Shutdown(ctx) }, // past the deadline Close cuts
 		Close: func() {
 			_ = srv.Close() // idempotent, nothing to report
-			n.tunnels.ClosePod(p.UID)
+			n.tunnels.ClosePod(stay)
 			n.mu.Lock()
-			delete(n.pods, p.UID)
+			delete(n.pods, stay)
 			n.mu.Unlock()
 			account.Close()
 		},
 	}
+}
+
+// enter names one stay of a pod. A pod that returns while its earlier stay
+// drains has two: the tunnels and sockets of one must not end with the other.
+func (n *node) enter(uid string, pn podNet) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stays++
+	stay := uid + "#" + strconv.FormatUint(n.stays, 10)
+	n.pods[stay] = pn
+	return stay
 }
 
 func (n *node) serverTLS(ctx context.Context, self func(context.Context) (*mesh.Workload, error)) (*tls.Config, error) {

@@ -38,6 +38,8 @@ type Tunnels interface {
 // Config of one pod's Proxy.
 type Config struct {
 	Pod string // uid
+	// Tunnel is the pod's name in tunnel keys: its present stay on the node.
+	Tunnel string
 	// Self is the pod's workload; it waits a bounded time for one not known yet.
 	Self        func(ctx context.Context) (*mesh.Workload, error)
 	View        func() *store.View
@@ -122,7 +124,7 @@ func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, self *mesh.Wo
 		}
 		return up.(relay.Conn), nil
 	}
-	k := hbone.Key{Pod: p.cfg.Pod, Local: self.Identity, Peers: cert.JoinPeers(plan.Peers), Addr: plan.Addr}
+	k := hbone.Key{Pod: p.cfg.Tunnel, Local: self.Identity, Peers: cert.JoinPeers(plan.Peers), Addr: plan.Addr}
 	if src := c.Record().SrcAddr.Addr(); src.Is4() == plan.Addr.Addr().Is4() {
 		k.SrcAddr = src
 	}
