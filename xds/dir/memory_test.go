@@ -107,6 +107,31 @@ func TestGarbageInTheMemoryIsIgnored(t *testing.T) {
 	}
 }
 
+// An object that was moved out of a file which is broken now is in force as it is,
+// not as it was.
+func TestWhatAFileSaysNowWinsOverALastGoodVersion(t *testing.T) {
+	table := NewTable()
+	inForce := func(why, file string, problems int) {
+		t.Helper()
+		c := table.Change()
+		if o := table.inForce[id{"security.istio.io", "AuthorizationPolicy", "demo", "deny"}]; o == nil || o.File != file || len(c.Problems) != problems {
+			t.Errorf("%s: in force is %+v, want that of %s; problems %v", why, o, file, c.Problems)
+		}
+	}
+	table.Put("a.yaml", []byte(deny))
+	inForce("at first", "a.yaml", 0)
+	table.Put("a.yaml", []byte("kind: [\n"))
+	inForce("broken", "a.yaml", 1)
+	table.Put("z.yaml", []byte(strings.Replace(deny, "evil", "worse", 1)))
+	inForce("moved", "z.yaml", 1)
+	table.Put("a.yaml", []byte(deny))
+	inForce("repaired", "a.yaml", 1)
+	table.Put("a.yaml", []byte("kind: [\n"))
+	inForce("broken again", "z.yaml", 1)
+	table.Remove("z.yaml")
+	inForce("moved back", "a.yaml", 1)
+}
+
 // A mistake around the mesh configuration must not take it out of force, which
 // would rename every identity.
 func TestABrokenConfigMapKeepsTheMeshConfiguration(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 // to one goroutine.
 type Table struct {
 	files   map[string]*file
-	claims  map[id][]*Object // all files' versions of an object, by path: the first wins
+	claims  map[id][]*Object // all files' versions of an object, in touch's order: the first wins
 	inForce map[id]*Object
 	dups    map[id]bool
 	touched map[id]bool // since the last change
@@ -28,6 +28,7 @@ type Table struct {
 type file struct {
 	docs     map[[32]byte]*content // decoded documents by hash, lines relative
 	objects  map[id]*Object        // what the file contributes, last good versions included
+	kept     map[id]bool           // of objects: last good versions
 	failed   []id                  // objects that are there and cannot be used
 	broken   bool                  // something is there that does not say what it is
 	problems []Problem
@@ -47,7 +48,7 @@ func (t *Table) Put(path string, data []byte) {
 	if old == nil {
 		old = &file{}
 	}
-	f := &file{docs: map[[32]byte]*content{}, objects: map[id]*Object{}}
+	f := &file{docs: map[[32]byte]*content{}, objects: map[id]*Object{}, kept: map[id]bool{}}
 	var all content
 	for _, ch := range split(data) {
 		hash := sha256.Sum256(ch.data)
@@ -96,6 +97,7 @@ func (t *Table) Put(path string, data []byte) {
 func (f *file) keep(old *file, k id) {
 	if o, had := old.objects[k]; had && f.objects[k] == nil {
 		f.objects[k] = o
+		f.kept[k] = true
 	}
 }
 
@@ -122,11 +124,12 @@ func (t *Table) recall(past []*Object) (taken []*Object) {
 		if was := t.files[o.File]; was != nil {
 			f = *was
 		}
-		f.objects = maps.Clone(f.objects)
+		f.objects, f.kept = maps.Clone(f.objects), maps.Clone(f.kept)
 		if f.objects == nil {
-			f.objects = map[id]*Object{}
+			f.objects, f.kept = map[id]*Object{}, map[id]bool{}
 		}
 		f.objects[k] = o
+		f.kept[k] = true
 		t.replace(o.File, &f)
 		taken = append(taken, o)
 	}
@@ -179,6 +182,8 @@ func (t *Table) replace(path string, f *file) {
 		if old == nil || old.objects[k] != o {
 			t.claims[k] = append(t.claims[k], o)
 			t.touch(k)
+		} else if old.kept[k] != f.kept[k] {
+			t.touch(k)
 		}
 	}
 }
@@ -186,7 +191,15 @@ func (t *Table) replace(path string, f *file) {
 // touch puts an object's claims in order and marks it for the next change.
 func (t *Table) touch(k id) {
 	claims := t.claims[k]
-	slices.SortStableFunc(claims, func(a, b *Object) int { return cmp.Compare(a.File, b.File) })
+	slices.SortStableFunc(claims, func(a, b *Object) int {
+		switch {
+		case t.isKept(a) == t.isKept(b):
+			return cmp.Compare(a.File, b.File)
+		case t.isKept(a):
+			return 1
+		}
+		return -1
+	})
 	delete(t.dups, k)
 	switch {
 	case len(claims) == 0:
@@ -195,6 +208,13 @@ func (t *Table) touch(k id) {
 		t.dups[k] = true
 	}
 	t.touched[k] = true
+}
+
+// isKept reports whether a claim is a last good version: what a file says now,
+// in another one, wins over it.
+func (t *Table) isKept(o *Object) bool {
+	f := t.files[o.File]
+	return f != nil && f.kept[o.id()]
 }
 
 // Change returns what differs from the previous call, in a stable order.
@@ -231,6 +251,9 @@ func (t *Table) Change() Change {
 	}
 	for k := range t.dups {
 		for _, loser := range t.claims[k][1:] {
+			if t.isKept(loser) {
+				continue // what is wrong with it is said already
+			}
 			c.Problems = append(c.Problems, duplicate(loser, t.claims[k][0]))
 		}
 	}
