@@ -23,7 +23,7 @@ func parseServe(args []string, stderr io.Writer) (*serveFlags, error) {
 	var f serveFlags
 	set := flag.NewFlagSet("ambitd serve", flag.ContinueOnError)
 	set.StringVar(&f.sources, "source", "", "where objects come from: dir:PATH[,PATH...], watched directories of YAML")
-	set.StringVar(&f.StateDir, "state-dir", "", "directory for the CA's and the tokens' keys, and root-cert.pem")
+	set.StringVar(&f.StateDir, "state-dir", "", "directory for the CA's and the tokens' keys, root-cert.pem and last good policies")
 	set.StringVar(&f.CADir, "ca-dir", "", "directory with ca-cert.pem, ca-key.pem, cert-chain.pem and root-cert.pem of an existing CA")
 	set.StringVar(&f.listen, "listen", ":15012", "addresses of xDS and the certificate API, comma-separated")
 	set.StringVar(&f.Monitoring, "monitoring", ":15014", "address of /metrics, /status and /ready; /debug and /logging there answer only this host")
