@@ -43,6 +43,8 @@ A POD may also be named by its app or Deployment: exec sleep -- curl reviews:908
 `
 
 func main() {
+	// Debian keeps nft and others out of an ordinary user's PATH.
+	_ = os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin") // a valid name always works
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case process.Verb:
@@ -160,6 +162,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return up(ctx, o, stdout, stderr)
 	case "demo":
 		return demo(ctx, o, stdout, stderr)
+	case "down":
+		code, err := control.Down(ctx, o.name, stdout, stderr)
+		if err != nil {
+			return fail(stderr, code, err)
+		}
+		return code
 	}
 	r, files, err := o.request(verb, words)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -212,6 +213,34 @@ func received(oob []byte) ([]*os.File, error) {
 	return files, nil
 }
 
+// errEnded is a lab that ended in the middle of a command.
+var errEnded = errors.New("the lab ended before it answered")
+
+// Down ends the lab of that name and returns when its name is free, so that the
+// next `up` finds nothing of it.
+func Down(ctx context.Context, name string, stdout, stderr io.Writer) (int, error) {
+	code, err := Do(ctx, name, Request{Verb: "down"}, nil, stdout, stderr)
+	if err != nil && !errors.Is(err, errEnded) {
+		return code, err
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: Address(os.Getuid(), name), Net: "unix"})
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return 0, nil
+		}
+		if err == nil {
+			_ = c.Close() // only its existence was asked for
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 130, context.Cause(ctx)
+		}
+	}
+}
+
 // Do runs a command in the lab of that name and returns its exit code. Signals of
 // the calling process are passed on when files are.
 func Do(ctx context.Context, name string, r Request, files []*os.File, stdout, stderr io.Writer) (int, error) {
@@ -243,7 +272,7 @@ func Do(ctx context.Context, name string, r Request, files []*os.File, stdout, s
 			if ctx.Err() != nil {
 				return 130, context.Cause(ctx)
 			}
-			return 1, fmt.Errorf("the lab ended before it answered: %w", err)
+			return 1, fmt.Errorf("%w: %w", errEnded, err)
 		}
 		if e.Out != "" {
 			_, _ = io.WriteString(stdout, e.Out) // as any program that prints
