@@ -90,15 +90,6 @@ func sub(typ string, names ...string) *discovery.DeltaDiscoveryRequest {
 	return &discovery.DeltaDiscoveryRequest{TypeUrl: typ, ResourceNamesSubscribe: names}
 }
 
-func (c *testStream) wantAny() *discovery.DeltaDiscoveryResponse {
-	c.t.Helper()
-	resp, err := c.stream.Next()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return resp
-}
-
 func TestAClientTooFarBehindMustResume(t *testing.T) {
 	c := newTestStream(t, NewStore(workload), Limits{})
 	c.request(sub(workload))

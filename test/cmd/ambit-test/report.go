@@ -21,12 +21,12 @@ type testKey struct{ pkg, test string }
 
 // report folds the event stream into lines for people.
 type report struct {
-	w                       io.Writer
-	output                  map[testKey][]string // of tests and packages that have not ended
-	counts                  map[string]int       // tests ended, by package
-	skipped                 []string
-	passed, failed, skips   int
-	failedTests, noisyBuild []string
+	w                     io.Writer
+	output                map[testKey][]string // of tests and packages that have not ended
+	counts                map[string]int       // tests ended, by package
+	skipped               []string
+	passed, failed, skips int
+	failedTests           []string
 }
 
 // runTests runs the packages and returns the exit code: 1 when a test failed or,
