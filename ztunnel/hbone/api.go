@@ -40,6 +40,10 @@ type DialerConfig struct {
 	HandshakeTimeout time.Duration // TLS and the peer's SETTINGS; 10 s
 	ConnectTimeout   time.Duration // answer to CONNECT; 10 s
 
+	// AmbitRecords protects records by ztunnel/record after the handshake, many per syscall, instead of by crypto/tls.
+	// FIPS mode and cipher suites that it does not have keep crypto/tls whatever is asked here.
+	AmbitRecords bool
+
 	Logger     *slog.Logger          // nil: discard
 	Registerer prometheus.Registerer // nil: not registered
 }
@@ -78,6 +82,10 @@ type ServerConfig struct {
 	MaxConcurrentStreams int           // 200
 	HandshakeTimeout     time.Duration // TLS, preface and SETTINGS together; 10 s
 	MaxHeaderBytes       int           // of a decoded header list; 64 KiB
+
+	// AmbitRecords protects records by ztunnel/record after the handshake, many per syscall, instead of by crypto/tls.
+	// FIPS mode and cipher suites that it does not have keep crypto/tls whatever is asked here.
+	AmbitRecords bool
 
 	Logger     *slog.Logger          // nil: discard
 	Registerer prometheus.Registerer // nil: not registered

@@ -11,15 +11,17 @@ const (
 	largeBlock = 8 * recordLen
 )
 
-// block is pooled memory. Whoever holds a reference may use the part it was given; the last one to let go returns it.
+// block is pooled memory, with one byte of capacity more than length: a record's content type goes there.
+//
+// Whoever holds a reference may use the part it was given; the last one to let go returns it.
 type block struct {
 	data []byte
 	refs atomic.Int32
 }
 
 var (
-	smallBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, smallBlock)} }}
-	largeBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, largeBlock)} }}
+	smallBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, smallBlock+1)[:smallBlock]} }}
+	largeBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, largeBlock+1)[:largeBlock]} }}
 )
 
 // getBlock returns a block of at least n bytes (at most largeBlock) with one reference.

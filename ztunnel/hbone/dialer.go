@@ -212,14 +212,13 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, acco
 	if err := conn.SetDeadline(time.Now().Add(d.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	rc, err := clientRecords(ctx, conn, cfg)
+	rc, state, err := clientRecords(ctx, conn, cfg, d.cfg.AmbitRecords)
 	if err != nil {
 		return nil, err
 	}
-	state := rc.ConnectionState()
-	t := newTunnel(rc, conn, &state)
+	t := newTunnel(rc, conn, state)
 	t.client, t.set, t.account, t.limit, t.log = true, set, account, d.cfg.MaxStreams, d.cfg.Logger
-	t.notAfter = earliestExpiry(cfg, &state)
+	t.notAfter = earliestExpiry(cfg, state)
 	t.in.configure(clientMaxHeader)
 	t.hello(0, clientMaxHeader)
 	return t, nil

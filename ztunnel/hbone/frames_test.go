@@ -56,6 +56,7 @@ func newTestServer(t *testing.T, cfg ServerConfig) *testServer {
 			}
 		}
 	}
+	cfg.AmbitRecords = ambitLayer
 	srv := NewServer(cfg)
 	c, s := memnet.Pipe()
 	ts := &testServer{srv: srv, errc: make(chan error, 1)}
@@ -321,8 +322,8 @@ func TestServerFaults(t *testing.T) {
 		}},
 		{"rapid reset", http2.ErrCodeEnhanceYourCalm, func(ts *testServer) {
 			for id := uint32(1); id < 4000; id += 2 {
-				ts.connect(id)
-				if ts.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
+				head := http2.HeadersFrameParam{StreamID: id, BlockFragment: ts.block(":method", "CONNECT", ":authority", "10.0.0.1:80"), EndHeaders: true}
+				if ts.WriteHeaders(head) != nil || ts.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
 					return
 				}
 			}

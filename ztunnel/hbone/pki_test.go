@@ -101,6 +101,7 @@ type meshConfig struct {
 func newMesh(tb testing.TB, cfg meshConfig) *mesh {
 	p := testPKI()
 	m := &mesh{dial: cfg.Dial}
+	cfg.Dialer.AmbitRecords, cfg.Server.AmbitRecords = ambitLayer, ambitLayer
 	m.key = Key{Pod: "pod-a", Local: clientID, Peers: serverID.String(), Addr: netip.MustParseAddrPort("192.0.2.2:15008")}
 	cfg.Server.Handler = cfg.Handler
 	cfg.Server.TLS = func(context.Context, netip.AddrPort) (*tls.Config, error) { return p.serverConfig(), nil }

@@ -157,6 +157,7 @@ func dialTo(t *testing.T, cfg DialerConfig, serve func(n int, f *framer)) (*Dial
 			return c, nil
 		}
 	}
+	cfg.AmbitRecords = ambitLayer
 	d := NewDialer(cfg)
 	t.Cleanup(func() { _ = d.Close(); wg.Wait() })
 	return d, Key{Pod: "p", Local: clientID, Addr: netip.MustParseAddrPort("192.0.2.2:15008")}
@@ -375,7 +376,8 @@ func TestInteropNetHTTPServer(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	d := NewDialer(DialerConfig{
-		TLS: func(context.Context, Key) (*tls.Config, error) { return p.clientConfig(), nil },
+		AmbitRecords: ambitLayer,
+		TLS:          func(context.Context, Key) (*tls.Config, error) { return p.clientConfig(), nil },
 		DialTransport: func(ctx context.Context, _ Key) (net.Conn, error) {
 			c, s, err := tcpPair(ctx)
 			if err == nil {

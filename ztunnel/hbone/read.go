@@ -55,7 +55,7 @@ type reader struct {
 	resets     int
 
 	wake []*Stream // have data, and are told when the transport has nothing more at hand
-	blk  *block
+	blk  *block    // what is being handled lies in it; lent by rc
 }
 
 func (r *reader) init(t *tunnel) {
@@ -73,36 +73,24 @@ func (r *reader) loop() error {
 	for {
 		if !r.t.rc.Buffered() {
 			r.wakeStreams()
-			r.release() // an idle tunnel holds no block
-			if err := r.t.rc.Fill(); err != nil {
+			r.blk = nil
+			if err := r.t.rc.Fill(); err != nil { // an idle tunnel holds no block
 				return r.transportError(err)
 			}
 		}
-		if r.blk == nil {
-			r.blk = getBlock(smallBlock)
-		}
-		n, err := r.t.rc.Read(r.blk.data)
-		if n > 0 {
-			r.t.received.Add(uint64(n))
-			if err := r.handle(r.blk.data[:n]); err != nil {
+		p, blk, err := r.t.rc.Next()
+		if len(p) > 0 {
+			r.t.received.Add(uint64(len(p)))
+			r.blk = blk
+			if err := r.handle(p); err != nil {
 				r.wakeStreams()
 				return err
-			}
-			if r.blk.refs.Load() > 1 { // parts of it wait in streams
-				r.release()
 			}
 		}
 		if err != nil {
 			r.wakeStreams()
 			return r.transportError(err)
 		}
-	}
-}
-
-func (r *reader) release() {
-	if r.blk != nil {
-		r.blk.release()
-		r.blk = nil
 	}
 }
 

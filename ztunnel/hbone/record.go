@@ -10,17 +10,20 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ztunnel/record"
 )
 
-// recordConn is the seam below the frames: it protects batches of plaintext and gives plaintext back. Today crypto/tls
-// does the work; a record layer of our own, or the kernel's, fits in here.
+// recordConn is the seam below the frames: it protects batches of plaintext and gives plaintext back. There are two:
+// ambitRecords by our own record layer and tlsRecords by crypto/tls; the kernel's would fit in here.
 type recordConn interface {
-	// Fill waits until Read has something to work on. It holds no buffer while it waits, where the transport allows.
+	// Fill waits until a whole record is there. It holds no buffer while it waits, where the transport allows.
 	Fill() error
-	// Buffered reports whether Read may go on without waiting for the transport.
+	// Buffered reports whether Next may go on without waiting for the transport.
 	Buffered() bool
-	// Read returns the plaintext of at most one record; p has room for a whole one.
-	Read(p []byte) (int, error)
+	// Next returns the plaintext of one record, and the block that it lies in. Both are lent until the next call; who
+	// wants more retains the block.
+	Next() ([]byte, *block, error)
 	// WriteBatch protects and sends all parts with as few syscalls as possible.
 	WriteBatch(parts []segment) error
 	// Close ends the transport in order; Cut ends it at once.
@@ -37,18 +40,17 @@ type segment struct {
 // tlsRecords is recordConn by crypto/tls.
 type tlsRecords struct {
 	*tls.Conn
-	g *gatherConn
+	g   *gatherConn
+	blk *block // of the plaintext handed out last
 }
 
 // clientRecords completes the handshake as a client. The caller sets deadlines on c and closes it on error.
-func clientRecords(ctx context.Context, c net.Conn, cfg *tls.Config) (*tlsRecords, error) {
-	g := newGatherConn(c)
-	return handshake(ctx, tls.Client(g, fullRecords(cfg)), g)
+func clientRecords(ctx context.Context, c net.Conn, cfg *tls.Config, ambit bool) (recordConn, *tls.ConnectionState, error) {
+	return handshake(ctx, c, fullRecords(cfg), ambit, true)
 }
 
-func serverRecords(ctx context.Context, c net.Conn, cfg *tls.Config) (*tlsRecords, error) {
-	g := newGatherConn(c)
-	return handshake(ctx, tls.Server(g, fullRecords(cfg)), g)
+func serverRecords(ctx context.Context, c net.Conn, cfg *tls.Config, ambit bool) (recordConn, *tls.ConnectionState, error) {
+	return handshake(ctx, c, fullRecords(cfg), ambit, false)
 }
 
 // fullRecords returns cfg with full-size records from the first byte on: crypto/tls otherwise starts with small ones,
@@ -64,19 +66,57 @@ func fullRecords(cfg *tls.Config) *tls.Config {
 
 var errNoH2 = errors.New("peer did not negotiate ALPN h2")
 
-func handshake(ctx context.Context, t *tls.Conn, g *gatherConn) (*tlsRecords, error) {
+// handshake does TLS and chooses the record layer: ours where it is asked for and can, otherwise that of crypto/tls.
+func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, ambit, client bool) (recordConn, *tls.ConnectionState, error) {
+	var secrets *record.Secrets
+	if ambit && record.Allowed() {
+		cfg, secrets = record.Capture(cfg)
+		defer secrets.Wipe()
+	}
+	g := newGatherConn(c)
+	t := tls.Server(g, cfg)
+	if client {
+		t = tls.Client(g, cfg)
+	}
 	if err := t.HandshakeContext(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if t.ConnectionState().NegotiatedProtocol != "h2" {
-		return nil, errNoH2
+	state := t.ConnectionState()
+	if state.NegotiatedProtocol != "h2" {
+		return nil, nil, errNoH2
 	}
-	return &tlsRecords{Conn: t, g: g}, nil
+	if secrets == nil || !record.Supported(&state) {
+		return &tlsRecords{Conn: t, g: g}, &state, nil
+	}
+	in, out, err := record.Takeover(&state, secrets, client)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &ambitRecords{g: g, in: in, out: out}, &state, nil
 }
 
-func (r *tlsRecords) Fill() error    { return r.g.fill() }
-func (r *tlsRecords) Buffered() bool { return r.g.buffered() }
+func (r *tlsRecords) Buffered() bool { return r.g.whole() }
 func (r *tlsRecords) Cut() error     { return r.g.Conn.Close() }
+
+func (r *tlsRecords) Fill() error {
+	if r.blk != nil {
+		r.blk.release()
+		r.blk = nil
+	}
+	return r.g.fillRecord()
+}
+
+func (r *tlsRecords) Next() ([]byte, *block, error) {
+	if r.blk != nil && r.blk.refs.Load() > 1 { // parts of it wait in streams
+		r.blk.release()
+		r.blk = nil
+	}
+	if r.blk == nil {
+		r.blk = getBlock(smallBlock)
+	}
+	n, err := r.Conn.Read(r.blk.data)
+	return r.blk.data[:n], r.blk, err
+}
 
 func (r *tlsRecords) WriteBatch(parts []segment) error {
 	r.g.cork()
@@ -113,7 +153,8 @@ type gatherConn struct {
 	outLen int
 }
 
-// gatherBuf has room for the records of one large block, of which each has a header, an inner type and a tag.
+// gatherBuf has room for the records of one large block, of which each has a header, an inner type and a tag, and for
+// a KeyUpdate.
 type gatherBuf [largeBlock + 16*64]byte
 
 var gatherBufs = sync.Pool{New: func() any { return new(gatherBuf) }}
@@ -131,6 +172,36 @@ func newGatherConn(c net.Conn) *gatherConn {
 
 func (g *gatherConn) buffered() bool { return g.w > g.r }
 
+func (g *gatherConn) unread() []byte {
+	if g.in == nil {
+		return nil
+	}
+	return g.in.data[g.r:g.w]
+}
+
+// whole reports whether waiting for the transport would not help the next record: it is all there, or is none.
+func (g *gatherConn) whole() bool {
+	if g.w-g.r < recordHeaderLen {
+		return false
+	}
+	h := g.in.data[g.r:]
+	n := recordHeaderLen + int(h[3])<<8 + int(h[4])
+	return g.w-g.r >= n || n > record.MaxRecord
+}
+
+// fillRecord returns when a whole record is there, or an error: io.EOF between records.
+func (g *gatherConn) fillRecord() error {
+	for !g.whole() {
+		if err := g.more(); err != nil {
+			if err == io.EOF && g.buffered() {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
 // fill returns when unread bytes are there, or an error.
 func (g *gatherConn) fill() error {
 	if g.buffered() {
@@ -141,13 +212,7 @@ func (g *gatherConn) fill() error {
 
 // more reads once behind what is unread.
 func (g *gatherConn) more() error {
-	if g.buffered() && g.r > 0 {
-		g.w = copy(g.in.data, g.in.data[g.r:g.w])
-		g.r = 0
-	}
-	if !g.buffered() {
-		g.r, g.w = 0, 0
-	}
+	g.makeRoom()
 	if g.raw != nil {
 		if err := g.raw.Read(g.once); err != nil {
 			return err
@@ -165,6 +230,25 @@ func (g *gatherConn) more() error {
 		err = io.ErrNoProgress
 	}
 	return err
+}
+
+// makeRoom moves what is unread to the front; away from a block of which streams hold parts.
+func (g *gatherConn) makeRoom() {
+	if g.in == nil {
+		return
+	}
+	old := g.in
+	if old.refs.Load() > 1 {
+		g.in = nil
+		if g.buffered() {
+			g.in = getBlock(largeBlock)
+			copy(g.in.data, old.data[g.r:g.w])
+		}
+		old.release()
+	} else if g.r > 0 {
+		copy(old.data, old.data[g.r:g.w])
+	}
+	g.r, g.w = 0, g.w-g.r
 }
 
 // readOnce tries one read. Returning false makes the caller wait for readability, and by then the buffer is back in

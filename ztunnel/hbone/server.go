@@ -101,12 +101,11 @@ func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
 	if err := c.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	rc, err := serverRecords(ctx, c, cfg)
+	rc, state, err := serverRecords(ctx, c, cfg, s.cfg.AmbitRecords)
 	if err != nil {
 		return nil, err
 	}
-	state := rc.ConnectionState()
-	t := newTunnel(rc, c, &state)
+	t := newTunnel(rc, c, state)
 	t.server, t.account, t.log = s, s.cfg.Account, s.cfg.Logger
 	t.in.configure(s.cfg.MaxHeaderBytes)
 	t.hello(s.cfg.MaxConcurrentStreams, s.cfg.MaxHeaderBytes)

@@ -495,7 +495,7 @@ func (s *Stream) deliver(blk *block, p []byte) bool {
 		return false
 	}
 	s.buffered += len(p)
-	if len(p) >= borrowLimit {
+	if s.borrowsLocked(blk, p) {
 		blk.retain()
 		lo := cap(blk.data) - cap(p) // p is a slice of blk.data
 		s.pieces = append(s.pieces, piece{blk: blk, lo: lo, hi: lo + len(p)})
@@ -507,6 +507,16 @@ func (s *Stream) deliver(blk *block, p []byte) bool {
 	}
 	s.waking = true
 	return true
+}
+
+// pinLimit is how many blocks the unread data of a stream may keep from their pool: with it, a stalled stream holds at
+// most about four times its starting window.
+const pinLimit = 8
+
+// borrowsLocked decides whether p stays where it is, for the price of its whole block, or is copied.
+func (s *Stream) borrowsLocked(blk *block, p []byte) bool {
+	k := len(s.pieces)
+	return len(p) >= borrowLimit && (k-s.first < pinLimit || s.pieces[k-1].blk == blk)
 }
 
 func (s *Stream) copyInLocked(p []byte) {

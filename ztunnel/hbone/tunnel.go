@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/record"
 )
 
 const (
@@ -158,7 +159,6 @@ func (t *tunnel) run() error {
 
 	err := t.in.loop()
 	t.fail(err)
-	t.in.release()
 	<-t.closedc // our last words are out
 	close(t.donec)
 
@@ -180,7 +180,7 @@ func (t *tunnel) fail(err error) {
 		t.mu.Unlock()
 		return
 	}
-	orderly := errors.Is(err, errDrained) || err == io.EOF && len(t.streams) == 0
+	orderly := errors.Is(err, errDrained) || err == io.EOF && t.quietLocked()
 	if orderly {
 		err = errDrained
 	}
@@ -211,7 +211,8 @@ func (t *tunnel) fail(err error) {
 		t.w.sendLast(appendGoAway(nil, last, ce.Code, ce.Reason))
 	}
 	t.w.close(err)
-	if orderly || protocol {
+	re, records := errors.AsType[*record.Error](err)
+	if orderly || protocol || records && !re.Remote {
 		// The last frames and close_notify should leave, yet nobody waits for a peer that does not read. Closing the
 		// transport releases the reader.
 		go t.closeGently()
@@ -219,6 +220,22 @@ func (t *tunnel) fail(err error) {
 	}
 	_ = t.rc.Cut()
 	close(t.closedc)
+}
+
+// quietLocked reports whether nothing is lost when the peer closes now: both directions of every stream have had their
+// END_STREAM, even if the sender of ours has not yet struck it off.
+func (t *tunnel) quietLocked() bool {
+	for _, s := range t.streams {
+		s.mu.Lock()
+		t.w.mu.Lock()
+		ended := s.eof && s.sendClosed
+		t.w.mu.Unlock()
+		s.mu.Unlock()
+		if !ended {
+			return false
+		}
+	}
+	return true
 }
 
 // closeGrace is how long the last frames may take.

@@ -1,0 +1,46 @@
+//go:build !race
+
+package hbone
+
+import "testing"
+
+// The steady path of a chunk through the engine, in and out, allocates nothing.
+func TestChunkAllocs(t *testing.T) {
+	tun, _ := looseTunnel()
+	tun.client = true
+	s := tun.newStream(1)
+	tun.streams[1] = s
+	tun.nextID = 3
+	tun.in.gotFirst = true
+	s.sendWindow, tun.w.window = 1<<60, 1<<60
+	tun.w.setMaxFrameLocked(ourMaxFrame)
+
+	for _, size := range []int{100, 1 << 10, 16 << 10, 128 << 10} {
+		chunk := make([]byte, size)
+		if n := testing.AllocsPerRun(100, func() { _, _ = s.Write(chunk) }); n > 0 {
+			t.Errorf("writing %d bytes: %v allocations", size, n)
+		}
+	}
+
+	in := &tun.in
+	buf := make([]byte, 64<<10)
+	for _, size := range []int{100, 1 << 10, recordLen - frameHeaderLen} {
+		n := testing.AllocsPerRun(100, func() {
+			s.recvWindow, in.connWindow, in.connCredit = 1<<30, 1<<30, 0
+			in.blk = getBlock(smallBlock)
+			putFrameHeader(in.blk.data, size, frameData, 0, 1)
+			if err := in.handle(in.blk.data[:frameHeaderLen+size]); err != nil {
+				t.Fatal(err)
+			}
+			in.wakeStreams()
+			in.blk.release()
+			s.owed = 0
+			if k, err := s.Read(buf); k != size || err != nil {
+				t.Fatalf("read %d, %v", k, err)
+			}
+		})
+		if n > 0 {
+			t.Errorf("reading %d bytes: %v allocations", size, n)
+		}
+	}
+}
