@@ -29,7 +29,7 @@ func TestPodsComeGoAndReturn(t *testing.T) {
 	}
 
 	b.node.pods.SnapshotDone([]string{"uid-of-another"})
-	w.wantRefused(a, addr) // captured and nobody listens: refused, never let through
+	w.wantRefusedSoon(a, addr) // captured and nobody listens: refused, never let through
 	if _, err := io.ReadAll(c); err == nil {
 		t.Error("the drained pod's connection ended in order, want a reset at the deadline")
 	}
@@ -37,7 +37,7 @@ func TestPodsComeGoAndReturn(t *testing.T) {
 	give()
 	w.wantAnswer(a, addr, a.ip.String()+"\nhello")
 	w.check(b.node.pods.DelPod("uid-b"), b.node.pods.DelPod("uid-b"))
-	w.wantRefused(a, addr)
+	w.wantRefusedSoon(a, addr)
 }
 
 // A pod may come back while connections of its earlier stay still drain: a

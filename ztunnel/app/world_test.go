@@ -324,6 +324,19 @@ func (w *world) wantAnswer(p *testPod, addr, want string) {
 	}
 }
 
+// wantRefusedSoon allows for streams that were on their way while a tunnel
+// drains: the first GOAWAY announces, only the second, a round trip later, ends
+// new streams (RFC 9113 section 6.8).
+func (w *world) wantRefusedSoon(p *testPod, addr string) {
+	w.Helper()
+	for range 1000 {
+		if _, err := w.ask(p, addr); err != nil {
+			return
+		}
+	}
+	w.Fatalf("%s → %s: still answered after 1000 connections, want a reset", p.name, addr)
+}
+
 func (w *world) wantRefused(p *testPod, addr string) {
 	w.Helper()
 	if got, err := w.ask(p, addr); err == nil {
