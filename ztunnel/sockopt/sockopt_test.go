@@ -1,0 +1,108 @@
+package sockopt
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Every option that was asked for is what the kernel says afterwards, and no other.
+func TestOptionsReadBack(t *testing.T) {
+	type opt struct{ level, name, want int }
+	for _, tt := range []struct {
+		name string
+		v6   bool
+		o    Options
+		want []opt
+	}{
+		{"none", false, Options{}, []opt{{unix.SOL_SOCKET, unix.SO_REUSEPORT, 0}, {unix.SOL_IP, unix.IP_FREEBIND, 0}}},
+		{"reuse", false, Options{ReusePort: true, ReuseAddr: true}, []opt{{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}, {unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}}},
+		{"freebind", false, Options{Freebind: true}, []opt{{unix.SOL_IP, unix.IP_FREEBIND, 1}}},
+		{"freebind v6", true, Options{Freebind: true}, []opt{{unix.SOL_IPV6, unix.IPV6_FREEBIND, 1}}},
+		{"mark", false, Options{Mark: 0x539}, []opt{{unix.SOL_SOCKET, unix.SO_MARK, 0x539}}},
+		{"transparent", false, Options{Transparent: true}, []opt{{unix.SOL_IP, unix.IP_TRANSPARENT, 1}}},
+		{"transparent v6", true, Options{Transparent: true}, []opt{{unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1}, {unix.SOL_IP, unix.IP_TRANSPARENT, 1}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			family := unix.AF_INET
+			if tt.v6 {
+				family = unix.AF_INET6
+			}
+			fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Skip("no socket of this family: ", err)
+			}
+			defer unix.Close(fd)
+			if err := Apply(fd, tt.v6, tt.o); errors.Is(err, unix.EPERM) {
+				t.Skip("needs CAP_NET_ADMIN: ", err)
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range tt.want {
+				if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.want {
+					t.Errorf("option %d/%d = %d, %v: want %d", o.level, o.name, got, err, o.want)
+				}
+			}
+		})
+	}
+}
+
+func TestConnectionOptions(t *testing.T) {
+	lc := net.ListenConfig{Control: ControlFor(Options{ReusePort: true})}
+	ln, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	again, err := lc.Listen(t.Context(), "tcp4", ln.Addr().String())
+	if err != nil {
+		t.Fatalf("second listener on one port: %v", err)
+	}
+	_ = again.Close()
+	dialled, err := net.Dial("tcp4", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dialled.Close()
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	c := accepted.(*net.TCPConn)
+	if err := Keepalive(c); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := control(raw, func(fd int) error {
+		for _, o := range []struct{ level, name, want int }{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.SOL_TCP, unix.TCP_KEEPIDLE, 180},
+			{unix.SOL_TCP, unix.TCP_KEEPINTVL, 180}, {unix.SOL_TCP, unix.TCP_KEEPCNT, 9}, {unix.SOL_TCP, unix.TCP_NODELAY, 1},
+		} {
+			if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.want {
+				t.Errorf("option %d/%d = %d, %v: want %d", o.level, o.name, got, err, o.want)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OriginalDst(c); err == nil {
+		t.Log("this connection passed netfilter's redirect") // otherwise ENOENT or ENOPROTOOPT
+	}
+	if err := Reset(c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dialled.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) && err != io.EOF {
+		t.Errorf("read after reset: %v", err)
+	} else if err == io.EOF {
+		t.Error("the peer sees an orderly end, want a reset")
+	}
+}
