@@ -244,3 +244,42 @@ func BenchmarkPingPong(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkNeighbour is a busy stream's speed alone, and beside 50 of its tunnel whose readers never read.
+func BenchmarkNeighbour(b *testing.B) {
+	for _, unread := range []int{0, 50} {
+		b.Run(fmt.Sprintf("unread=%d", unread), func(b *testing.B) {
+			b.StopTimer()
+			m, acc := newPairs(b, tcpPair)
+			m.Dialer.cfg.MaxTunnels = 1
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			for range unread {
+				c, s := streamPair(b, m, acc)
+				wg.Go(func() {
+					for {
+						if _, err := c.Write(make([]byte, 64<<10)); err != nil {
+							return
+						}
+					}
+				})
+				defer s.Reset()
+			}
+			c, s := streamPair(b, m, acc)
+			chunk := make([]byte, 64<<10)
+			b.SetBytes(int64(len(chunk)))
+			sunk.Store(0)
+			sinks.Add(1)
+			go sink(s)
+			b.StartTimer()
+			for range b.N {
+				if _, err := c.Write(chunk); err != nil {
+					b.Fatal(err)
+				}
+			}
+			_ = c.CloseWrite()
+			sinks.Wait()
+			b.StopTimer()
+		})
+	}
+}

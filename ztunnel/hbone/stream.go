@@ -44,7 +44,8 @@ type Stream struct {
 	grantAt    int64 // when window was last given back, ns
 	readBy     deadline
 
-	writing sync.Mutex // one Write at a time, as in net.TCPConn
+	writing sync.Mutex  // one Write at a time, as in net.TCPConn
+	talking atomic.Bool // something small was sent and nothing has come since: not a question and its answer
 
 	// the sending half, guarded by t.w.mu
 	sendCond               sync.Cond
@@ -274,13 +275,23 @@ func (s *Stream) writeLocked(p []byte) (n int, err error) {
 			}
 			w.appendBlockLocked(blk, framedLen(k, frame))
 		}
-		s.flushLocked()
+		s.flushSmallLocked(k)
 		w.mu.Unlock()
 		s.t.noteMoved(k)
 		n += k
 		p = p[k:]
 	}
 	return n, nil
+}
+
+// flushSmallLocked flushes n bytes that were just queued. A question leaves at once, on this goroutine. Whoever goes on
+// talking in small pieces lets others carry them, so that they leave together.
+func (s *Stream) flushSmallLocked(n int) {
+	if n <= packLimit && s.talking.Swap(true) {
+		s.t.w.attendLocked()
+		return
+	}
+	s.flushLocked()
 }
 
 // flushLocked flushes on this goroutine, except where that could outlast a deadline.
@@ -493,6 +504,9 @@ func (s *Stream) deliver(blk *block, p []byte) bool {
 	defer s.mu.Unlock()
 	if s.closedRead || s.recvErr != nil {
 		return false
+	}
+	if s.talking.Load() {
+		s.talking.Store(false)
 	}
 	s.buffered += len(p)
 	if s.borrowsLocked(blk, p) {

@@ -262,7 +262,7 @@ func (in *relayIn) send() error {
 	if !in.waited && in.n < smallBlock/2 {
 		w.attendLocked() // small pieces come faster than they leave: read on, so that they leave together
 	} else {
-		s.flushLocked()
+		s.flushSmallLocked(in.n)
 	}
 	in.waited = false
 	s.t.noteMoved(in.n)
