@@ -40,6 +40,7 @@ type Config struct {
 	PoolIdle                      time.Duration
 	TerminationDeadline           time.Duration
 	LogFormat, LogLevel           string
+	TLSRecords                    string // "go": crypto/tls; "ambit": ztunnel/record after the handshake
 	AdminAddr, StatsAddr          string
 	ReadinessAddr                 string
 
@@ -135,6 +136,7 @@ func (c *Config) settings() []setting {
 		{"POOL_UNUSED_RELEASE_TIMEOUT", "idle time after which a tunnel is closed", duration(&c.PoolIdle)},
 		{"CONNECTION_TERMINATION_DEADLINE", "time connections get at the end", duration(&c.TerminationDeadline)},
 		{"LOG_FORMAT", "text or json", str(&c.LogFormat)},
+		{"TLS_RECORDS", "who protects TLS records after the handshake: go (crypto/tls) or ambit (many per system call)", str(&c.TLSRecords)},
 		{"LOG_LEVEL", "level, or level,scope=level,...", str(&c.LogLevel)},
 		{"ADMIN_ADDR", "address of the admin port", str(&c.AdminAddr)},
 		{"STATS_ADDR", "address of the metrics port", str(&c.StatsAddr)},
@@ -158,7 +160,7 @@ func Defaults() Config {
 		AuthToken: "./var/run/secrets/tokens/istio-token", ClusterID: "Kubernetes", TrustDomain: "cluster.local",
 		InpodUDS: "/var/run/ztunnel/ztunnel.sock", PacketMark: 0x539, EnableOrigSrc: true, IPv6Enabled: true, ResponseBaggage: true,
 		SecretTTL: 24 * time.Hour, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute, TerminationDeadline: 5 * time.Second,
-		LogFormat: "text", LogLevel: "info",
+		LogFormat: "text", LogLevel: "info", TLSRecords: "go",
 		AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
 	}
 }
@@ -269,6 +271,9 @@ func (c *Config) validate() (errs []error) {
 	}
 	if c.SecretTTL <= 0 || c.TerminationDeadline < 0 {
 		bad("SECRET_TTL, CONNECTION_TERMINATION_DEADLINE", "durations must be positive")
+	}
+	if c.TLSRecords != "go" && c.TLSRecords != "ambit" {
+		bad("TLS_RECORDS", "%q: want go or ambit", c.TLSRecords)
 	}
 	if err := boot.CheckLogging(c.LogFormat, c.LogLevel); err != nil {
 		bad("LOG_FORMAT, LOG_LEVEL", "%v", err)

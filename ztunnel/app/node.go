@@ -64,7 +64,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		Logger: boot.Scoped(log, "cert"), Registerer: reg})
 	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
-		DialTransport: n.dialTransport, TLS: n.clientTLS,
+		DialTransport: n.dialTransport, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
 		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle,
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
@@ -186,8 +186,8 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
 		Handler: in.ServeConnect,
-		Account: account,
-		Logger:  boot.Scoped(n.log, "hbone"), Registerer: n.reg,
+		Account: account, AmbitRecords: n.cfg.TLSRecords == "ambit",
+		Logger: boot.Scoped(n.log, "hbone"), Registerer: n.reg,
 	})
 	return inpod.Handlers{
 		Account:   account,
