@@ -93,6 +93,11 @@ func (p perDial) ClientHandshake(ctx context.Context, authority string, raw net.
 	if err != nil {
 		return nil, nil, err
 	}
+	// gRPC's credentials expect the authority in the certificate, whatever name
+	// the configuration has.
+	if cfg.ServerName != "" {
+		authority = cfg.ServerName
+	}
 	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, raw)
 }
 

@@ -37,11 +37,26 @@ func (c *Certificate) Valid(now time.Time) bool {
 	return c != nil && !now.Before(c.Leaf.NotBefore) && now.Before(c.Leaf.NotAfter)
 }
 
+// renewFloor is the least time between two certificates of one identity,
+// however short their lives: a CA that answers with ends in the past half of
+// their life must not be asked in a loop.
+const renewFloor = time.Second
+
 // renewAt is half-life less up to a tenth of the lifetime (jitter in [0,1)),
-// so that a node's identities, issued together, are not renewed together.
-func (c *Certificate) renewAt(jitter float64) time.Time {
-	life := c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)
-	return c.Leaf.NotBefore.Add(life/2 - time.Duration(jitter*float64(life)/10))
+// so that a node's identities, issued together, are not renewed together. Life
+// counts from when the certificate was received: CAs backdate NotBefore to
+// allow for clocks that differ, and of a short life that may be the most.
+func (c *Certificate) renewAt(received time.Time, jitter float64) time.Time {
+	begins := received
+	if c.Leaf.NotBefore.After(received) {
+		begins = c.Leaf.NotBefore
+	}
+	life := c.Leaf.NotAfter.Sub(begins)
+	at := begins.Add(life/2 - time.Duration(jitter*float64(life)/10))
+	if soonest := received.Add(renewFloor); at.Before(soonest) {
+		return soonest
+	}
+	return at
 }
 
 // oidSubjectAltName is RFC 5280 §4.2.1.6.

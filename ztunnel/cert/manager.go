@@ -297,19 +297,19 @@ func (m *Manager) nextLocked(now time.Time) (*entry, time.Duration) {
 			idle = min(idle, wait)
 			continue
 		}
-		if best == nil || e.rank() < best.rank() || e.rank() == best.rank() && e.next.Before(best.next) {
+		if best == nil || e.rank(now) < best.rank(now) || e.rank(now) == best.rank(now) && e.next.Before(best.next) {
 			best = e
 		}
 	}
 	return best, idle
 }
 
-// rank: lower is sooner.
-func (e *entry) rank() int {
+// rank: lower is sooner. A certificate that has ended is as good as none.
+func (e *entry) rank(now time.Time) int {
 	switch {
 	case e.waiting > 0:
 		return 0
-	case e.cert.Load() == nil:
+	case !e.cert.Load().Valid(now):
 		return 1
 	default:
 		return 2
@@ -326,7 +326,7 @@ func (m *Manager) attempt(ctx context.Context, e *entry, seq uint64) {
 		recovered := e.err != nil
 		e.cert.Store(c)
 		e.err, e.failing, e.backoff = nil, time.Time{}, 0
-		e.next = c.renewAt(rand.Float64())
+		e.next = c.renewAt(now, rand.Float64())
 		if recovered {
 			m.nudgeLocked() // the CA is back for the others too
 		}
