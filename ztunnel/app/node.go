@@ -73,10 +73,8 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 			n.tunnels.CloseMatching(func(hbone.Key) bool { return true })
 		}
 	})
-	n.store.Subscribe(func(_, _ *store.View, _ store.Change) {
-		n.flow.Changed()
-		n.changed.signal()
-	})
+	n.store.Subscribe(n.flow.Changed)
+	n.store.Subscribe(func(_, _ *store.View, _ store.Change) { n.changed.signal() })
 	return n
 }
 

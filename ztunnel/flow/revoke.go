@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/policy"
 	"github.com/ambit-mesh/ambit/xds/store"
 )
@@ -85,9 +84,43 @@ func judge(v *store.View, s *Subject) (policy.Verdict, *DenyError) {
 	return verdict, nil
 }
 
-// Changed tells the table that the view moved. It never blocks: the store's
-// writer calls it.
-func (t *Table) Changed() {
+// maxPending bounds what is remembered of changes between two sweeps; beyond it
+// the sweep re-decides everything.
+const maxPending = 10_000
+
+// step is the change from one view to a later one, from commits without a gap.
+type step struct {
+	from, to  uint64 // generations
+	workloads map[string]bool
+	policies  []store.PolicyChange
+	all       bool // too much to remember
+}
+
+// add appends the commit that made generation to out of from.
+func (s *step) add(from, to uint64, ch store.Change) {
+	if s.workloads == nil {
+		s.from, s.workloads = from, map[string]bool{}
+	} else if from != s.to {
+		s.all = true // a commit in between was not told
+	}
+	s.to = to
+	if s.all || len(s.workloads)+len(s.policies)+len(ch.Workloads)+len(ch.Policies) > maxPending {
+		s.all, s.policies = true, nil
+		clear(s.workloads)
+		return
+	}
+	for _, w := range ch.Workloads {
+		s.workloads[w.UID] = true
+	}
+	s.policies = append(s.policies, ch.Policies...)
+}
+
+// Changed is a store.Subscriber: it tells the table that the view moved, and
+// what moved in it. It never blocks: the store's writer calls it.
+func (t *Table) Changed(old, current *store.View, ch store.Change) {
+	t.mu.Lock()
+	t.pending.add(old.Generation, current.Generation, ch)
+	t.mu.Unlock()
 	select {
 	case t.wakec <- struct{}{}:
 	default:
@@ -98,31 +131,46 @@ func (t *Table) Changed() {
 func (t *Table) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
-	last := t.cfg.View()
-	t.sweep(nil, last)
+	first := t.cfg.View()
+	t.sweep(step{from: first.Generation, to: first.Generation, all: true}, first)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.wakec:
-			v := t.cfg.View()
-			t.sweep(last, v)
-			last = v
+			t.mu.Lock()
+			s := t.pending
+			t.pending = step{}
+			t.mu.Unlock()
+			t.sweep(s, t.cfg.View())
 		case <-tick.C:
 			t.metrics.retire(t.cfg.View().Mesh, time.Now())
 		}
 	}
 }
 
-// sweep re-decides the connections that the step from old to v can concern: all
-// if a policy changed, else those whose own workload changed.
-func (t *Table) sweep(old, v *store.View) {
+// sweep re-decides, under v, the connections that the step can concern: their
+// own workload changed, or a policy that counts for it. v is the step's view or
+// a later one. The others' decisions are as good as made under the step's view,
+// and are marked so: a later sweep then need not look back beyond its own step.
+func (t *Table) sweep(st step, v *store.View) {
+	known := map[string]bool{} // many connections lead to few workloads
 	for _, c := range t.live() {
 		c.mu.Lock()
 		s, generation := c.subject, c.generation
 		c.mu.Unlock()
 		t.hook("sweeping")
-		if s == nil || generation >= v.Generation || !concerns(old, v, generation, s.UID) {
+		if s == nil || generation >= v.Generation {
+			continue
+		}
+		concerned, ok := known[s.UID]
+		if !ok {
+			concerned = st.concerns(v, s.UID)
+			known[s.UID] = concerned
+		}
+		// A decision older than the step missed a change before it.
+		if generation >= st.from && !concerned {
+			c.confirm(s, generation, st.to)
 			continue
 		}
 		if err := c.decide(v, s, true); err != nil {
@@ -131,12 +179,31 @@ func (t *Table) sweep(old, v *store.View) {
 	}
 }
 
-func concerns(old, v *store.View, generation uint64, uid string) bool {
-	// A decision older than the last sweep missed a step in between.
-	if old == nil || generation < old.Generation || old.Policies != v.Policies {
+// concerns reports whether a decision for the workload could be another one
+// after the step. A workload that the step did not change is the same in every
+// view of the step, and so are the policies that it names.
+func (st *step) concerns(v *store.View, uid string) bool {
+	if st.all || st.workloads[uid] {
 		return true
 	}
-	return changed(old.Mesh, v.Mesh, uid)
+	w := v.Mesh.Workload(uid)
+	if w == nil {
+		return true
+	}
+	for _, p := range st.policies {
+		if p.Affects(w.Namespace, w.Policies) {
+			return true
+		}
+	}
+	return false
 }
 
-func changed(old, now *mesh.Snapshot, uid string) bool { return old.Workload(uid) != now.Workload(uid) }
+// confirm carries a decision over to a later generation that did not concern
+// it, unless it was made anew meanwhile.
+func (c *Conn) confirm(s *Subject, was, now uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.subject == s && c.generation == was && was < now {
+		c.generation = now
+	}
+}

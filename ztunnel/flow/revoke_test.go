@@ -66,7 +66,7 @@ func TestNoGapBetweenSweepAndNewConnection(t *testing.T) {
 						published.Do(func() { cur.Store(now) })
 					}
 					if step == sweep && cur.Load() == now {
-						swept.Do(func() { table.sweep(old, now) })
+						swept.Do(func() { table.sweep(between(old, now), now) })
 					}
 				}
 				table.hook = func(step string) {
@@ -86,6 +86,89 @@ func TestNoGapBetweenSweepAndNewConnection(t *testing.T) {
 				c.End(err)
 			})
 		}
+	}
+}
+
+// changeOf is what a store would say of the step.
+func changeOf(old, now *store.View) store.Change {
+	var ch store.Change
+	for _, v := range []*store.View{old, now} {
+		for w := range v.Mesh.AllWorkloads() {
+			if o, n := old.Mesh.Workload(w.UID), now.Mesh.Workload(w.UID); o != n {
+				ch.Workloads = append(ch.Workloads, store.WorkloadChange{UID: w.UID, Old: o, New: n})
+			}
+		}
+		for p := range v.Policies.All() {
+			if o, n := old.Policies.Get(p.Key), now.Policies.Get(p.Key); o != n {
+				ch.Policies = append(ch.Policies, store.PolicyChange{Key: p.Key, Old: o, New: n})
+			}
+		}
+	}
+	return ch
+}
+
+func between(old, now *store.View) (s step) {
+	s.add(old.Generation, now.Generation, changeOf(old, now))
+	return s
+}
+
+// TestSweepLooksOnlyAtWhatIsConcerned: a policy of another namespace re-decides
+// nothing, in this sweep and in the ones after it.
+func TestSweepLooksOnlyAtWhatIsConcerned(t *testing.T) {
+	elsewhere := deny()
+	elsewhere.Namespace = "elsewhere"
+	var cur atomic.Pointer[store.View]
+	v1 := view(1, dst)
+	cur.Store(v1)
+	table := New(Config{View: cur.Load})
+	c, ctx := table.Begin(t.Context(), Record{Direction: Inbound, Dst: dst})
+	if err := c.Authorize(subject()); err != nil {
+		t.Fatal(err)
+	}
+	was := c.verdict
+	c.verdict.DryRun = "untouched" // a new decision would overwrite it
+	old := v1
+	for g := uint64(2); g <= 5; g++ {
+		next := view(g, dst)
+		if g%2 == 0 {
+			next = view(g, dst, elsewhere)
+		}
+		cur.Store(next)
+		table.sweep(between(old, next), next)
+		if c.verdict.DryRun != "untouched" || c.generation != g {
+			t.Fatalf("generation %d: decided anew (%+v, was %+v), now of generation %d", g, c.verdict, was, c.generation)
+		}
+		old = next
+	}
+	// What does concern it still cuts, also when several steps came at once.
+	mid, last := view(6, dst, elsewhere), view(7, dst, elsewhere, deny())
+	st := between(old, mid)
+	st.add(6, 7, changeOf(mid, last))
+	cur.Store(last)
+	table.sweep(st, last)
+	if _, cut := errors.AsType[*DenyError](context.Cause(ctx)); !cut {
+		t.Errorf("went on: %v", context.Cause(ctx))
+	}
+	c.End(context.Cause(ctx))
+}
+
+func TestStepForgetsDetailsNotChanges(t *testing.T) {
+	var st step
+	st.add(1, 2, store.Change{Workloads: []store.WorkloadChange{{UID: "a"}}})
+	if st.all || !st.concerns(view(2, dst), "a") || st.concerns(view(2, dst), "b") {
+		t.Errorf("%+v", st)
+	}
+	if !st.concerns(view(2, nil), "b") {
+		t.Error("a workload that is gone concerns nobody")
+	}
+	gap := st
+	gap.add(3, 4, store.Change{})
+	if !gap.concerns(view(4, dst), "b") {
+		t.Error("a commit that was not told is no concern")
+	}
+	st.add(2, 3, store.Change{Policies: make([]store.PolicyChange, maxPending+1)})
+	if !st.concerns(view(3, dst), "b") || st.policies != nil {
+		t.Error("more than is remembered must concern all")
 	}
 }
 
@@ -112,7 +195,7 @@ func TestSweepCutsOnlyWhatIsConcerned(t *testing.T) {
 				t.Fatal(err)
 			}
 			cur.Store(c.next)
-			table.sweep(old, c.next)
+			table.sweep(between(old, c.next), c.next)
 			d, cut := errors.AsType[*DenyError](context.Cause(ctx))
 			if cut != (c.why != "") || cut && (!d.Live || !strings.Contains(d.Why(), c.why)) {
 				t.Errorf("cause %v, want %q", context.Cause(ctx), c.why)
@@ -136,8 +219,9 @@ func TestRunSweepsAfterAChange(t *testing.T) {
 	if err := c.Authorize(subject()); err != nil {
 		t.Fatal(err)
 	}
-	cur.Store(view(2, dst, deny()))
-	table.Changed()
+	now := view(2, dst, deny())
+	old := cur.Swap(now)
+	table.Changed(old, now, changeOf(old, now))
 	<-cctx.Done()
 	c.End(context.Cause(cctx))
 	stop()

@@ -8,8 +8,8 @@
 //	  └ registered: from here a sweep sees it
 //
 // A connection registers before it authorizes and decides again if the
-// configuration's generation moved meanwhile; a sweep re-decides all decided
-// connections after a change. Whatever the interleaving, each connection is
+// configuration's generation moved meanwhile; a sweep re-decides, after a
+// change, the decided connections that it can concern. Whatever the interleaving, each connection is
 // judged by the newest configuration (revoke_test.go steps through them).
 //
 // A Conn belongs to the goroutine that serves it; the sweep and the metrics
@@ -63,9 +63,10 @@ type Table struct {
 	hook    func(step string)
 	nextID  atomic.Uint64
 
-	mu    sync.Mutex
-	conns map[*Conn]struct{}
-	idlec chan struct{} // closed when conns becomes empty, nil when nobody waits
+	mu      sync.Mutex
+	conns   map[*Conn]struct{}
+	idlec   chan struct{} // closed when conns becomes empty, nil when nobody waits
+	pending step          // changes that no sweep has taken yet
 }
 
 // New returns an empty table. Run sweeps it.
