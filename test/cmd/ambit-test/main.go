@@ -16,7 +16,11 @@ import (
 	"github.com/ambit-mesh/ambit/xds/boot"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	// Debian keeps nft and others out of an ordinary user's PATH.
+	_ = os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin") // a valid name always works
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	if len(args) > 1 && args[0] == "exec" {

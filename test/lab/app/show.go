@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -341,7 +342,7 @@ func (c *call) status(ctx context.Context) (int, error) {
 		c.w.Printf("%s\n", b)
 		return 0, nil
 	}
-	c.w.Printf("lab %q (%s), up %s: nodes %s; pods %v, %d in the mesh\n", s.Name, s.Mode, s.Up, strings.Join(s.Nodes, " "), s.Pods, s.Enrolled)
+	c.w.Printf("lab %q (%s), up %s: nodes %s; pods: %s, %d in the mesh\n", s.Name, s.Mode, s.Up, strings.Join(s.Nodes, " "), phases(s.Pods), s.Enrolled)
 	t := tabwriter.NewWriter(c.w, 0, 0, 3, ' ', 0)
 	for _, cs := range s.Components {
 		state := "ready"
@@ -358,4 +359,16 @@ func (c *call) status(ctx context.Context) (int, error) {
 		c.w.Printf("  FAULT: %s\n", s.Fault)
 	}
 	return 0, nil
+}
+
+// phases is "3 Running, 1 Pending" for people.
+func phases(pods map[string]int) string {
+	if len(pods) == 0 {
+		return "none"
+	}
+	var parts []string
+	for _, phase := range slices.Sorted(maps.Keys(pods)) {
+		parts = append(parts, fmt.Sprintf("%d %s", pods[phase], phase))
+	}
+	return strings.Join(parts, ", ")
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -23,6 +24,9 @@ func TestMain(m *testing.M) {
 
 func TestPodsReachServicesAcrossNodes(t *testing.T) {
 	netlab.Require(t)
+	if _, err := exec.LookPath("nft"); err != nil && !netlab.Required() {
+		t.Skipf("needs nft (apt-get install nftables): %v", err)
+	}
 	n, err := New(t.TempDir(), 2)
 	if err != nil && netlab.Required() {
 		t.Fatal(err)
