@@ -38,8 +38,15 @@ type pod struct {
 	ctx       context.Context // of its connections
 	cancel    context.CancelCauseFunc
 	listeners []net.Listener // until stopAccepting
+	stopc     chan struct{}  // closed by stopAccepting
 	accepting sync.WaitGroup
 	conns     sync.WaitGroup
+}
+
+func newPod(info handoff.Pod, h Handlers, log *slog.Logger) *pod {
+	p := &pod{info: info, handlers: h, log: log, stopc: make(chan struct{})}
+	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	return p
 }
 
 // listen makes one listener. The mark says to the pod's rules that the
@@ -80,7 +87,7 @@ func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler
 			p.log.Warn("accept", "addr", ln.Addr().String(), "error", err.Error(), "retry_in", wait.String())
 			select {
 			case <-time.After(wait):
-			case <-p.ctx.Done():
+			case <-p.stopc:
 			}
 			continue
 		}
@@ -104,8 +111,9 @@ func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) 
 	serve(p.ctx, c)
 }
 
-// stopAccepting closes the listeners; connections go on.
+// stopAccepting closes the listeners, once; connections go on.
 func (p *pod) stopAccepting() {
+	close(p.stopc)
 	for _, ln := range p.listeners {
 		_ = ln.Close() // nothing to lose on a listener
 	}
