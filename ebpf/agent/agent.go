@@ -83,7 +83,7 @@ const (
 	verifyInterval = 30 * time.Second
 
 	defaultPropagation = time.Second
-	defaultDrain       = 5 * time.Second
+	defaultDrain       = handoff.DrainTime
 
 	// kernelSlots bounds concurrent rule changes: each opens a few sockets and
 	// waits for the kernel's one lock on nftables. Arbitrary.
@@ -105,8 +105,8 @@ type Config struct {
 	// Propagation is how long peers get to learn that a pod left the mesh before
 	// its proxy stops; default 1 s.
 	Propagation time.Duration
-	// Drain is how long proxied connections keep their way back after that;
-	// default 5 s.
+	// Drain is how long proxied connections keep their way back after that. It
+	// must not be shorter than the proxy's own drain; default handoff.DrainTime.
 	Drain time.Duration
 
 	Synced     func() // called once all pods are known and proxies are let in

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ebpf/agent"
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/xds/boot"
 )
 
@@ -101,7 +102,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	fs.StringVar(&c.HealthAddr, "health-addr", "127.0.0.1:15022", "`address` of /healthz/ready, /metrics, /logging and /debug; empty: none")
 	fs.BoolVar(&c.HostProbes, "host-probes", true, "let the node's own connections (kubelet probes) reach enrolled pods outside the mesh")
 	fs.DurationVar(&c.Propagation, "unenrol-propagation", time.Second, "how long peers get to learn that a pod left before its proxy stops")
-	fs.DurationVar(&c.Drain, "unenrol-drain", 5*time.Second, "how long a leaving pod's proxied connections keep their way back")
+	fs.DurationVar(&c.Drain, "unenrol-drain", handoff.DrainTime, "how long a leaving pod's proxied connections keep their way back; at least ztunnel's CONNECTION_TERMINATION_DEADLINE")
 	fs.BoolVar(&c.CleanupOnExit, "cleanup-on-exit", false, "take all pods out of the mesh when the agent ends")
 	excluded := fs.String("exclude-namespaces", "kube-system", "comma-separated `namespaces` never enrolled")
 	v4 := fs.String("probe-ipv4", "", "`address` that stands for the node's probes (default 169.254.7.127)")

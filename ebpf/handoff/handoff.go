@@ -20,9 +20,16 @@ package handoff
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 )
+
+// DrainTime is what both sides agree on without words, and their default: after
+// a removal was acknowledged the agent keeps the pod's rules at least this long,
+// and the proxy ends the pod's connections at most this long after it got the
+// removal. An agent that keeps them shorter cuts connections that still drain.
+const DrainTime = 5 * time.Second
 
 // maxMessage bounds a packet. Istio's two sides both read into 1024 bytes.
 const maxMessage = 1024

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/xds/boot"
 )
 
@@ -50,20 +51,34 @@ type Config struct {
 }
 
 // unsupported settings of the reference change behaviour, so that ignoring
-// them in silence would mislead: these are named at start.
-var unsupported = []struct{ name, harmless string }{
-	{"XDS_ON_DEMAND", "false"},
-	{"LOCAL_XDS_PATH", ""},
-	{"LOCAL_XDS", ""},
-	{"FAKE_CA", "false"},
-	{"TLS12_ENABLED", "false"},
-	{"COMPLIANCE_POLICY", ""},
-	{"CRL_PATH", ""},
-	{"ISTIO_META_DNS_CAPTURE", "false"},
-	{"UNSTABLE_ENABLE_SOCKS5", "false"},
-	{"AMBIENT_ENABLE_MULTI_NETWORK", "false"},
-	{"USER_TIMEOUT_ENABLED", "false"},
-	{"PROXY_CONFIG", ""},
+// them in silence would mislead: these are named at start, unless they ask for
+// what this build does anyway.
+var unsupported = []struct {
+	name string
+	same []string // values that make no difference
+}{
+	{"XDS_ON_DEMAND", []string{"false"}},
+	{"LOCAL_XDS_PATH", nil},
+	{"LOCAL_XDS", nil},
+	{"FAKE_CA", []string{"false"}},
+	{"TLS12_ENABLED", []string{"false"}},
+	{"COMPLIANCE_POLICY", nil},
+	{"CRL_PATH", nil},
+	{"ISTIO_META_DNS_CAPTURE", []string{"false"}},
+	{"UNSTABLE_ENABLE_SOCKS5", []string{"false"}},
+	{"AMBIENT_ENABLE_MULTI_NETWORK", []string{"false"}},
+	{"USER_TIMEOUT_ENABLED", []string{"false"}},
+	{"PROXY_CONFIG", nil},
+	{"PROXY_MODE", []string{"shared"}},
+	{"KEEPALIVE_ENABLED", []string{"true"}},
+	{"KEEPALIVE_TIME", []string{"180s", "3m", "3m0s", "180"}},
+	{"KEEPALIVE_INTERVAL", []string{"180s", "3m", "3m0s", "180"}},
+	{"KEEPALIVE_RETRIES", []string{"9"}},
+	{"INPOD_PORT_REUSE", []string{"true"}},
+	{"HTTP2_STREAM_WINDOW_SIZE", nil},
+	{"HTTP2_CONNECTION_WINDOW_SIZE", nil},
+	{"HTTP2_FRAME_SIZE", nil},
+	{"AUTHZ_POLICY_INFO_LOGGING", []string{"false"}},
 }
 
 type setting struct {
@@ -159,7 +174,7 @@ func Defaults() Config {
 		XDSRootCA:  "./var/run/secrets/istio/root-cert.pem", CARootCA: "./var/run/secrets/istio/root-cert.pem",
 		AuthToken: "./var/run/secrets/tokens/istio-token", ClusterID: "Kubernetes", TrustDomain: "cluster.local",
 		InpodUDS: "/var/run/ztunnel/ztunnel.sock", PacketMark: 0x539, EnableOrigSrc: true, IPv6Enabled: true, ResponseBaggage: true,
-		SecretTTL: 24 * time.Hour, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute, TerminationDeadline: 5 * time.Second,
+		SecretTTL: 24 * time.Hour, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute, TerminationDeadline: handoff.DrainTime,
 		LogFormat: "text", LogLevel: "info", TLSRecords: "go",
 		AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
 	}
@@ -237,9 +252,16 @@ func (c *Config) fromEnviron(env map[string]string) {
 		}
 	}
 	for _, u := range unsupported {
-		if v := env[u.name]; v != "" && v != u.harmless {
+		if v := env[u.name]; v != "" && !slices.Contains(u.same, strings.ToLower(v)) {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("%s=%s is not supported by this build and has no effect", u.name, v))
 		}
+	}
+	// The agent takes a pod's rules away a while after it told the proxy, and
+	// with them the way back of connections that still drain.
+	if d := c.TerminationDeadline; d > handoff.DrainTime {
+		c.Warnings = append(c.Warnings, fmt.Sprintf(
+			"CONNECTION_TERMINATION_DEADLINE is %s: connections of pods that leave the mesh get that long only if ambit-node runs with --unenrol-drain=%s or more (its default is %s)",
+			d, d, handoff.DrainTime))
 	}
 }
 

@@ -19,8 +19,60 @@ func TestConfigFromEnvironmentAndFlags(t *testing.T) {
 		c.TerminationDeadline != 7*time.Second || c.LogLevel != "debug" || c.XDSHeaders["x"] != "1" || c.Metadata["FOO"] != "bar" {
 		t.Errorf("%+v", c)
 	}
-	if len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "XDS_ON_DEMAND=true is not supported by this build") {
+	if len(c.Warnings) != 2 || !strings.Contains(c.Warnings[0], "XDS_ON_DEMAND=true is not supported by this build") {
 		t.Errorf("warnings %q", c.Warnings)
+	}
+}
+
+func TestSettingsThatAreNotFollowedAreNamed(t *testing.T) {
+	base := []string{"NODE_NAME=n1", "XDS_ADDRESS=x:1"}
+	for _, c := range []struct {
+		env  string
+		want bool
+	}{
+		{"KEEPALIVE_ENABLED=false", true},
+		{"KEEPALIVE_ENABLED=TRUE", false},
+		{"KEEPALIVE_TIME=10s", true},
+		{"KEEPALIVE_TIME=180s", false},
+		{"KEEPALIVE_INTERVAL=3m", false},
+		{"KEEPALIVE_RETRIES=3", true},
+		{"KEEPALIVE_RETRIES=9", false},
+		{"INPOD_PORT_REUSE=false", true},
+		{"INPOD_PORT_REUSE=true", false},
+		{"HTTP2_STREAM_WINDOW_SIZE=65535", true},
+		{"HTTP2_CONNECTION_WINDOW_SIZE=65535", true},
+		{"HTTP2_FRAME_SIZE=16384", true},
+		{"AUTHZ_POLICY_INFO_LOGGING=true", true},
+		{"AUTHZ_POLICY_INFO_LOGGING=false", false},
+		{"PROXY_MODE=dedicated", true},
+		{"CRL_PATH=", false},
+	} {
+		got, err := Parse(nil, append(base, c.env), io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (len(got.Warnings) == 1) != c.want || c.want && !strings.HasPrefix(got.Warnings[0], c.env+" is not supported") {
+			t.Errorf("%s: warnings %q", c.env, got.Warnings)
+		}
+	}
+}
+
+// The agent's rules must outlive the proxy's drain: the defaults agree, and a
+// longer drain says what the agent needs.
+func TestDrainFitsTheAgents(t *testing.T) {
+	for _, c := range []struct{ env, want string }{
+		{"CONNECTION_TERMINATION_DEADLINE=5s", ""},
+		{"CONNECTION_TERMINATION_DEADLINE=1s", ""},
+		{"TERMINATION_GRACE_PERIOD_SECONDS=30", "--unenrol-drain=25s or more (its default is 5s)"},
+		{"UNRELATED=1", ""},
+	} {
+		got, err := Parse(nil, []string{"NODE_NAME=n1", "XDS_ADDRESS=x:1", c.env}, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if said := strings.Join(got.Warnings, "\n"); !strings.Contains(said, c.want) || c.want == "" && said != "" {
+			t.Errorf("%s: warnings %q, want %q", c.env, said, c.want)
+		}
 	}
 }
 

@@ -31,7 +31,7 @@ type Config struct {
 	// Serve returns what serves a pod.
 	Serve func(p handoff.Pod) (Handlers, error)
 	// DrainTimeout is how long connections of a pod that leaves may go on.
-	// Default 5 s.
+	// Default handoff.DrainTime, which the agent waits for.
 	DrainTimeout time.Duration
 	// Mark of the listeners' sockets.
 	Mark int
@@ -59,7 +59,7 @@ type Manager struct {
 // New returns a manager without pods.
 func New(cfg Config) *Manager {
 	if cfg.DrainTimeout == 0 {
-		cfg.DrainTimeout = 5 * time.Second
+		cfg.DrainTimeout = handoff.DrainTime
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -248,8 +248,7 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pod{info: info, handlers: h, log: m.log.With("pod", info.Namespace+"/"+info.Name)}
-	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	p := newPod(info, h, m.log.With("pod", info.Namespace+"/"+info.Name))
 	for _, l := range []struct {
 		port    string
 		account *ledger.Account
