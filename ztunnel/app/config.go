@@ -96,6 +96,12 @@ func (v stringValue) String() string {
 	return *v.p
 }
 
+// secretValue is set and never shown, for instance as a default in the usage.
+type secretValue struct{ p *string }
+
+func (v secretValue) Set(s string) error { *v.p = s; return nil }
+func (secretValue) String() string       { return "" }
+
 type parsed[T any] struct {
 	p     *T
 	parse func(string) (T, error)
@@ -131,7 +137,7 @@ func (c *Config) settings() []setting {
 		{"CA_ROOT_CA", "roots of the certificate authority's server: a file, PEM text, or SYSTEM", str(&c.CARootCA)},
 		{"ALT_XDS_HOSTNAME", "name expected in the control plane's certificate", str(&c.AltXDSHostname)},
 		{"ALT_CA_HOSTNAME", "name expected in the authority's certificate", str(&c.AltCAHostname)},
-		{"AUTH_TOKEN", "this node's token: a file or the token", str(&c.AuthToken)},
+		{"AUTH_TOKEN", "this node's token: a file or the token", secretValue{&c.AuthToken}},
 		{"CLUSTER_ID", "cluster of this node", str(&c.ClusterID)},
 		{"NETWORK", "network of this node", str(&c.Network)},
 		{"NODE_NAME", "name of this node", str(&c.NodeName)},

@@ -88,6 +88,17 @@ func TestConfigRefusesAllMistakesAtOnce(t *testing.T) {
 	}
 }
 
+// The usage text lists what settings are now, and a mistyped flag prints it.
+func TestUsageKeepsTheToken(t *testing.T) {
+	for _, arg := range []string{"--help", "--no-such-flag"} {
+		var out strings.Builder
+		_, err := Parse([]string{arg}, []string{"NODE_NAME=n1", "XDS_ADDRESS=x:1", "AUTH_TOKEN=head.secret.tail"}, &out)
+		if err == nil || !strings.Contains(out.String(), "-auth-token") || strings.Contains(out.String()+err.Error(), "secret") {
+			t.Errorf("%s: %v, usage: %s", arg, err, out.String())
+		}
+	}
+}
+
 func TestTokenIsAFileOrAJWT(t *testing.T) {
 	if tok, err := (&Config{AuthToken: "a.b.c"}).token(); err != nil || tok != "a.b.c" {
 		t.Errorf("literal: %q, %v", tok, err)
