@@ -24,9 +24,8 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 		return s.end()
 	}
 	s.chapter("A cluster on this machine: two nodes, the control plane, an agent and a proxy per node")
-	// ambitd dates certificates back by two minutes for peers whose clock is behind,
-	// so half of the life of one that is asked for three minutes is over within 30 s.
-	o.secretTTL = "3m"
+	// The shortest life that ambitd gives, so that half of it passes within the demo.
+	o.secretTTL = "1m"
 	s.line("$ ambit-lab --name %s up --nodes 2 --secret-ttl %s", o.name, o.secretTTL)
 	l, err := start(ctx, o, stderr)
 	if err != nil {
