@@ -20,6 +20,11 @@ func (l *looseRecords) Buffered() bool                { return false }
 func (l *looseRecords) Next() ([]byte, *block, error) { return nil, nil, io.EOF }
 func (l *looseRecords) Close() error                  { return nil }
 func (l *looseRecords) Cut() error                    { return nil }
+func (l *looseRecords) CanTry() bool                  { return true }
+func (l *looseRecords) Flush() error                  { return nil }
+func (l *looseRecords) TryBatch(parts []segment) (bool, error) {
+	return false, l.WriteBatch(parts)
+}
 func (l *looseRecords) WriteBatch(parts []segment) error {
 	for _, p := range parts {
 		l.sent += p.n

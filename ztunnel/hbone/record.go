@@ -26,10 +26,20 @@ type recordConn interface {
 	Next() ([]byte, *block, error)
 	// WriteBatch protects and sends all parts with as few syscalls as possible.
 	WriteBatch(parts []segment) error
+	// TryBatch is WriteBatch for at most tryLimit bytes that never waits for the transport. What it leaves is protected
+	// and lies in the record layer: Flush, and nothing else, comes next.
+	TryBatch(parts []segment) (left bool, err error)
+	// CanTry reports whether TryBatch may be called: not every transport can be written without waiting.
+	CanTry() bool
+	// Flush sends what TryBatch left.
+	Flush() error
 	// Close ends the transport in order; Cut ends it at once.
 	Close() error
 	Cut() error
 }
+
+// tryLimit is how much plaintext TryBatch takes: its records fit a gatherBuf.
+const tryLimit = largeBlock
 
 // segment is a part of a block on its way out.
 type segment struct {
@@ -118,7 +128,24 @@ func (r *tlsRecords) Next() ([]byte, *block, error) {
 	return r.blk.data[:n], r.blk, err
 }
 
+func (r *tlsRecords) CanTry() bool { return r.g.raw != nil }
+func (r *tlsRecords) Flush() error { return r.g.uncork() }
+
 func (r *tlsRecords) WriteBatch(parts []segment) error {
+	if err := r.gather(parts); err != nil {
+		return err
+	}
+	return r.g.uncork()
+}
+
+func (r *tlsRecords) TryBatch(parts []segment) (left bool, err error) {
+	if err := r.gather(parts); err != nil {
+		return false, err
+	}
+	return r.g.tryUncork()
+}
+
+func (r *tlsRecords) gather(parts []segment) error {
 	r.g.cork()
 	for _, p := range parts {
 		if _, err := r.Conn.Write(p.blk.data[:p.n]); err != nil {
@@ -126,7 +153,7 @@ func (r *tlsRecords) WriteBatch(parts []segment) error {
 			return err
 		}
 	}
-	return r.g.uncork()
+	return nil
 }
 
 // recordHeaderLen is the length of a TLS record header (https://www.rfc-editor.org/rfc/rfc8446#section-5.1).
@@ -146,6 +173,10 @@ type gatherConn struct {
 	readErr error  // result of readOnce
 	once    func(fd uintptr) bool
 
+	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
+	tried   []byte
+	tryErr  error
+
 	// Outbound. crypto/tls may write from its reader, too (KeyUpdate, alerts), so this side has a lock.
 	mu     sync.Mutex
 	corked bool
@@ -153,9 +184,9 @@ type gatherConn struct {
 	outLen int
 }
 
-// gatherBuf has room for the records of one large block, of which each has a header, an inner type and a tag, and for
-// a KeyUpdate.
-type gatherBuf [largeBlock + 16*64]byte
+// gatherBuf has room for the records of tryLimit bytes in parts of any size, of which each has a header, an inner type
+// and a tag, for a KeyUpdate, and for one full record more.
+type gatherBuf [tryLimit + recordLen + 4<<10]byte
 
 var gatherBufs = sync.Pool{New: func() any { return new(gatherBuf) }}
 
@@ -166,7 +197,7 @@ func newGatherConn(c net.Conn) *gatherConn {
 			g.raw = raw
 		}
 	}
-	g.once = g.readOnce
+	g.once, g.tryOnce = g.readOnce, g.writeOnce
 	return g
 }
 
@@ -344,16 +375,43 @@ func (g *gatherConn) cork() {
 	g.mu.Unlock()
 }
 
+// uncork sends what was gathered.
 func (g *gatherConn) uncork() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.corked = false
 	err := g.flushLocked()
+	g.dropLocked()
+	return err
+}
+
+// tryUncork sends what can be sent at once, and stays corked while something is left.
+func (g *gatherConn) tryUncork() (left bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n, err := g.try(g.unsentLocked())
+	if err == nil && n < g.outLen {
+		g.outLen = copy(g.out[:], g.out[n:g.outLen])
+		return true, nil
+	}
+	g.corked = false
+	g.dropLocked()
+	return false, err
+}
+
+func (g *gatherConn) unsentLocked() []byte {
+	if g.out == nil {
+		return nil
+	}
+	return g.out[:g.outLen]
+}
+
+func (g *gatherConn) dropLocked() {
 	if g.out != nil {
 		gatherBufs.Put(g.out)
 		g.out = nil
 	}
-	return err
+	g.outLen = 0
 }
 
 func (g *gatherConn) flushLocked() error {
@@ -363,4 +421,33 @@ func (g *gatherConn) flushLocked() error {
 	_, err := g.Conn.Write(g.out[:g.outLen])
 	g.outLen = 0
 	return err
+}
+
+// try writes what the transport takes of p without waiting. Callers take turns.
+func (g *gatherConn) try(p []byte) (int, error) {
+	g.tried, g.tryErr = p, nil
+	err := g.raw.Write(g.tryOnce)
+	n := len(p) - len(g.tried)
+	g.tried = nil
+	if err == nil && g.tryErr != nil {
+		err = &net.OpError{Op: "write", Net: "tcp", Source: g.LocalAddr(), Addr: g.RemoteAddr(), Err: g.tryErr}
+	}
+	return n, err
+}
+
+func (g *gatherConn) writeOnce(fd uintptr) bool {
+	for len(g.tried) > 0 {
+		n, err := unix.Write(int(fd), g.tried)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return true
+		case err != nil:
+			g.tryErr = err
+			return true
+		default:
+			g.tried = g.tried[n:]
+		}
+	}
+	return true
 }

@@ -18,7 +18,7 @@ type ambitRecords struct {
 
 	mu      sync.Mutex
 	out     *record.Sealer // guarded by mu
-	buf     *gatherBuf     // guarded by mu, and lent for one batch
+	buf     *gatherBuf     // guarded by mu, and lent until a batch has left
 	b       []byte         // of buf: sealed
 	pending int            // of buf: plaintext behind b and room for its header
 	alert   record.Alert   // guarded by mu: how Close ends
@@ -60,24 +60,57 @@ func (r *ambitRecords) fault(err error) error {
 	return err
 }
 
+func (r *ambitRecords) CanTry() bool { return r.g.raw != nil }
+
 func (r *ambitRecords) WriteBatch(parts []segment) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer r.dropLocked()
+	if err := r.sealBatchLocked(parts); err != nil {
+		return err
+	}
+	return r.flushLocked()
+}
+
+func (r *ambitRecords) TryBatch(parts []segment) (left bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.sealBatchLocked(parts); err != nil {
+		r.dropLocked()
+		return false, err
+	}
+	n, err := r.g.try(r.b)
+	if r.b = r.b[n:]; err == nil && len(r.b) > 0 {
+		return true, nil
+	}
+	r.dropLocked()
+	return false, err
+}
+
+func (r *ambitRecords) Flush() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer r.dropLocked()
+	return r.flushLocked()
+}
+
+// sealBatchLocked borrows the buffer and leaves the batch's records in it, except those that had to leave for others.
+func (r *ambitRecords) sealBatchLocked(parts []segment) error {
 	r.buf = gatherBufs.Get().(*gatherBuf)
 	r.b, r.pending = r.buf[:0], 0
-	defer func() {
-		gatherBufs.Put(r.buf)
-		r.buf, r.b = nil, nil
-	}()
 	for _, part := range parts {
 		if err := r.protectLocked(part.blk.data[:part.n]); err != nil {
 			return err
 		}
 	}
-	if err := r.sealPendingLocked(); err != nil {
-		return err
+	return r.sealPendingLocked()
+}
+
+func (r *ambitRecords) dropLocked() {
+	if r.buf != nil {
+		gatherBufs.Put(r.buf)
+		r.buf, r.b = nil, nil
 	}
-	return r.flushLocked()
 }
 
 // protectLocked seals p or the records' worth of it, or leaves it pending.

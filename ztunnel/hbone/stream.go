@@ -291,15 +291,6 @@ func (s *Stream) flushSmallLocked(n int) {
 		s.t.w.attendLocked()
 		return
 	}
-	s.flushLocked()
-}
-
-// flushLocked flushes on this goroutine, except where that could outlast a deadline.
-func (s *Stream) flushLocked() {
-	if s.writeBy.timer != nil {
-		s.t.w.attendLocked()
-		return
-	}
 	s.t.w.flushLocked()
 }
 

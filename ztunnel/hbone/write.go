@@ -154,53 +154,90 @@ func (w *writer) attendLocked() {
 	}
 }
 
-func (w *writer) flushLoop() {
-	w.mu.Lock()
-	w.flushRoundsLocked(-1)
-	w.mu.Unlock()
+// flushRest sends what an inline flush has left in the record layer, and goes on.
+func (w *writer) flushRest(size, control int) {
+	w.sent(w.rc.Flush(), size, control)
+	w.flushLoop()
 }
 
-// flushLocked flushes on the caller's goroutine unless somebody does already.
+// flushLoop writes until the queue is empty.
+func (w *writer) flushLoop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.queue) > 0 && w.broken == nil {
+		batch, size, control := w.takeLocked()
+		w.mu.Unlock()
+		err := w.rc.WriteBatch(batch)
+		w.recycle(batch)
+		w.sent(err, size, control)
+		w.mu.Lock()
+	}
+	w.doneLocked()
+}
+
+// flushLocked flushes on the caller's goroutine unless somebody does already. It never waits for the transport: a
+// caller that is reset or cut must be free to return, so where the transport takes no more, a goroutine goes on.
 func (w *writer) flushLocked() {
 	if w.flushing || len(w.queue) == 0 {
 		return
 	}
 	w.flushing = true
-	w.flushRoundsLocked(inlineRounds)
-}
-
-// flushRoundsLocked writes batches until the queue is empty or, after that many rounds, leaves the rest to a goroutine.
-// mu is released during I/O.
-func (w *writer) flushRoundsLocked(rounds int) {
-	for len(w.queue) > 0 && w.broken == nil {
-		if rounds == 0 {
+	for round := 0; len(w.queue) > 0 && w.broken == nil; round++ {
+		if round == inlineRounds || w.queued > tryLimit || !w.rc.CanTry() {
 			go w.flushLoop()
 			return
 		}
-		rounds--
-		batch, size, control := w.queue, w.queued, w.control
-		w.queue, w.spare, w.packing = w.spare, nil, false
+		batch, size, control := w.takeLocked()
 		w.mu.Unlock()
-
-		err := w.rc.WriteBatch(batch)
-		for i := range batch {
-			batch[i].blk.release()
-			batch[i].blk = nil
-		}
-
-		w.mu.Lock()
-		w.spare = batch[:0]
-		w.queued -= size
-		w.control -= control
-		w.rounds++
-		if err != nil {
-			w.broken = err
-			w.mu.Unlock()
-			w.fail(err)
+		left, err := w.rc.TryBatch(batch)
+		w.recycle(batch)
+		if left {
 			w.mu.Lock()
+			go w.flushRest(size, control)
+			return
 		}
-		w.wakeLocked()
+		w.sent(err, size, control)
+		w.mu.Lock()
 	}
+	w.doneLocked()
+}
+
+// takeLocked takes the queue as a batch of so many bytes.
+func (w *writer) takeLocked() (batch []segment, size, control int) {
+	batch, size, control = w.queue, w.queued, w.control
+	w.queue, w.spare, w.packing = w.spare, nil, false
+	return batch, size, control
+}
+
+// recycle lets go of a batch that the record layer has taken. Only who flushes calls it.
+func (w *writer) recycle(batch []segment) {
+	for i := range batch {
+		batch[i].blk.release()
+		batch[i].blk = nil
+	}
+	w.mu.Lock()
+	w.spare = batch[:0]
+	w.mu.Unlock()
+}
+
+// sent accounts what was written.
+func (w *writer) sent(err error, size, control int) {
+	w.mu.Lock()
+	w.queued -= size
+	w.control -= control
+	w.rounds++
+	if err != nil {
+		w.broken = err
+		w.mu.Unlock()
+		w.fail(err)
+		w.mu.Lock()
+	}
+	w.wakeLocked()
+	w.mu.Unlock()
+}
+
+// doneLocked ends a flusher's turn.
+func (w *writer) doneLocked() {
 	w.flushing = false
 	if w.broken != nil {
 		w.dropLocked()
@@ -327,10 +364,10 @@ func (w *writer) close(err error) {
 func (w *writer) finish() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.broken == nil {
+		w.attendLocked()
+	}
 	for w.flushing {
 		w.idle.Wait()
-	}
-	if w.broken == nil {
-		w.flushLocked()
 	}
 }
