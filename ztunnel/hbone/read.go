@@ -94,9 +94,11 @@ func (r *reader) loop() error {
 	}
 }
 
-// transportError keeps io.EOF for an end between frames.
+// transportError keeps io.EOF for an end between frames, which fail takes for an orderly one if no stream is cut short.
+// With or without close_notify: END_STREAM is what says that a stream is complete.
 func (r *reader) transportError(err error) error {
-	if err == io.EOF && !r.inFrame && r.headLen == 0 {
+	ended := err == io.EOF || err == errCutOff
+	if ended && !r.inFrame && r.headLen == 0 {
 		return io.EOF
 	}
 	if err == io.EOF {

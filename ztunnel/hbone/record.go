@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -17,7 +18,8 @@ import (
 // recordConn is the seam below the frames: it protects batches of plaintext and gives plaintext back. There are two:
 // ambitRecords by our own record layer and tlsRecords by crypto/tls; the kernel's would fit in here.
 type recordConn interface {
-	// Fill waits until a whole record is there. It holds no buffer while it waits, where the transport allows.
+	// Fill waits until a whole record is there. It holds no buffer while it waits, where the transport allows. It and
+	// Next return io.EOF for the peer's close_notify only; errCutOff when the transport ended without one.
 	Fill() error
 	// Buffered reports whether Next may go on without waiting for the transport.
 	Buffered() bool
@@ -74,6 +76,10 @@ func fullRecords(cfg *tls.Config) *tls.Config {
 	return cfg
 }
 
+// errCutOff: anybody on the way, or a peer that died, can end a transport; only the peer can say that it is complete
+// (https://www.rfc-editor.org/rfc/rfc8446#section-6.1).
+var errCutOff = fmt.Errorf("%w: transport ended without close_notify", io.ErrUnexpectedEOF)
+
 var errNoH2 = errors.New("peer did not negotiate ALPN h2")
 
 // handshake does TLS and chooses the record layer: ours where it is asked for and can, otherwise that of crypto/tls.
@@ -91,6 +97,7 @@ func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, ambit, client b
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, nil, err
 	}
+	g.secured = true
 	state := t.ConnectionState()
 	if state.NegotiatedProtocol != "h2" {
 		return nil, nil, errNoH2
@@ -171,6 +178,7 @@ type gatherConn struct {
 	r, w    int    // unread: in.data[r:w]
 	recLeft int    // of the record being handed out
 	readErr error  // result of readOnce
+	secured bool   // the handshake is over: an end of the transport is no longer an end of the peer's
 	once    func(fd uintptr) bool
 
 	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
@@ -243,6 +251,14 @@ func (g *gatherConn) fill() error {
 
 // more reads once behind what is unread.
 func (g *gatherConn) more() error {
+	err := g.readMore()
+	if err == io.EOF && g.secured {
+		return errCutOff
+	}
+	return err
+}
+
+func (g *gatherConn) readMore() error {
 	g.makeRoom()
 	if g.raw != nil {
 		if err := g.raw.Read(g.once); err != nil {
@@ -318,7 +334,7 @@ func (g *gatherConn) borrow() {
 func (g *gatherConn) giveBack() {
 	if g.in != nil && !g.buffered() {
 		g.in.release()
-		g.in = nil
+		g.in, g.r, g.w = nil, 0, 0 // a read behind the end of a full block would look like the end of the transport
 	}
 }
 

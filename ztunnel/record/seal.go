@@ -39,6 +39,10 @@ func (s *Sealer) Seal(dst, p []byte) ([]byte, error) {
 	return s.seal(dst, p, typeData), nil
 }
 
+// LimitKey makes each key protect at most n records, its KeyUpdate included, where that is less than the cipher allows.
+// n must be at least 3.
+func (s *Sealer) LimitKey(n uint64) { s.limit = min(n, keyLimit) }
+
 func (s *Sealer) most() uint64 {
 	if s.limit != 0 {
 		return s.limit
