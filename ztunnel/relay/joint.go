@@ -29,6 +29,8 @@ func (j *joint) end() error {
 	defer j.mu.Unlock()
 	if !j.over {
 		j.over = true
+		linger(j.a, -1)
+		linger(j.b, -1)
 		_ = j.a.Close() // both directions have ended: nothing can be lost
 		_ = j.b.Close()
 	}

@@ -62,6 +62,8 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 		st = new(Stats)
 	}
 	j := &joint{a: a, b: b}
+	linger(a, 0)
+	linger(b, 0)
 	stop := context.AfterFunc(ctx, func() { j.cut(context.Cause(ctx)) })
 	defer stop()
 
@@ -88,6 +90,15 @@ func (j *joint) direction(from, to string, src, dst Conn, n *atomic.Uint64) {
 		j.cut(&Error{Side: from, Op: "read", Err: readErr})
 	case writeErr != nil:
 		j.cut(&Error{Side: to, Op: "write", Err: writeErr})
+	}
+}
+
+// linger sets what a close means to a socket's peer: 0 is RST, and -1 the default, FIN behind what was written. While a
+// pair is joined it is RST: the kernel closes a dead process's sockets, and FIN would make a stream that was cut short
+// look whole. Half-closes are shutdown(2), which lingering does not change.
+func linger(c Conn, sec int) {
+	if c, ok := c.(*net.TCPConn); ok {
+		_ = c.SetLinger(sec) // a socket that is gone already has had its end
 	}
 }
 
