@@ -79,6 +79,10 @@ type ServerConfig struct {
 	// Account is the pod's account in the ledger; nil means no limits.
 	Account *ledger.Account
 
+	// HandshakesPerSource bounds the handshakes under way of one source address; more are reset at once, so that one
+	// client's half-open ones cannot keep others out. 64, and 8 while the node is short of handshakes.
+	HandshakesPerSource int
+
 	MaxConcurrentStreams int           // 200
 	HandshakeTimeout     time.Duration // TLS, preface and SETTINGS together; 10 s
 	MaxHeaderBytes       int           // of a decoded header list; 64 KiB

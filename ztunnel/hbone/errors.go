@@ -17,6 +17,8 @@ var (
 	ErrServerClosed = errors.New("hbone server closed")
 	// ErrDialerClosed is returned by Connect after Shutdown or Close.
 	ErrDialerClosed = errors.New("hbone dialer closed")
+	// ErrTooManyHandshakes is why a source's further connections are reset before their handshake.
+	ErrTooManyHandshakes = errors.New("too many handshakes under way from this address")
 	// errRefused marks a stream that the peer certainly has not processed: it may be tried again elsewhere
 	// (https://www.rfc-editor.org/rfc/rfc9113#section-8.7).
 	errRefused = errors.New("stream refused by peer")

@@ -22,6 +22,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	conns   map[net.Conn]struct{} // handshaking; guarded by mu
+	sources map[netip.Addr]int    // how many of conns each address has; guarded by mu
 	tunnels map[*tunnel]struct{}  // guarded by mu
 	closing bool                  // guarded by mu
 	wg      sync.WaitGroup        // ServeConn calls and handlers
@@ -31,6 +32,9 @@ type Server struct {
 func NewServer(cfg ServerConfig) *Server {
 	if cfg.MaxConcurrentStreams == 0 {
 		cfg.MaxConcurrentStreams = 200
+	}
+	if cfg.HandshakesPerSource == 0 {
+		cfg.HandshakesPerSource = 64
 	}
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = 10 * time.Second
@@ -43,7 +47,7 @@ func NewServer(cfg ServerConfig) *Server {
 	}
 	return &Server{
 		cfg: cfg, met: newMetrics(cfg.Registerer),
-		conns: make(map[net.Conn]struct{}), tunnels: make(map[*tunnel]struct{}),
+		conns: make(map[net.Conn]struct{}), sources: make(map[netip.Addr]int), tunnels: make(map[*tunnel]struct{}),
 	}
 }
 
@@ -51,11 +55,17 @@ func NewServer(cfg ServerConfig) *Server {
 // in order, and otherwise a *ServeError. When ctx ends, the connection is cut.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) error {
 	defer c.Close()
-	if !s.enter(c) {
-		return ErrServerClosed
+	remote := addrPort(c.RemoteAddr())
+	switch err := s.enter(c); err {
+	case nil:
+	case ErrServerClosed:
+		return err
+	default:
+		resetConn(c)
+		s.met.handshake(err)
+		return &ServeError{StageLocal, remote, err}
 	}
 	defer s.wg.Done()
-	remote := addrPort(c.RemoteAddr())
 	if err := s.cfg.Account.Acquire(ctx, ledger.Connections, 1); err != nil {
 		s.leave(c)
 		return &ServeError{StageLocal, remote, err}
@@ -112,28 +122,62 @@ func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
 	return t, nil
 }
 
-func (s *Server) enter(c net.Conn) bool {
+// scarceHandshakes bounds a source while the node is short of handshakes: enough for a gateway that reconnects.
+const scarceHandshakes = 8
+
+// enter lets a connection begin its handshake. The bound is per address, /32 or /128: that is what a pod has, and what it
+// must own to complete a TCP connection. A wider IPv6 prefix would make neighbours on a node pay for each other. 64 is
+// 1/16 of the node's default, and far more than a client's pool dials to one pod at a time.
+func (s *Server) enter(c net.Conn) error {
+	most := s.cfg.HandshakesPerSource
+	if s.cfg.Account.Pressure(ledger.Handshakes) {
+		most = min(most, scarceHandshakes)
+	}
+	src := addrPort(c.RemoteAddr()).Addr()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return false
+		return ErrServerClosed
+	}
+	if src.IsValid() && s.sources[src] >= most {
+		return ErrTooManyHandshakes
 	}
 	s.conns[c] = struct{}{}
+	s.sources[src]++
 	s.wg.Add(1)
-	return true
+	return nil
+}
+
+// resetConn refuses a connection where it costs us least: nothing lingers.
+func resetConn(c net.Conn) {
+	switch c := c.(type) {
+	case interface{ Reset() error }:
+		_ = c.Reset()
+	case interface{ SetLinger(sec int) error }:
+		_ = c.SetLinger(0)
+	}
+	_ = c.Close()
 }
 
 func (s *Server) leave(c net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.leaveLocked(c)
+}
+
+func (s *Server) leaveLocked(c net.Conn) {
 	delete(s.conns, c)
+	src := addrPort(c.RemoteAddr()).Addr()
+	if s.sources[src]--; s.sources[src] <= 0 {
+		delete(s.sources, src)
+	}
 }
 
 // promote moves a connection from the handshaking ones to the tunnels.
 func (s *Server) promote(c net.Conn, t *tunnel) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.conns, c)
+	s.leaveLocked(c)
 	s.tunnels[t] = struct{}{}
 	return !s.closing
 }
