@@ -157,7 +157,7 @@ func (c *Config) settings() []setting {
 		{"POOL_UNUSED_RELEASE_TIMEOUT", "idle time after which a tunnel is closed", duration(&c.PoolIdle)},
 		{"CONNECTION_TERMINATION_DEADLINE", "time connections get at the end", duration(&c.TerminationDeadline)},
 		{"LOG_FORMAT", "text or json", str(&c.LogFormat)},
-		{"TLS_RECORDS", "who protects TLS records after the handshake: go (crypto/tls) or ambit (many per system call)", str(&c.TLSRecords)},
+		{"TLS_RECORDS", "who protects TLS records after the handshake: ambit (many per system call) or go (crypto/tls; chosen by itself in FIPS mode)", str(&c.TLSRecords)},
 		{"LOG_LEVEL", "level, or level,scope=level,...", str(&c.LogLevel)},
 		{"ADMIN_ADDR", "address of the admin port", str(&c.AdminAddr)},
 		{"STATS_ADDR", "address of the metrics port", str(&c.StatsAddr)},
@@ -181,7 +181,7 @@ func Defaults() Config {
 		AuthToken: "./var/run/secrets/tokens/istio-token", ClusterID: "Kubernetes", TrustDomain: "cluster.local",
 		InpodUDS: "/var/run/ztunnel/ztunnel.sock", PacketMark: 0x539, EnableOrigSrc: true, IPv6Enabled: true, ResponseBaggage: true,
 		SecretTTL: 24 * time.Hour, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute, TerminationDeadline: handoff.DrainTime,
-		LogFormat: "text", LogLevel: "info", TLSRecords: "go",
+		LogFormat: "text", LogLevel: "info", TLSRecords: "ambit",
 		AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
 	}
 }
