@@ -27,7 +27,6 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
-	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // Config of one pod's Proxy.
@@ -52,11 +51,11 @@ func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 
 // Serve takes one plaintext connection that was captured on its way in.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
-	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: addrPort(down.RemoteAddr()), Transport: flow.Plaintext}
+	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: outbound.AddrPort(down.RemoteAddr()), Transport: flow.Plaintext}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	err := p.servePlaintext(ctx, c, down)
 	if err != nil {
-		reset(down)
+		relay.Reset(down)
 	}
 	c.End(err)
 }
@@ -69,7 +68,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	}
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
-	if outbound.OwnPort(dst.Port()) || dst == addrPort(down.LocalAddr()) {
+	if outbound.OwnPort(dst.Port()) || dst == outbound.AddrPort(down.LocalAddr()) {
 		return flow.Flagged(flow.FlagConnect, outbound.ErrSelfCall)
 	}
 	self, err := p.cfg.Self(ctx)
@@ -162,30 +161,4 @@ func (p *Proxy) dialError(ctx context.Context, dst netip.AddrPort, err error) er
 	return flow.Cause(ctx, flow.Flagged(flow.FlagConnect, fmt.Errorf("dial application at %s: %w", dst, err)))
 }
 
-// reset ends c so that the client reads a reset, not an end of file.
-func reset(c net.Conn) {
-	switch c := c.(type) {
-	case *net.TCPConn:
-		_ = sockopt.Reset(c) // it is gone either way
-	case relay.Resetter:
-		_ = c.Reset()
-	default:
-		_ = c.Close()
-	}
-}
-
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
-
-func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		return unmap(t.AddrPort())
-	}
-	if a == nil {
-		return netip.AddrPort{}
-	}
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.AddrPort{}
-	}
-	return unmap(ap)
-}

@@ -27,7 +27,6 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
-	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // Tunnels opens streams; *hbone.Dialer is one.
@@ -57,11 +56,11 @@ func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 
 // Serve takes one connection of the application.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
-	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: addrPort(down.RemoteAddr())}
+	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr())}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	err := p.serve(ctx, c, down)
 	if err != nil {
-		reset(down)
+		relay.Reset(down)
 	}
 	c.End(err)
 }
@@ -74,7 +73,7 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	}
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
-	if dst == addrPort(down.LocalAddr()) {
+	if dst == AddrPort(down.LocalAddr()) {
 		return ErrSelfCall // nothing redirected it: it was made to this port
 	}
 	self, err := p.cfg.Self(ctx)
@@ -167,19 +166,9 @@ func explain(err error, plan Plan) error {
 	return flow.Flagged(flow.FlagConnect, err)
 }
 
-// reset ends c so that the application reads a reset, not an end of file.
-func reset(c net.Conn) {
-	switch c := c.(type) {
-	case *net.TCPConn:
-		_ = sockopt.Reset(c) // it is gone either way
-	case relay.Resetter:
-		_ = c.Reset()
-	default:
-		_ = c.Close()
-	}
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
+// AddrPort is the address of a socket, IPv4-mapped ones as IPv4; the zero value
+// where it has none.
+func AddrPort(a net.Addr) netip.AddrPort {
 	if a == nil {
 		return netip.AddrPort{}
 	}

@@ -19,8 +19,8 @@ func (j *joint) cut(cause error) {
 		return
 	}
 	j.over, j.cause = true, cause
-	reset(j.a)
-	reset(j.b)
+	Reset(j.a)
+	Reset(j.b)
 }
 
 // end closes what is still open and returns the first cause.

@@ -102,7 +102,8 @@ func linger(c Conn, sec int) {
 	}
 }
 
-func reset(c Conn) {
+// Reset ends c so that its peer reads a reset, not an end of file.
+func Reset(c Conn) {
 	switch c := c.(type) {
 	case Resetter:
 		_ = c.Reset() // it is gone either way

@@ -110,7 +110,7 @@ func TestJoinHalfCloses(t *testing.T) {
 	})
 }
 
-func resetConn(c Conn) { reset(c) }
+func resetConn(c Conn) { Reset(c) }
 
 func TestJoinCarriesReset(t *testing.T) {
 	each(t, func(t *testing.T, client, server Conn, _ *Stats, join func() error) {
