@@ -13,3 +13,10 @@ const (
 	AddressType       = "type.googleapis.com/istio.workload.Address"
 	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
 )
+
+// WorkloadExtension names the extension of istio.workload.Workload that holds
+// an ambit.v1.WorkloadExtension; its type URL is WorkloadExtensionType.
+const (
+	WorkloadExtension     = "ambit.dev/workload"
+	WorkloadExtensionType = "type.googleapis.com/ambit.v1.WorkloadExtension"
+)

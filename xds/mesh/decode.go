@@ -4,10 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"unique"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/identity"
 )
@@ -183,10 +187,29 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 		w.Services[host] = d.ports("services["+key+"]", list.GetPorts())
 	}
 	d.identity(w)
+	d.own(w)
 	if d.err != nil {
 		return nil, fmt.Errorf("workload %q: %w", w.UID, d.err)
 	}
 	return w, nil
+}
+
+// own reads Ambit's extension. Values of a later version count as the default.
+func (d *decoder) own(w *Workload) {
+	for _, e := range w.Extensions {
+		if e.Name != api.WorkloadExtension || e.TypeURL != api.WorkloadExtensionType {
+			continue
+		}
+		var x ambit.WorkloadExtension
+		if err := proto.Unmarshal(e.Value, &x); err != nil {
+			d.fail("extensions["+e.Name+"]", err)
+			return
+		}
+		w.SameNode, w.AccessLog, w.Terminating = x.GetSameNode(), x.GetAccessLog(), x.GetTerminating()
+		for _, n := range x.GetDnsNames() {
+			w.DNSNames = append(w.DNSNames, strings.ToLower(strings.TrimSuffix(n, ".")))
+		}
+	}
 }
 
 // identity: a workload outside any namespace (a bare address of another

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/identity"
 )
@@ -100,6 +101,12 @@ type Workload struct {
 	NetworkGateway *GatewayAddress
 	AppTunnel      *ApplicationTunnel
 	Extensions     []Extension
+
+	// From our own extension; zero under other control planes.
+	SameNode    ambit.WorkloadExtension_SameNode
+	AccessLog   ambit.WorkloadExtension_AccessLog
+	Terminating bool
+	DNSNames    []string // lower case, without the final dot
 }
 
 // HasAddr reports whether a is one of the workload's addresses.

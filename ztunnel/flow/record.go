@@ -34,6 +34,7 @@ const (
 	HBONE       Transport = "hbone"
 	Plaintext   Transport = "plaintext"   // to or from a mesh workload, without a tunnel
 	Passthrough Transport = "passthrough" // to a destination the mesh does not know
+	Local       Transport = "local"       // to a pod of the same node, inside the proxy
 )
 
 // Record is what the log and the metrics say of a connection.
@@ -65,6 +66,7 @@ const (
 	FlagH2            Flag = "H2_HANDSHAKE_FAILURE"
 	FlagNetworkPolicy Flag = "NETWORK_POLICY"
 	FlagIdentity      Flag = "IDENTITY_ERROR"
+	FlagCertRevoked   Flag = "CERT_REVOKED"
 )
 
 // FlagError gives an error its response flag.
