@@ -124,6 +124,7 @@ func New(cfg Config) (*Dataplane, error) {
 // Apply makes ns's redirection what rules say. Routes come before the rules that
 // need them. What is right already is not touched.
 func (d *Dataplane) Apply(ns *netns.NS, rules PodRules) error {
+	d.migrateQueues(ns)
 	return d.apply(ns, d.chains(rules, true), rules.IPv6)
 }
 
