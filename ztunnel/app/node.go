@@ -52,13 +52,21 @@ type node struct {
 	ledger  *ledger.Ledger
 	changed *broadcast
 
-	mu    sync.Mutex
-	pods  map[string]podNet // by stay
-	stays uint64
+	mu      sync.Mutex
+	pods    map[string]podNet    // by stay
+	serving map[string]*podServe // by stay
+	stays   uint64
+}
+
+// podServe is what peers reach of one stay of a pod.
+type podServe struct {
+	pod     handoff.Pod
+	hbone   *hbone.Server
+	retired bool // its peers were told that the pod ends; guarded by node.mu
 }
 
 func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
-	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, ledger: ledger.New(ledger.DefaultLimits())}
+	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
 	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
 		Logger: boot.Scoped(log, "cert"), Registerer: reg})
@@ -187,6 +195,9 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		Account: account, AmbitRecords: n.cfg.TLSRecords == "ambit",
 		Logger: boot.Scoped(n.log, "hbone"), Registerer: n.reg,
 	})
+	n.mu.Lock()
+	n.serving[stay] = &podServe{pod: p, hbone: srv}
+	n.mu.Unlock()
 	return inpod.Handlers{
 		Account:   account,
 		Outbound:  func(ctx context.Context, c *net.TCPConn) { out.Serve(ctx, c) },
@@ -200,6 +211,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			n.tunnels.ClosePod(stay)
 			n.mu.Lock()
 			delete(n.pods, stay)
+			delete(n.serving, stay)
 			n.mu.Unlock()
 			account.Close()
 		},
@@ -251,6 +263,23 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// retire asks the peers of pods that are terminating to leave while the pods'
+// namespaces still live: GOAWAY after the pod's end would reach nobody.
+func (n *node) retire() {
+	n.mu.Lock()
+	var leaving []*hbone.Server
+	for _, s := range n.serving {
+		if w := n.lookup(s.pod); !s.retired && w != nil && w.Terminating {
+			s.retired = true
+			leaving = append(leaving, s.hbone)
+		}
+	}
+	n.mu.Unlock()
+	for _, s := range leaving {
+		s.Retire()
+	}
+}
+
 // identities follows the node's pods and tells the certificate manager whom to
 // have certificates for.
 func (n *node) identities(ctx context.Context, pods func() []handoff.Pod) error {
@@ -263,6 +292,7 @@ func (n *node) identities(ctx context.Context, pods func() []handoff.Pod) error 
 			}
 		}
 		n.certs.Retain(ids)
+		n.retire()
 		select {
 		case <-changec:
 		case <-ctx.Done():

@@ -197,6 +197,20 @@ func (s *Server) close() []*tunnel {
 	return ts
 }
 
+// Retire asks the peers of the tunnels that exist to go elsewhere, and goes on serving: streams end when they end, and
+// who connects anew is let in. It is for a pod that will end soon and still takes what reaches it.
+func (s *Server) Retire() {
+	s.mu.Lock()
+	ts := make([]*tunnel, 0, len(s.tunnels))
+	for t := range s.tunnels {
+		ts = append(ts, t)
+	}
+	s.mu.Unlock()
+	for _, t := range ts {
+		t.serverDrain()
+	}
+}
+
 // Shutdown tells all peers to go elsewhere and waits until their streams have ended; when ctx ends first, it cuts them.
 func (s *Server) Shutdown(ctx context.Context) error {
 	for _, t := range s.close() {
