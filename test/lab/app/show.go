@@ -227,11 +227,17 @@ func (c *call) wait(ctx context.Context) (int, error) {
 	defer stop()
 	for {
 		waiting := c.app.waiting(ns)
+		var again <-chan time.Time
+		if len(waiting) == 0 && c.app.mesh != nil {
+			// What proxies know is nothing that the store tells.
+			waiting, again = c.app.mesh.Unaware(ctx, ns), time.After(20*time.Millisecond)
+		}
 		if len(waiting) == 0 {
 			return 0, nil
 		}
 		select {
 		case <-wakec:
+		case <-again:
 		case <-ctx.Done():
 			return 1, fmt.Errorf("not ready after %s:\n  %s", timeout, strings.Join(waiting, "\n  "))
 		}

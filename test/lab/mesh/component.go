@@ -142,7 +142,7 @@ func (c *Component) Check(ctx context.Context) error {
 	if c.Pid() == 0 {
 		return fmt.Errorf("no process (restarted %d times)", c.Restarts())
 	}
-	if _, err := c.get(ctx, c.path); err != nil {
+	if _, err := c.get(ctx, c.ready, c.path); err != nil {
 		return err
 	}
 	c.wasReady.Store(true)

@@ -366,7 +366,7 @@ func (m *Mesh) Component(name string) (*Component, bool) {
 
 // Problems asks ambitd what it could not use. A missing answer is an error.
 func (m *Mesh) Problems(ctx context.Context) ([]Problem, error) {
-	body, err := m.ambitd.get(ctx, "/status")
+	body, err := m.ambitd.get(ctx, m.ambitd.ready, "/status")
 	if err != nil {
 		return nil, err
 	}
@@ -399,8 +399,8 @@ func (c *Component) client() *http.Client {
 		}}}
 }
 
-func (c *Component) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.ready.String()+path, nil)
+func (c *Component) get(ctx context.Context, at netip.AddrPort, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+path, nil)
 	if err != nil {
 		return nil, err
 	}
