@@ -38,6 +38,17 @@ const (
 	firstBackoff, maxBackoff = time.Second, 150 * time.Second
 	// signTimeout bounds one request, so that a hung CA frees its slot.
 	signTimeout = 10 * time.Second
+	// callRetry: a connection that needs an identity whose last attempt failed
+	// this long ago has it tried again at once, whatever the backoff. Between
+	// such attempts the last answer is everybody's: connections neither wait out
+	// a backoff nor multiply the requests to a CA that refuses.
+	callRetry = 5 * time.Second
+	// patience is how long a connection waits for an attempt that is planned.
+	patience = time.Second
+	// lookAgain bounds the scheduler's sleep. Timers follow the monotonic clock,
+	// the ends of certificates the wall clock: one that was set forward, or a
+	// machine that slept, is noticed within this time.
+	lookAgain = time.Minute
 )
 
 // Config of a Manager.
@@ -83,6 +94,8 @@ type Manager struct {
 	mu      sync.RWMutex
 	entries map[identity.ID]*entry
 	seq     uint64
+	contact time.Time // of the last certificate that the CA gave
+	outage  outage
 }
 
 // entry is one identity. Fields other than cert are guarded by Manager.mu.
@@ -93,7 +106,8 @@ type entry struct {
 	forgetAt time.Time // when not retained
 	waiting  int       // callers in Get
 	inflight bool
-	next     time.Time // the next attempt is not before
+	next     time.Time // the next attempt is not before; wall clock after a success
+	last     time.Time // when the last attempt ended
 	backoff  time.Duration
 	err      error // of the last attempt, nil after success
 	failing  time.Time
@@ -128,7 +142,8 @@ func (e *UnavailableError) Error() string {
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
 // Get returns a valid certificate of id, waiting for one within ctx. An
-// attempt that fails meanwhile is the answer.
+// attempt that fails meanwhile is the answer, and so is the last one while
+// none is due soon.
 func (m *Manager) Get(ctx context.Context, id identity.ID) (*Certificate, error) {
 	if id.IsZero() {
 		return nil, errors.New("no certificate without an identity")
@@ -147,6 +162,10 @@ func (m *Manager) Get(ctx context.Context, id identity.ID) (*Certificate, error)
 func (m *Manager) wait(ctx context.Context, id identity.ID) (*Certificate, error) {
 	m.mu.Lock()
 	e := m.entryLocked(id)
+	if !e.hurry(ctx, m.cfg.Now()) {
+		m.mu.Unlock()
+		return nil, m.unavailable(e, e.err)
+	}
 	e.waiting++
 	donec := e.donec
 	m.mu.Unlock()
@@ -164,6 +183,37 @@ func (m *Manager) wait(ctx context.Context, id identity.ID) (*Certificate, error
 		return nil, m.unavailable(e, errors.New("the CA gave none"))
 	case <-ctx.Done():
 		return nil, m.unavailable(e, context.Cause(ctx))
+	}
+}
+
+// hurry reports whether an attempt is under way or near enough to wait for; it
+// moves one to now for a waiting connection if the last was not just before.
+func (e *entry) hurry(ctx context.Context, now time.Time) bool {
+	if e.err == nil || e.inflight {
+		return true
+	}
+	if since := now.Sub(e.last); since >= callRetry || since < 0 {
+		e.next = now
+	}
+	until := e.due(now)
+	deadline, ok := ctx.Deadline()
+	return until <= patience && (!ok || now.Add(until).Before(deadline))
+}
+
+// due is how long the next attempt must wait.
+func (e *entry) due(now time.Time) time.Duration {
+	c := e.cert.Load()
+	switch since := now.Sub(e.last); {
+	case e.err == nil && (c == nil || c.Valid(now)):
+		return e.next.Sub(now)
+	case since < 0: // the clock was set back: what was planned by it means nothing
+		return 0
+	case e.err != nil:
+		return e.next.Sub(now)
+	default:
+		// The clock passed the certificate's end ahead of the plan, or went back
+		// before its begin. The floor keeps a wild clock from making a loop.
+		return renewFloor - since
 	}
 }
 
@@ -269,7 +319,7 @@ func (m *Manager) schedule(ctx context.Context, slots chan struct{}, wg *sync.Wa
 		select {
 		case slots <- struct{}{}:
 		default:
-			return time.Hour // a finished request wakes us
+			return lookAgain // a finished request wakes us
 		}
 		e.inflight = true
 		m.seq++
@@ -285,7 +335,7 @@ func (m *Manager) schedule(ctx context.Context, slots chan struct{}, wg *sync.Wa
 // nextLocked picks the most urgent entry that is due.
 func (m *Manager) nextLocked(now time.Time) (*entry, time.Duration) {
 	var best *entry
-	idle := time.Hour
+	idle := lookAgain
 	for _, e := range m.entries {
 		if !e.retained {
 			idle = min(idle, max(e.forgetAt.Sub(now), time.Millisecond))
@@ -293,7 +343,7 @@ func (m *Manager) nextLocked(now time.Time) (*entry, time.Duration) {
 		if e.inflight || !e.retained && e.waiting == 0 {
 			continue
 		}
-		if wait := e.next.Sub(now); wait > 0 {
+		if wait := e.due(now); wait > 0 {
 			idle = min(idle, wait)
 			continue
 		}
@@ -321,15 +371,17 @@ func (m *Manager) attempt(ctx context.Context, e *entry, seq uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.cfg.Now()
-	e.inflight = false
+	e.inflight, e.last = false, now
 	if err == nil {
 		recovered := e.err != nil
 		e.cert.Store(c)
 		e.err, e.failing, e.backoff = nil, time.Time{}, 0
-		e.next = c.renewAt(now, rand.Float64())
+		e.next = c.renewAt(now.Round(0), rand.Float64()) // by the wall clock, as its end
+		m.contact = now
 		if recovered {
 			m.nudgeLocked() // the CA is back for the others too
 		}
+		m.outage.over(m.cfg.Logger, now)
 		m.metrics.issued.WithLabelValues("ok").Inc()
 		m.cfg.Logger.Debug("certificate issued", "identity", e.id.String(), "expires", c.Leaf.NotAfter)
 	} else {
@@ -353,8 +405,7 @@ func (m *Manager) failedLocked(e *entry, err error, now time.Time) {
 	}
 	e.next = now.Add(wait)
 	m.metrics.issued.WithLabelValues("error").Inc()
-	m.cfg.Logger.Warn("certificate not issued", "identity", e.id.String(), "retry_in", wait.Round(time.Millisecond).String(),
-		"failing_since", e.failing.UTC().Format(time.RFC3339), "error", err.Error())
+	m.outage.failed(m.cfg.Logger, e, wait, now)
 }
 
 func (m *Manager) issue(ctx context.Context, id identity.ID, seq uint64) (*Certificate, error) {
