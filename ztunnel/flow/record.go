@@ -168,6 +168,7 @@ func (c *Conn) attrs(final bool) []slog.Attr {
 	if c.id != 0 {
 		a = append(a, slog.Uint64("conn_id", c.id))
 	}
+	str("trace_id", c.trace.String())
 	if final {
 		c.mu.Lock()
 		dry := c.verdict.DryRun
@@ -190,6 +191,7 @@ func (c *Conn) dstIdentity() identity.ID {
 // Live is one row of the table, for the admin page.
 type Live struct {
 	ID          uint64    `json:"id"`
+	TraceID     string    `json:"traceId"`
 	Direction   Direction `json:"direction"`
 	Transport   Transport `json:"transport"`
 	Src         string    `json:"src"`
@@ -215,7 +217,7 @@ func (t *Table) List() []Live {
 			continue
 		}
 		r := &c.rec
-		l := Live{ID: c.id, Direction: r.Direction, Transport: r.Transport, Src: r.SrcAddr.String(), Dst: r.DstAddr.String(),
+		l := Live{ID: c.id, TraceID: c.trace.String(), Direction: r.Direction, Transport: r.Transport, Src: r.SrcAddr.String(), Dst: r.DstAddr.String(),
 			OriginalDst: r.HBONEAddr, Pod: r.Pod, BytesSent: c.Stats.Received.Load(), BytesRecv: c.Stats.Sent.Load(),
 			Age: time.Since(c.started).Round(time.Millisecond).String()}
 		if r.Src != nil {

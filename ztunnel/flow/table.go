@@ -19,8 +19,6 @@ package flow
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"log/slog"
 	"sync"
@@ -95,7 +93,7 @@ type Conn struct {
 
 	t       *Table
 	id      uint64
-	trace   [24]byte // trace id, then span id
+	trace   Trace // of the peer's once Join was called, before Describe
 	started time.Time
 	cancel  context.CancelCauseFunc
 	rec     Record // owned by the serving goroutine until Describe, then read-only
@@ -115,8 +113,7 @@ type Conn struct {
 // the connection is cut: policy, pod gone, drain.
 func (t *Table) Begin(ctx context.Context, rec Record) (*Conn, context.Context) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	c := &Conn{t: t, id: t.nextID.Add(1), started: time.Now(), cancel: cancel, rec: rec}
-	_, _ = rand.Read(c.trace[:]) // never fails (crypto/rand)
+	c := &Conn{t: t, id: t.nextID.Add(1), trace: newTrace(), started: time.Now(), cancel: cancel, rec: rec}
 	t.mu.Lock()
 	t.conns[c] = struct{}{}
 	t.mu.Unlock()
@@ -125,15 +122,6 @@ func (t *Table) Begin(ctx context.Context, rec Record) (*Conn, context.Context) 
 
 // ID is unique in this process.
 func (c *Conn) ID() uint64 { return c.id }
-
-// TraceParent is the W3C header of this connection, or parent when that is a
-// well-formed one from the peer.
-func (c *Conn) TraceParent(parent string) string {
-	if len(parent) == 55 {
-		return parent
-	}
-	return "00-" + hex.EncodeToString(c.trace[:16]) + "-" + hex.EncodeToString(c.trace[16:]) + "-00"
-}
 
 // Record is what is known of the connection; change it before Describe.
 func (c *Conn) Record() *Record { return &c.rec }

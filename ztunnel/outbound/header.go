@@ -17,7 +17,7 @@ func headers(c *flow.Conn, plan Plan, self *mesh.Workload) []hbone.HeaderField {
 	return []hbone.HeaderField{
 		{Name: "baggage", Value: Baggage(self)},
 		{Name: "forwarded", Value: forwarded},
-		{Name: "traceparent", Value: c.TraceParent("")},
+		{Name: "traceparent", Value: c.TraceParent()},
 	}
 }
 
