@@ -6,7 +6,8 @@
 //	                                  └ 401 or reset, with the reason in the log
 //
 // Files: inbound.go (the two ways in), target.go (what a CONNECT means, pure),
-// dial.go (the way to the application).
+// tunnel.go (application tunnels), proxyproto.go (their header), dial.go (the
+// way to the application).
 //
 // A Proxy serves one pod; its methods are called once per connection or stream
 // and return when it has ended. TLS and framing are hbone's.
@@ -41,6 +42,9 @@ type Config struct {
 	OriginalDst func(net.Conn) (netip.AddrPort, error)
 	// NoBaggage leaves the pod's description out of answers.
 	NoBaggage bool
+	// LocalTunnel sends connections with a PROXY header to the pod's loopback
+	// address, where nobody but the proxy can reach the application.
+	LocalTunnel bool
 }
 
 // Proxy of one pod.
@@ -52,6 +56,7 @@ func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 // Serve takes one plaintext connection that was captured on its way in.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: outbound.AddrPort(down.RemoteAddr()), Transport: flow.Plaintext}
+	outbound.ResetOnDeath(down)
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	err := p.servePlaintext(ctx, c, down)
 	if err != nil {
@@ -93,6 +98,7 @@ func (p *Proxy) ServeConnect(ctx context.Context, r *hbone.Request) {
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, Transport: flow.HBONE,
 		SrcAddr: unmap(r.RemoteAddr), DstAddr: unmap(r.LocalAddr), HBONEAddr: r.Authority, SrcID: r.Peer}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
+	c.Join(r.Header("traceparent"))
 	err := p.serveConnect(ctx, c, r)
 	c.End(err)
 }
@@ -118,12 +124,12 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 		return reject(status, flow.Flagged(flow.FlagConnect, err))
 	}
 	c.Describe()
-	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Peer: r.Peer, Src: rec.SrcAddr, Dst: target}}); err != nil {
+	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Peer: r.Peer, Src: rec.SrcAddr, Dst: target.Addr}}); err != nil {
 		return reject(401, err)
 	}
-	app, err := p.cfg.Dial(ctx, rec.SrcAddr.Addr(), target)
+	app, err := p.dialApp(ctx, rec.SrcAddr, r.Peer, target)
 	if err != nil {
-		return reject(503, p.dialError(ctx, target, err))
+		return reject(503, p.dialError(ctx, target.Addr, err))
 	}
 	var head []hbone.HeaderField
 	if !p.cfg.NoBaggage {
@@ -131,10 +137,10 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 	}
 	s, err := r.Accept(head...)
 	if err != nil {
-		_ = app.Close() // nothing was sent to it yet
+		relay.Reset(app) // the client is gone
 		return flow.Flagged(flow.FlagConnect, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
 	}
-	return flow.Cause(ctx, relay.Join(ctx, s, app.(relay.Conn), &c.Stats))
+	return flow.Cause(ctx, relay.Join(ctx, s, app, &c.Stats))
 }
 
 // describe completes the record. The peer's address names its workload only if

@@ -57,12 +57,22 @@ func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 // Serve takes one connection of the application.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
 	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr())}
+	ResetOnDeath(down)
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	err := p.serve(ctx, c, down)
 	if err != nil {
 		relay.Reset(down)
 	}
 	c.End(err)
+}
+
+// ResetOnDeath makes the kernel end an accepted connection with RST if this
+// process dies: FIN would look like an empty answer. relay.Join restores the
+// orderly close when both directions have ended.
+func ResetOnDeath(c net.Conn) {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0) // a socket that is gone already has had its end
+	}
 }
 
 func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error {
