@@ -24,6 +24,8 @@ import (
 const usage = `Usage: ambit-lab [--name LAB] COMMAND
 
   up [-f DIR] [--nodes 2] [--no-mesh]    start a lab
+     [--ztunnel NODE=PROGRAM]            with another proxy on a node
+     [--env NAME=VALUE]                  and more settings for all proxies
   demo                                   start one, show the mesh at work, end it
   status [-o json]                       what runs
   down                                   end it; nothing stays
@@ -35,7 +37,7 @@ const usage = `Usage: ambit-lab [--name LAB] COMMAND
   wait [-n NS|-A] [--timeout 60s]        until all pods are ready
   exec POD|NODE [-n NS] [-c CONTAINER] -- CMD...
   logs POD|COMPONENT [-f] [--tail N]     components: status lists them; lab: the lab's own
-  restart COMPONENT|POD
+  restart COMPONENT|POD [--rolling]      --rolling: the next one serves before the old one ends
   kill COMPONENT|POD [-s SIGNAL]
   version
 
@@ -63,9 +65,48 @@ func main() {
 // options are the flags of all commands.
 type options struct {
 	name, file, namespace, container, output, selector, tail, timeout, signal string
-	all, follow, noMesh                                                       bool
+	all, follow, noMesh, rolling                                              bool
 	nodes                                                                     int
 	secretTTL                                                                 string
+	ztunnel                                                                   programs
+	env                                                                       variables
+}
+
+// programs are node=PROGRAM flags.
+type programs map[string]string
+
+func (p *programs) String() string { return "" }
+
+func (p *programs) Set(s string) error {
+	node, program, ok := strings.Cut(s, "=")
+	if !ok {
+		return errors.New("want NODE=PROGRAM")
+	}
+	program, err := filepath.Abs(program)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(program); err != nil {
+		return err
+	}
+	if *p == nil {
+		*p = programs{}
+	}
+	(*p)[node] = program
+	return nil
+}
+
+// variables are NAME=VALUE flags.
+type variables []string
+
+func (v *variables) String() string { return "" }
+
+func (v *variables) Set(s string) error {
+	if !strings.Contains(s, "=") {
+		return errors.New("want NAME=VALUE")
+	}
+	*v = append(*v, s)
+	return nil
 }
 
 func (o *options) set(stderr io.Writer) *flag.FlagSet {
@@ -89,8 +130,11 @@ func (o *options) set(stderr io.Writer) *flag.FlagSet {
 	fs.StringVar(&o.timeout, "timeout", o.timeout, "how long to wait")
 	fs.StringVar(&o.signal, "s", o.signal, "signal")
 	fs.BoolVar(&o.noMesh, "no-mesh", o.noMesh, "pods, services and DNS only")
+	fs.BoolVar(&o.rolling, "rolling", o.rolling, "replace a component without a gap")
 	fs.IntVar(&o.nodes, "nodes", o.nodes, "number of nodes")
 	fs.StringVar(&o.secretTTL, "secret-ttl", o.secretTTL, "lifetime of workload certificates")
+	fs.Var(&o.ztunnel, "ztunnel", "node=PROGRAM: another proxy on a node")
+	fs.Var(&o.env, "env", "NAME=VALUE for every ztunnel")
 	return fs
 }
 
@@ -200,6 +244,9 @@ func (o *options) request(verb string, words []string) (control.Request, []*os.F
 	}
 	if o.all {
 		r.Flags["all-namespaces"] = "true"
+	}
+	if o.rolling {
+		r.Flags["rolling"] = "true"
 	}
 	if o.follow {
 		r.Flags["follow"] = "true"

@@ -32,6 +32,8 @@ type shape struct {
 	Nodes           int
 	NoMesh          bool
 	SecretTTL       time.Duration
+	ZTunnel         map[string]string
+	Env             []string
 }
 
 // up starts a lab and waits until it is ready.
@@ -90,7 +92,7 @@ func start(ctx context.Context, o options, stderr io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := shape{Name: o.name, Mode: mode.String(), Bin: filepath.Dir(self), Nodes: o.nodes, NoMesh: o.noMesh}
+	s := shape{Name: o.name, Mode: mode.String(), Bin: filepath.Dir(self), Nodes: o.nodes, NoMesh: o.noMesh, ZTunnel: map[string]string(o.ztunnel), Env: o.env}
 	if o.secretTTL != "" {
 		if s.SecretTTL, err = time.ParseDuration(o.secretTTL); err != nil {
 			return nil, fmt.Errorf("--secret-ttl: %w", err)
@@ -178,7 +180,7 @@ func daemon(args []string) int {
 	logger, _ := boot.NewLogger(log, "text", "info")
 	ctx, stop := boot.SignalContext(context.Background())
 	defer stop()
-	err = app.Run(ctx, app.Config{Name: s.Name, Mode: s.Mode, Nodes: s.Nodes, NoMesh: s.NoMesh, Bin: s.Bin, SecretTTL: s.SecretTTL,
+	err = app.Run(ctx, app.Config{Name: s.Name, Mode: s.Mode, Nodes: s.Nodes, NoMesh: s.NoMesh, Bin: s.Bin, SecretTTL: s.SecretTTL, ZTunnel: s.ZTunnel, Env: s.Env,
 		Listener: listener, Log: logger.With(slog.String("scope", "lab"))})
 	if err != nil {
 		return fail(os.Stderr, 1, err)

@@ -39,6 +39,8 @@ type Config struct {
 	NoMesh    bool
 	Bin       string // directory of the programs
 	SecretTTL time.Duration
+	ZTunnel   map[string]string // by node: the program that is its ztunnel, where it is not ours
+	Env       []string          // further variables for ztunnel
 	Listener  *net.UnixListener
 	Log       *slog.Logger
 }
@@ -162,7 +164,8 @@ func (a *App) assemble() error {
 	}
 	k := kubelet.Config{Store: a.store, Net: a.net, Dir: podsDir, LogDir: logsDir, Sample: filepath.Join(a.Bin, "ambit-sample"), Path: toolPath(a.Bin), Log: a.Log}
 	if !a.NoMesh {
-		a.mesh, err = mesh.New(mesh.Config{Store: a.store, Net: a.net, Bin: a.Bin, Dir: meshDir, Source: clusterDir, LogDir: logsDir, SecretTTL: a.SecretTTL, Log: a.Log})
+		a.mesh, err = mesh.New(mesh.Config{Store: a.store, Net: a.net, Bin: a.Bin, Dir: meshDir, Source: clusterDir, LogDir: logsDir, SecretTTL: a.SecretTTL,
+			ZTunnel: a.ZTunnel, Env: a.Env, Log: a.Log})
 		if err != nil {
 			return err
 		}

@@ -384,6 +384,14 @@ func (c *call) restart(ctx context.Context) (int, error) {
 	if len(c.Args) != 1 {
 		return 2, errors.New("restart wants the name of a component or pod")
 	}
+	if _, rolling := c.Flags["rolling"]; rolling {
+		if c.app.mesh != nil {
+			if comp, ok := c.app.mesh.Component(c.Args[0]); ok {
+				return 0, comp.Roll(ctx)
+			}
+		}
+		return 2, fmt.Errorf("restart --rolling wants the name of a component; %q is none", c.Args[0])
+	}
 	return c.signal(ctx, syscall.SIGTERM, true)
 }
 

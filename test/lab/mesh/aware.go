@@ -50,7 +50,7 @@ func (m *Mesh) Unaware(ctx context.Context, namespace string) []string {
 
 // workloads asks a node proxy for the protocol of each pod that it knows.
 func (c *Component) workloads(ctx context.Context) (map[string]string, error) {
-	body, err := c.get(ctx, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), adminPort), "/config_dump")
+	body, err := c.get(ctx, c.address(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), adminPort), c.onSide()), "/config_dump")
 	if err != nil {
 		return nil, err
 	}

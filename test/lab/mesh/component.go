@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,31 +27,44 @@ type Component struct {
 	LogFile string
 
 	argv, env []string
-	ready     netip.AddrPort
+	next      []string       // environment of every second process of a rollout: other ports for admin and readiness
+	ready     netip.AddrPort // of the first process of a rollout; the next one is sideStep further
 	path      string
 	log       *slog.Logger
 	wakec     chan syscall.Signal // ends the wait before a restart
+	rollc     chan rollout
 
 	wasReady atomic.Bool
 
 	mu       sync.Mutex
 	proc     *process.Process // guarded by mu; nil before the first start
 	restarts int              // guarded by mu
+	side     bool             // guarded by mu: proc is a second process
+}
+
+// sideStep lies between the ports of two processes that run at the same time.
+const sideStep = 100
+
+// rollout asks for a successor that is ready before its predecessor is told to end.
+type rollout struct {
+	ctx   context.Context
+	donec chan<- error
 }
 
 // run starts the program, and again when it ends, until ctx ends.
 func (c *Component) run(ctx context.Context) {
 	const first, last = 200 * time.Millisecond, 5 * time.Second
+	var leaving sync.WaitGroup
+	defer leaving.Wait()
 	for backoff := first; ; {
 		began := time.Now()
-		p, err := c.start()
+		p, err := c.start(c.onSide())
 		if err != nil {
 			c.log.Warn("component does not start", "component", c.Name, "err", err)
 		} else {
-			select {
-			case <-p.Done():
-			case <-ctx.Done():
-				p.Stop(3 * time.Second)
+			c.publish(p, c.onSide())
+			p = c.watch(ctx, p, &leaving)
+			if p == nil {
 				return
 			}
 			code, _ := p.Exit()
@@ -72,20 +86,105 @@ func (c *Component) run(ctx context.Context) {
 	}
 }
 
-func (c *Component) start() (*process.Process, error) {
+// watch returns the process that ended, or nil when ctx did. A rollout replaces
+// the process meanwhile.
+func (c *Component) watch(ctx context.Context, p *process.Process, leaving *sync.WaitGroup) *process.Process {
+	for {
+		select {
+		case <-p.Done():
+			return p
+		case <-ctx.Done():
+			p.Stop(3 * time.Second)
+			return nil
+		case r := <-c.rollc:
+			next, err := c.succeed(r.ctx)
+			if err == nil {
+				old := p
+				p = next
+				_ = old.Signal(syscall.SIGTERM) // it may have ended by itself
+				leaving.Go(func() {
+					select {
+					case <-old.Done():
+					case <-ctx.Done():
+						old.Stop(3 * time.Second)
+					}
+				})
+			}
+			r.donec <- err
+		}
+	}
+}
+
+// succeed starts a process beside the one that runs and waits until it is ready.
+func (c *Component) succeed(ctx context.Context) (*process.Process, error) {
+	side := !c.onSide()
+	p, err := c.start(side)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		_, err := c.get(ctx, c.address(c.ready, side), c.path)
+		if err == nil {
+			c.publish(p, side)
+			return p, nil
+		}
+		select {
+		case <-p.Done():
+			return nil, fmt.Errorf("the next process of %s ended before it was ready: %w; its last log lines:\n%s", c.Name, err, c.Tail(15))
+		case <-ctx.Done():
+			p.Stop(0)
+			return nil, fmt.Errorf("the next process of %s is not ready: %w", c.Name, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Roll replaces the process as a rolling update does: the next one serves before
+// the old one is told to end.
+func (c *Component) Roll(ctx context.Context) error {
+	if c.next == nil {
+		return fmt.Errorf("%s is not rolled out; restart it", c.Name)
+	}
+	donec := make(chan error, 1)
+	select {
+	case c.rollc <- rollout{ctx, donec}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return <-donec
+}
+
+func (c *Component) publish(p *process.Process, side bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proc, c.side = p, side
+}
+
+func (c *Component) onSide() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.side
+}
+
+// address is where a process listens that would listen at the given one.
+func (c *Component) address(first netip.AddrPort, side bool) netip.AddrPort {
+	if side {
+		return netip.AddrPortFrom(first.Addr(), first.Port()+sideStep)
+	}
+	return first
+}
+
+func (c *Component) start(side bool) (*process.Process, error) {
 	log, err := os.OpenFile(c.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	p, err := process.Start(process.Spec{Argv: c.argv, Env: c.env, NetNS: c.Machine.Path()}, nil, log, log)
-	if err != nil {
-		return nil, err
+	env := c.env
+	if side {
+		env = append(slices.Clip(env), c.next...)
 	}
-	c.mu.Lock()
-	c.proc = p
-	c.mu.Unlock()
-	return p, nil
+	return process.Start(process.Spec{Argv: c.argv, Env: env, NetNS: c.Machine.Path()}, nil, log, log)
 }
 
 // Pid is the running process's, 0 when there is none.
@@ -142,7 +241,7 @@ func (c *Component) Check(ctx context.Context) error {
 	if c.Pid() == 0 {
 		return fmt.Errorf("no process (restarted %d times)", c.Restarts())
 	}
-	if _, err := c.get(ctx, c.ready, c.path); err != nil {
+	if _, err := c.get(ctx, c.address(c.ready, c.onSide()), c.path); err != nil {
 		return err
 	}
 	c.wasReady.Store(true)

@@ -55,8 +55,9 @@ type Config struct {
 	Dir       string // state of the programs
 	Source    string // the published objects
 	LogDir    string
-	SecretTTL time.Duration // lifetime of workload certificates; 0 leaves the default
-	Env       []string      // further variables for ztunnel
+	SecretTTL time.Duration     // lifetime of workload certificates; 0 leaves the default
+	Env       []string          // further variables for ztunnel
+	ZTunnel   map[string]string // by node: another program that takes ztunnel's place there
 	Log       *slog.Logger
 }
 
@@ -104,7 +105,7 @@ func (m *Mesh) component(name string, at *fabric.Machine, args, env []string, ad
 	c := &Component{
 		Name: name, Machine: at, LogFile: filepath.Join(m.LogDir, name+".log"), log: m.Log,
 		argv: append([]string{filepath.Join(m.Bin, program)}, args...), env: append(os.Environ(), env...),
-		ready: netip.AddrPortFrom(addr, port), path: path, wakec: make(chan syscall.Signal, 1),
+		ready: netip.AddrPortFrom(addr, port), path: path, wakec: make(chan syscall.Signal, 1), rollc: make(chan rollout),
 	}
 	m.components = append(m.components, c)
 	return c
@@ -132,7 +133,13 @@ func (m *Mesh) node(n *fabric.Machine) {
 	if !m.Net.IPv6 {
 		env = append(env, "IPV6_ENABLED=false")
 	}
-	m.component("ztunnel@"+n.Name, n, nil, append(env, m.Env...), local, 15021, "/healthz/ready")
+	c := m.component("ztunnel@"+n.Name, n, nil, append(env, m.Env...), local, 15021, "/healthz/ready")
+	if program := m.ZTunnel[n.Name]; program != "" {
+		c.argv[0] = program
+	}
+	// In Kubernetes each proxy has a network namespace of its own.
+	c.next = []string{fmt.Sprintf("ADMIN_ADDR=localhost:%d", adminPort+sideStep), fmt.Sprintf("STATS_ADDR=:%d", 15020+sideStep),
+		fmt.Sprintf("READINESS_ADDR=:%d", 15021+sideStep)}
 }
 
 func podName(program, node string) string { return program + "-" + node }
