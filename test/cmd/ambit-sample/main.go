@@ -19,6 +19,9 @@ const usage = `Usage: ambit-sample ROLE [flags]
   echo          HTTP (8080 or $PORT), gRPC 7070, TCP 9000, server-first TCP 9001, UDP 9002
   tcp-echo      PORTS PREFIX: TCP echo as istio's sample
   call          URL: client for http://, grpc://, tcp:// (--greeting), udp://
+  load          HOST:PORT: closed loop of requests to a TCP echo server; rate and latency as JSON
+  soak          HOST:PORT...: random bytes to TCP echo servers, every one compared; fails if one is wrong
+  attack        handshakes|stalled|connects HOST:PORT: a neighbour that others must not notice
   sniff         INTERFACE MARKER: look at packets until a signal, then say what was seen
   pause         wait for a signal
   productpage, details, ratings, reviews --version v1|v2|v3 [--addr :9080]
@@ -36,6 +39,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	roles := map[string]func(context.Context, []string, io.Writer) error{
 		"echo": echo, "tcp-echo": tcpEcho, "call": call, "sniff": sniff,
+		"load": load, "soak": soak, "attack": attack,
 		"pause":       func(ctx context.Context, _ []string, _ io.Writer) error { <-ctx.Done(); return nil },
 		"productpage": bookinfo(productpage), "details": bookinfo(details), "ratings": bookinfo(ratings), "reviews": bookinfo(reviews),
 		"version": func(_ context.Context, args []string, w io.Writer) error {
