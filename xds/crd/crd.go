@@ -1,5 +1,6 @@
 // Package crd holds the Go shape of the Istio kinds that the control plane
-// reads: PeerAuthentication, AuthorizationPolicy and the mesh configuration.
+// reads: PeerAuthentication, AuthorizationPolicy, ServiceEntry, WorkloadEntry and
+// the mesh configuration.
 //
 // The shapes are declarations only. Besides its fields, a type states the values
 // an enum accepts (Enum) and the rules its schema cannot express (Validator), so

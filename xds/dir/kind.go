@@ -78,6 +78,10 @@ var kinds = slices.Concat(
 		typed[discoveryv1.EndpointSlice]("discovery.k8s.io", "v1", "EndpointSlice", enforced),
 		{group: crd.SecurityGroup, versions: []string{"v1", "v1beta1"}, kind: "PeerAuthentication", typ: reflect.TypeFor[crd.PeerAuthentication](), use: enforced},
 		{group: crd.SecurityGroup, versions: []string{"v1", "v1beta1"}, kind: "AuthorizationPolicy", typ: reflect.TypeFor[crd.AuthorizationPolicy](), use: enforced},
+		{group: crd.NetworkingGroup, versions: istioVersions, kind: "ServiceEntry", typ: reflect.TypeFor[crd.ServiceEntry](), use: enforced},
+		{group: crd.NetworkingGroup, versions: istioVersions, kind: "WorkloadEntry", typ: reflect.TypeFor[crd.WorkloadEntry](), use: enforced},
+		// Machines register themselves with a control plane that offers it; ours does not.
+		{group: crd.NetworkingGroup, versions: istioVersions, kind: "WorkloadGroup", typ: reflect.TypeFor[crd.WorkloadGroup](), use: unenforced},
 
 		typed[corev1.ConfigMap]("", "v1", "ConfigMap", irrelevant), // but for the mesh configuration, see document.go
 		typed[corev1.Secret]("", "v1", "Secret", irrelevant),
@@ -112,7 +116,7 @@ var kinds = slices.Concat(
 	clusterNames("apiregistration.k8s.io", v1, irrelevant, "APIService"),
 	names("monitoring.coreos.com", v1, irrelevant, "ServiceMonitor", "PodMonitor", "PrometheusRule"),
 
-	names("networking.istio.io", istioVersions, unenforced, "VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "WorkloadEntry", "WorkloadGroup", "Sidecar", "EnvoyFilter", "ProxyConfig"),
+	names(crd.NetworkingGroup, istioVersions, unenforced, "VirtualService", "DestinationRule", "Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig"),
 	names(crd.SecurityGroup, []string{"v1", "v1beta1"}, unenforced, "RequestAuthentication"),
 	names("telemetry.istio.io", []string{"v1", "v1alpha1"}, unenforced, "Telemetry"),
 	names("extensions.istio.io", []string{"v1alpha1"}, unenforced, "WasmPlugin", "TrafficExtension"),
