@@ -6,171 +6,106 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
-	"github.com/ambit-mesh/ambit/xds/boot"
 )
 
 // Config of the process. Every field is an environment variable of the
-// reference, and a flag of the same name in kebab-case.
+// reference or of our own, and a flag of the same name in kebab-case.
+//
+// Files: config.go (where values come from, in which order), config_table.go
+// (the variables), config_value.go (their forms), config_check.go (what does
+// not go together or has no meaning here), config_proxy.go (PROXY_CONFIG),
+// config_threads.go (processors), config_log.go (RUST_LOG), config_help.go.
 type Config struct {
-	XDSAddress, CAAddress         string // host:port or https://host:port
+	// Where the mesh is described and certified.
+	XDSAddress, CAAddress         string // host:port or https://host:port; no XDSAddress: no control plane
 	XDSRootCA, CARootCA           string // path of a PEM file, PEM text, or SYSTEM
 	AltXDSHostname, AltCAHostname string
 	AuthToken                     string // path or literal
-	ClusterID, Network            string
-	NodeName, PodName             string
-	PodNamespace, ServiceAccount  string
-	InstanceIP, TrustDomain       string
-	TrustDomainAliases            string // comma-separated
-	InpodUDS                      string
-	PacketMark                    uint64
-	EnableOrigSrc                 bool
-	IPv6Enabled                   bool
-	ResponseBaggage               bool
+	OnDemand                      bool   // ask for what connections need instead of everything
+	LocalXDSPath, LocalXDS        string // a file, or its text
 	SecretTTL                     time.Duration
-	PoolMaxStreams                int
-	PoolIdle                      time.Duration
-	TerminationDeadline           time.Duration
-	LogFormat, LogLevel           string
-	TLSRecords                    string // "go": crypto/tls; "ambit": ztunnel/record after the handshake
-	AdminAddr, StatsAddr          string
-	ReadinessAddr                 string
+	CRLPath                       string
+	TrustDomain                   string
+	TrustDomainAliases            string // comma-separated
+
+	// Who this process is.
+	Mode                         string      // shared or dedicated
+	Workload                     WorkloadRef // whom a dedicated proxy serves
+	ClusterID, ClusterDomain     string
+	Network, NodeName, PodName   string
+	PodNamespace, ServiceAccount string
+	InstanceIP                   string
+
+	// What it serves and how.
+	EnableProxy        bool
+	SOCKS5             bool
+	InpodUDS           string
+	InpodPortReuse     bool
+	PacketMark         uint64
+	OrigSrc            OrigSrc
+	EnableOrigSrc      bool // from OrigSrc
+	IPv6Enabled        bool
+	LocalhostAppTunnel bool // PROXY protocol to an application's port goes to loopback
+	ResponseBaggage    bool
+
+	// DNS proxy.
+	DNSCapture                bool
+	DNSProxyAddr              string // "" is port 15053 of both loopback addresses
+	PreferredServiceNamespace string
+
+	// TLS.
+	TLSRecords       string // "go": crypto/tls; "ambit": ztunnel/record after the handshake
+	TLS12            bool
+	CompliancePolicy string // "" or pqc
+
+	// Tunnels and sockets.
+	StreamWindow, ConnectionWindow, FrameSize int // HTTP/2
+	PoolMaxStreams                            int
+	PoolIdle                                  time.Duration
+	TerminationDeadline                       time.Duration
+	KeepaliveEnabled                          bool
+	KeepaliveTime, KeepaliveInterval          time.Duration
+	KeepaliveRetries                          int
+	UserTimeout                               bool // TCP_USER_TIMEOUT
+
+	// The process.
+	Workers              int // of the Go scheduler; 0 leaves it alone
+	LogFormat, LogLevel  string
+	PolicyInfoLogging    bool
+	AdminAddr, StatsAddr string
+	ReadinessAddr        string
 
 	XDSHeaders, CAHeaders map[string]string
-	Metadata              map[string]string // ISTIO_META_*
-	Warnings              []string          // settings that this build does not follow
+	Metadata              map[string]any // ISTIO_META_*, ISTIO_METAJSON_*, proxyMetadata
+	Warnings              []string       // what was asked for and has no effect or a risk
+
+	threads threads
+	log     logging
+	grace   int // TERMINATION_GRACE_PERIOD_SECONDS
+	fakeCA  bool
 }
 
-// unsupported settings of the reference change behaviour, so that ignoring
-// them in silence would mislead: these are named at start, unless they ask for
-// what this build does anyway.
-var unsupported = []struct {
-	name string
-	same []string // values that make no difference
-}{
-	{"XDS_ON_DEMAND", []string{"false"}},
-	{"LOCAL_XDS_PATH", nil},
-	{"LOCAL_XDS", nil},
-	{"FAKE_CA", []string{"false"}},
-	{"TLS12_ENABLED", []string{"false"}},
-	{"COMPLIANCE_POLICY", nil},
-	{"CRL_PATH", nil},
-	{"ISTIO_META_DNS_CAPTURE", []string{"false"}},
-	{"UNSTABLE_ENABLE_SOCKS5", []string{"false"}},
-	{"AMBIENT_ENABLE_MULTI_NETWORK", []string{"false"}},
-	{"USER_TIMEOUT_ENABLED", []string{"false"}},
-	{"PROXY_CONFIG", nil},
-	{"PROXY_MODE", []string{"shared"}},
-	{"KEEPALIVE_ENABLED", []string{"true"}},
-	{"KEEPALIVE_TIME", []string{"180s", "3m", "3m0s", "180"}},
-	{"KEEPALIVE_INTERVAL", []string{"180s", "3m", "3m0s", "180"}},
-	{"KEEPALIVE_RETRIES", []string{"9"}},
-	{"INPOD_PORT_REUSE", []string{"true"}},
-	{"HTTP2_STREAM_WINDOW_SIZE", nil},
-	{"HTTP2_CONNECTION_WINDOW_SIZE", nil},
-	{"HTTP2_FRAME_SIZE", nil},
-	{"AUTHZ_POLICY_INFO_LOGGING", []string{"false"}},
-}
+// The two values of PROXY_MODE.
+const (
+	shared    = "shared"
+	dedicated = "dedicated"
+)
 
-type setting struct {
-	env, help string
-	value     flag.Value
-}
+// WorkloadRef names the one workload of a dedicated proxy.
+type WorkloadRef struct{ Namespace, Name, ServiceAccount string }
 
-type stringValue struct{ p *string }
-
-func (v stringValue) Set(s string) error { *v.p = s; return nil }
-func (v stringValue) String() string {
-	if v.p == nil {
+func (r WorkloadRef) String() string {
+	if r == (WorkloadRef{}) {
 		return ""
 	}
-	return *v.p
-}
-
-// secretValue is set and never shown, for instance as a default in the usage.
-type secretValue struct{ p *string }
-
-func (v secretValue) Set(s string) error { *v.p = s; return nil }
-func (secretValue) String() string       { return "" }
-
-type parsed[T any] struct {
-	p     *T
-	parse func(string) (T, error)
-}
-
-func (v parsed[T]) Set(s string) error {
-	x, err := v.parse(s)
-	if err != nil {
-		return err
-	}
-	*v.p = x
-	return nil
-}
-
-func (v parsed[T]) String() string {
-	if v.p == nil {
-		return ""
-	}
-	return fmt.Sprint(*v.p)
-}
-
-func (v parsed[T]) IsBoolFlag() bool { _, ok := any(v.p).(*bool); return ok }
-
-func (c *Config) settings() []setting {
-	str := func(p *string) flag.Value { return stringValue{p} }
-	boolean := func(p *bool) flag.Value { return parsed[bool]{p, strconv.ParseBool} }
-	number := func(p *int) flag.Value { return parsed[int]{p, strconv.Atoi} }
-	duration := func(p *time.Duration) flag.Value { return parsed[time.Duration]{p, parseDuration} }
-	return []setting{
-		{"XDS_ADDRESS", "control plane, host:port", str(&c.XDSAddress)},
-		{"CA_ADDRESS", "certificate authority, host:port; the control plane if empty", str(&c.CAAddress)},
-		{"XDS_ROOT_CA", "roots of the control plane: a file, PEM text, or SYSTEM", str(&c.XDSRootCA)},
-		{"CA_ROOT_CA", "roots of the certificate authority's server: a file, PEM text, or SYSTEM", str(&c.CARootCA)},
-		{"ALT_XDS_HOSTNAME", "name expected in the control plane's certificate", str(&c.AltXDSHostname)},
-		{"ALT_CA_HOSTNAME", "name expected in the authority's certificate", str(&c.AltCAHostname)},
-		{"AUTH_TOKEN", "this node's token: a file or the token", secretValue{&c.AuthToken}},
-		{"CLUSTER_ID", "cluster of this node", str(&c.ClusterID)},
-		{"NETWORK", "network of this node", str(&c.Network)},
-		{"NODE_NAME", "name of this node", str(&c.NodeName)},
-		{"POD_NAME", "name of the pod of this process", str(&c.PodName)},
-		{"POD_NAMESPACE", "namespace of the pod of this process", str(&c.PodNamespace)},
-		{"SERVICE_ACCOUNT", "service account of this process", str(&c.ServiceAccount)},
-		{"INSTANCE_IP", "address of the pod of this process", str(&c.InstanceIP)},
-		{"TRUST_DOMAIN", "trust domain", str(&c.TrustDomain)},
-		{"TRUST_DOMAIN_ALIASES", "further trust domains accepted from clients, comma-separated", str(&c.TrustDomainAliases)},
-		{"INPOD_UDS", "socket of the node agent", str(&c.InpodUDS)},
-		{"PACKET_MARK", "mark of the proxy's sockets in pods", parsed[uint64]{&c.PacketMark, func(s string) (uint64, error) { return strconv.ParseUint(s, 0, 32) }}},
-		{"ENABLE_ORIG_SRC", "show applications their clients' addresses", boolean(&c.EnableOrigSrc)},
-		{"IPV6_ENABLED", "listen for IPv6 in pods", boolean(&c.IPv6Enabled)},
-		{"ENABLE_RESPONSE_BAGGAGE", "describe the destination in answers to CONNECT", boolean(&c.ResponseBaggage)},
-		{"SECRET_TTL", "lifetime asked for certificates", duration(&c.SecretTTL)},
-		{"POOL_MAX_STREAMS_PER_CONNECTION", "streams per tunnel", number(&c.PoolMaxStreams)},
-		{"POOL_UNUSED_RELEASE_TIMEOUT", "idle time after which a tunnel is closed", duration(&c.PoolIdle)},
-		{"CONNECTION_TERMINATION_DEADLINE", "time connections get at the end", duration(&c.TerminationDeadline)},
-		{"LOG_FORMAT", "text or json", str(&c.LogFormat)},
-		{"TLS_RECORDS", "who protects TLS records after the handshake: ambit (many per system call) or go (crypto/tls; chosen by itself in FIPS mode)", str(&c.TLSRecords)},
-		{"LOG_LEVEL", "level, or level,scope=level,...", str(&c.LogLevel)},
-		{"ADMIN_ADDR", "address of the admin port", str(&c.AdminAddr)},
-		{"STATS_ADDR", "address of the metrics port", str(&c.StatsAddr)},
-		{"READINESS_ADDR", "address of the readiness port", str(&c.ReadinessAddr)},
-	}
-}
-
-// parseDuration also takes bare seconds, as TERMINATION_GRACE_PERIOD_SECONDS does.
-func parseDuration(s string) (time.Duration, error) {
-	if n, err := strconv.Atoi(s); err == nil {
-		return time.Duration(n) * time.Second, nil
-	}
-	return time.ParseDuration(s)
+	return r.Namespace + "/" + r.Name + "/" + r.ServiceAccount
 }
 
 // Defaults are the reference's.
@@ -178,76 +113,100 @@ func Defaults() Config {
 	return Config{
 		XDSAddress: "https://istiod.istio-system.svc:15012",
 		XDSRootCA:  "./var/run/secrets/istio/root-cert.pem", CARootCA: "./var/run/secrets/istio/root-cert.pem",
-		AuthToken: "./var/run/secrets/tokens/istio-token", ClusterID: "Kubernetes", TrustDomain: "cluster.local",
-		InpodUDS: "/var/run/ztunnel/ztunnel.sock", PacketMark: 0x539, EnableOrigSrc: true, IPv6Enabled: true, ResponseBaggage: true,
-		SecretTTL: 24 * time.Hour, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute, TerminationDeadline: handoff.DrainTime,
-		LogFormat: "text", LogLevel: "info", TLSRecords: "ambit",
-		AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
+		AuthToken: "./var/run/secrets/tokens/istio-token", SecretTTL: 24 * time.Hour, TrustDomain: "cluster.local",
+		Mode: shared, ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
+		EnableProxy: true, InpodUDS: "/var/run/ztunnel/ztunnel.sock", InpodPortReuse: true, PacketMark: 0x539, OrigSrc: OrigSrcAuto, EnableOrigSrc: true,
+		IPv6Enabled: true, LocalhostAppTunnel: true, ResponseBaggage: true,
+		DNSCapture: true, TLSRecords: "ambit",
+		StreamWindow: 4 << 20, ConnectionWindow: 16 << 20, FrameSize: 1 << 20, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute,
+		TerminationDeadline: handoff.DrainTime, KeepaliveEnabled: true, KeepaliveTime: 180 * time.Second,
+		KeepaliveInterval: 180 * time.Second, KeepaliveRetries: 9,
+		LogFormat: "text", LogLevel: "info", AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
 	}
 }
 
 // ErrHelp was asked for and is printed.
 var ErrHelp = flag.ErrHelp
 
-// Parse reads the environment, then the flags, which win.
-func Parse(args []string, environ []string, out io.Writer) (Config, error) {
+// meshFile is where the reference looks for the mesh's configuration.
+const meshFile = "./etc/istio/config/mesh"
+
+// Parse gathers what each variable is set to and then sets them: a flag wins
+// over the environment, this over PROXY_CONFIG, this over the mesh file, and
+// all over the defaults. It reports every mistake at once.
+func Parse(args, environ []string, out io.Writer) (Config, error) {
 	c := Defaults()
 	env := map[string]string{}
 	for _, kv := range environ {
 		k, v, _ := strings.Cut(kv, "=")
 		env[k] = v
 	}
-	c.aliases(env)
-	fs := flag.NewFlagSet("ztunnel", flag.ContinueOnError)
-	fs.SetOutput(out)
-	var errs []error
-	for _, s := range c.settings() {
-		if v, ok := env[s.env]; ok {
-			if err := s.value.Set(v); err != nil {
-				errs = append(errs, fmt.Errorf("%s=%q: %w", s.env, v, err))
-			}
-		}
-		fs.Var(s.value, flagName(s.env), s.help+" (env "+s.env+")")
+	if _, inCluster := env["KUBERNETES_SERVICE_HOST"]; !inCluster {
+		c.XDSAddress = "https://localhost:15012"
+	}
+	if len(args) > 0 && args[0] == "help" {
+		c.help(out)
+		return c, ErrHelp
 	}
 	if len(args) > 0 && args[0] == "proxy" {
 		args = args[1:] // the reference's subcommand
 	}
-	if err := fs.Parse(args); err != nil {
+	rest, err := c.flags(args, env, out)
+	if err != nil {
 		return c, err
 	}
-	if fs.NArg() > 0 {
-		errs = append(errs, fmt.Errorf("unexpected arguments %q: use `ztunnel [proxy] [flags]` or `ztunnel version`", fs.Args()))
+	var errs []error
+	if len(rest) > 0 {
+		errs = append(errs, fmt.Errorf("unexpected arguments %q: use `ztunnel [proxy] [flags]`, `ztunnel help` or `ztunnel version`", rest))
 	}
-	c.fromEnviron(env)
-	return c, errors.Join(append(errs, c.validate()...)...)
+	errs = append(errs, readProxyConfig(env)...)
+	for _, s := range c.settings() {
+		v, ok := env[s.env]
+		for _, other := range s.aliases {
+			if o, set := env[other]; set && !ok {
+				v, ok = o, true
+			}
+		}
+		if !ok {
+			continue
+		}
+		if err := s.value.Set(v); err != nil {
+			errs = append(errs, fmt.Errorf("%s=%q: %w", s.env, s.shown(v), err))
+		}
+	}
+	errs = append(errs, c.prefixed(env)...)
+	errs = append(errs, c.derive(env)...)
+	errs = append(errs, c.check(env)...)
+	return c, errors.Join(errs...)
+}
+
+// flags puts what the command line sets into env, over what is there.
+func (c *Config) flags(args []string, env map[string]string, out io.Writer) (rest []string, err error) {
+	fs := flag.NewFlagSet("ztunnel", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	for _, s := range c.settings() {
+		set := func(v string) error { env[s.env] = v; return nil }
+		if b, ok := s.value.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
+			fs.BoolFunc(flagName(s.env), s.help, set)
+		} else {
+			fs.Func(flagName(s.env), s.help, set)
+		}
+	}
+	err = fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		c.help(out)
+	} else if err != nil {
+		err = fmt.Errorf("%w (`ztunnel help` lists the flags)", err)
+	}
+	return fs.Args(), err
 }
 
 func flagName(env string) string { return strings.ReplaceAll(strings.ToLower(env), "_", "-") }
 
-// aliases fills in names that the reference reads from elsewhere.
-func (c *Config) aliases(env map[string]string) {
-	if _, ok := env["CLUSTER_ID"]; !ok {
-		if v, ok := env["ISTIO_META_CLUSTER_ID"]; ok {
-			env["CLUSTER_ID"] = v
-		}
-	}
-	if _, ok := env["LOG_LEVEL"]; !ok {
-		if v, ok := env["RUST_LOG"]; ok {
-			env["LOG_LEVEL"] = v
-		}
-	}
-	if v, err := strconv.Atoi(env["TERMINATION_GRACE_PERIOD_SECONDS"]); err == nil {
-		// Leave time to end in order before the kill.
-		n := max(v-1, 1)
-		if v > 10 {
-			n = v - 5
-		}
-		c.TerminationDeadline = time.Duration(n) * time.Second
-	}
-}
-
-func (c *Config) fromEnviron(env map[string]string) {
-	c.XDSHeaders, c.CAHeaders, c.Metadata = map[string]string{}, map[string]string{}, map[string]string{}
+// prefixed takes the variables that come in families.
+func (c *Config) prefixed(env map[string]string) (errs []error) {
+	c.XDSHeaders, c.CAHeaders, c.Metadata = map[string]string{}, map[string]string{}, map[string]any{}
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		if name, ok := strings.CutPrefix(k, "XDS_HEADER_"); ok {
 			c.XDSHeaders[strings.ToLower(name)] = env[k]
@@ -255,75 +214,53 @@ func (c *Config) fromEnviron(env map[string]string) {
 			c.CAHeaders[strings.ToLower(name)] = env[k]
 		} else if name, ok := strings.CutPrefix(k, "ISTIO_META_"); ok {
 			c.Metadata[name] = env[k]
+		} else if name, ok := strings.CutPrefix(k, "ISTIO_METAJSON_"); ok {
+			v, err := parseJSON(env[k])
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", k, err))
+				continue
+			}
+			c.Metadata[name] = v
 		}
-	}
-	for _, u := range unsupported {
-		if v := env[u.name]; v != "" && !slices.Contains(u.same, strings.ToLower(v)) {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("%s=%s is not supported by this build and has no effect", u.name, v))
-		}
-	}
-	// The agent takes a pod's rules away a while after it told the proxy, and
-	// with them the way back of connections that still drain.
-	if d := c.TerminationDeadline; d > handoff.DrainTime {
-		c.Warnings = append(c.Warnings, fmt.Sprintf(
-			"CONNECTION_TERMINATION_DEADLINE is %s: connections of pods that leave the mesh get that long only if ambit-node runs with --unenrol-drain=%s or more (its default is %s)",
-			d, d, handoff.DrainTime))
-	}
-}
-
-func (c *Config) validate() (errs []error) {
-	bad := func(env, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{env}, args...)...))
-	}
-	if c.CAAddress == "" {
-		c.CAAddress = c.XDSAddress
-	}
-	for _, a := range []struct {
-		env string
-		p   *string
-	}{{"XDS_ADDRESS", &c.XDSAddress}, {"CA_ADDRESS", &c.CAAddress}} {
-		hp, err := hostPort(*a.p)
-		if err != nil {
-			bad(a.env, "%v", err)
-		}
-		*a.p = hp
-	}
-	if c.NodeName == "" {
-		bad("NODE_NAME", "is empty; set it to this node's name (spec.nodeName), which selects this node's workloads")
-	}
-	if c.InpodUDS == "" {
-		bad("INPOD_UDS", "is empty; set it to the node agent's socket")
-	}
-	if c.PoolMaxStreams < 1 {
-		bad("POOL_MAX_STREAMS_PER_CONNECTION", "%d is not positive", c.PoolMaxStreams)
-	}
-	if c.SecretTTL <= 0 || c.TerminationDeadline < 0 {
-		bad("SECRET_TTL, CONNECTION_TERMINATION_DEADLINE", "durations must be positive")
-	}
-	if c.TLSRecords != "go" && c.TLSRecords != "ambit" {
-		bad("TLS_RECORDS", "%q: want go or ambit", c.TLSRecords)
-	}
-	if err := boot.CheckLogging(c.LogFormat, c.LogLevel); err != nil {
-		bad("LOG_FORMAT, LOG_LEVEL", "%v", err)
 	}
 	return errs
 }
 
-// hostPort takes host:port and https://host:port.
-func hostPort(s string) (string, error) {
-	if u, err := url.Parse(s); err == nil && u.Host != "" && strings.Contains(s, "://") {
-		if u.Scheme != "https" {
-			return "", fmt.Errorf("%q: the scheme must be https", s)
+// derive computes what follows from several variables.
+func (c *Config) derive(env map[string]string) (errs []error) {
+	if _, set := env["CONNECTION_TERMINATION_DEADLINE"]; !set && c.grace > 0 {
+		// Leave time to end in order before the kill.
+		n := max(c.grace-1, 1)
+		if c.grace > 10 {
+			n = c.grace - 5
 		}
-		s = u.Host
-		if u.Port() == "" {
-			s = net.JoinHostPort(u.Hostname(), "443")
+		c.TerminationDeadline = time.Duration(n) * time.Second
+	}
+	if _, set := env["CA_ADDRESS"]; !set {
+		if c.CAAddress = c.XDSAddress; c.CAAddress == "" {
+			c.CAAddress = Defaults().XDSAddress
 		}
 	}
-	if _, _, err := net.SplitHostPort(s); err != nil {
-		return "", fmt.Errorf("%q is not host:port: %w", s, err)
+	if _, set := env["LOG_LEVEL"]; !set && c.log.rust != "" {
+		spec, unknown := rustLog(c.log.rust)
+		c.LogLevel = spec
+		if len(unknown) > 0 {
+			c.warn("RUST_LOG: %s: no such target here, nothing of it is logged", strings.Join(unknown, ", "))
+		}
 	}
-	return s, nil
+	if env["GOMAXPROCS"] == "" {
+		n, err := c.threads.workers()
+		if err != nil {
+			errs = append(errs, err)
+		}
+		c.Workers = n
+	}
+	c.EnableOrigSrc = c.OrigSrc != OrigSrcOff
+	return errs
+}
+
+func (c *Config) warn(format string, args ...any) {
+	c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...))
 }
 
 // instanceIP is the address in the node id, the reference's stand-in if unset.
