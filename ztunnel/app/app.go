@@ -140,6 +140,9 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	}
 	g.Go("xds client", xds.Run)
 	g.Go("certificates", a.node.certs.Run)
+	if a.cfg.CRLPath != "" {
+		g.Go("revocation lists", func(ctx context.Context) error { return a.node.certs.FollowCRL(ctx, a.cfg.CRLPath) })
+	}
 	g.Go("connections", a.node.flow.Run)
 	g.Go("identities", func(ctx context.Context) error { return a.node.identities(ctx, a.pods.Pods) })
 	g.Go("agent", func(gctx context.Context) error { return a.agent(ctx, gctx) })

@@ -73,7 +73,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
 		DialTransport: n.dialTransport, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
-		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle,
+		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
 	n.certs.Trust().OnChange(func(removed bool) {
@@ -113,6 +113,13 @@ func dialed(c net.Conn, err error) (net.Conn, error) {
 		}
 	}
 	return c, nil
+}
+
+// track lets a tunnel be cut when its peer's certificate is no longer good.
+func (n *node) track(side cert.Side) func(*tls.ConnectionState, func(error)) func() {
+	return func(cs *tls.ConnectionState, cut func(error)) func() {
+		return n.certs.Track(side, cs, func(err error) { cut(flow.Flagged(flow.FlagCertRevoked, err)) })
+	}
 }
 
 // clientTLS waits for the certificate here, so that a slow CA does not count
@@ -191,7 +198,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		NoBaggage: !n.cfg.ResponseBaggage})
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
-		Handler: in.ServeConnect,
+		Handler: in.ServeConnect, Opened: n.track(cert.Destination),
 		Account: account, AmbitRecords: n.cfg.TLSRecords == "ambit",
 		Logger: boot.Scoped(n.log, "hbone"), Registerer: n.reg,
 	})
@@ -250,6 +257,9 @@ func (n *node) refused(p handoff.Pod, c net.Conn, err error) {
 	flag := flow.FlagTLS
 	if _, ok := errors.AsType[*cert.UnavailableError](err); ok {
 		flag = flow.FlagIdentity
+	}
+	if _, ok := errors.AsType[*cert.RevokedError](err); ok {
+		flag = flow.FlagCertRevoked
 	}
 	n.flow.Refuse(flow.Record{Direction: flow.Inbound, Pod: p.UID, SrcAddr: addrPortOf(c.RemoteAddr()), DstAddr: addrPortOf(c.LocalAddr())},
 		flow.Flagged(flag, err))

@@ -90,6 +90,9 @@ type Manager struct {
 	configs configCache
 	metrics metrics
 	wakec   chan struct{} // cap 1: the schedule changed
+	live    live
+	// withdrawn is when a root was last withdrawn, as Unix nanoseconds.
+	withdrawn atomic.Int64
 
 	mu      sync.RWMutex
 	entries map[identity.ID]*entry
@@ -118,8 +121,25 @@ type entry struct {
 func New(cfg Config) *Manager {
 	cfg = cfg.withDefaults()
 	m := &Manager{cfg: cfg, trust: NewTrust(), wakec: make(chan struct{}, 1), entries: map[identity.ID]*entry{}}
+	m.live.tunnels = map[*liveTunnel]struct{}{}
 	m.metrics = newMetrics(cfg.Registerer, m)
+	m.trust.OnChange(m.rootsChanged)
 	return m
+}
+
+// rootsChanged follows the trust that it is given: what stood under a root that
+// was withdrawn does not stand any more.
+func (m *Manager) rootsChanged(removed bool) {
+	if !removed {
+		return
+	}
+	now := m.cfg.Now()
+	m.withdrawn.Store(now.UnixNano())
+	cut := m.rejudge(true)
+	m.cfg.Logger.Warn("a root is no longer trusted", "tunnels_cut", cut)
+	m.replaceOwn("their root is no longer trusted", func(c *Certificate) bool {
+		return !c.stands(m.trust.pool(c.ID.TrustDomain()), now)
+	})
 }
 
 // Trust is the live map of roots.

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
@@ -38,47 +36,4 @@ func (m *Manager) Status() []Status {
 	}
 	slices.SortFunc(out, func(a, b Status) int { return cmp.Compare(a.ID.String(), b.ID.String()) })
 	return out
-}
-
-type metrics struct {
-	issued *prometheus.CounterVec
-}
-
-func newMetrics(reg prometheus.Registerer, m *Manager) metrics {
-	ms := metrics{issued: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "ambit_ztunnel_certificate_requests_total",
-		Help: "Requests to the certificate authority, by result (ok, error).",
-	}, []string{"result"})}
-	if reg == nil {
-		return ms
-	}
-	reg.MustRegister(ms.issued,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "ambit_ztunnel_certificates",
-			Help: "Identities with a valid certificate.",
-		}, func() float64 {
-			n := 0
-			for _, s := range m.Status() {
-				if s.State == "Available" {
-					n++
-				}
-			}
-			return float64(n)
-		}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "ambit_ztunnel_certificate_expiry_seconds",
-			Help: "Unix time at which the first certificate on this node expires, 0 without any.",
-		}, func() float64 {
-			var first time.Time
-			for _, s := range m.Status() {
-				if s.Cert != nil && (first.IsZero() || s.Cert.Leaf.NotAfter.Before(first)) {
-					first = s.Cert.Leaf.NotAfter
-				}
-			}
-			if first.IsZero() {
-				return 0
-			}
-			return float64(first.Unix())
-		}))
-	return ms
 }

@@ -66,6 +66,7 @@ func (m *Manager) ClientConfig(local identity.ID, expected []identity.ID) *tls.C
 	cfg.InsecureSkipVerify = true
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		_, err := m.trust.Verify(cs, x509.ExtKeyUsageServerAuth, m.cfg.Now(), accept)
+		m.countRevoked(Source, err)
 		return err
 	}
 	cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -98,6 +99,7 @@ func (m *Manager) ServerConfig(local identity.ID) *tls.Config {
 	cfg.ClientAuth = tls.RequireAnyClientCert
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		_, err := m.trust.Verify(cs, x509.ExtKeyUsageClientAuth, m.cfg.Now(), accept)
+		m.countRevoked(Destination, err)
 		return err
 	}
 	cfg.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {

@@ -18,7 +18,8 @@ import (
 //
 // Reads are lock-free; writers are serialised by mu.
 type Trust struct {
-	pools atomic.Pointer[map[string]*x509.CertPool]
+	pools   atomic.Pointer[map[string]*x509.CertPool]
+	revoked atomic.Pointer[revocations] // nil: nothing is revoked
 
 	mu       sync.Mutex
 	set      *x509bundle.Set

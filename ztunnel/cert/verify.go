@@ -38,6 +38,7 @@ func (e *VerifyError) Unwrap() error { return e.Err }
 //     SVID "MUST contain exactly one URI SAN");
 //   - a chain to a root of that ID's own trust domain, and of no other;
 //   - valid now, and the extended key usage allows the role;
+//   - none of its certificates is on its issuer's revocation list;
 //   - accept agrees to the identity.
 func (t *Trust) Verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, now time.Time, accept func(identity.ID) error) (identity.ID, error) {
 	if len(cs.PeerCertificates) == 0 {
@@ -61,20 +62,29 @@ func (t *Trust) Verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, now time.
 	if now.After(leaf.NotAfter) {
 		return refuse("expired at "+leaf.NotAfter.UTC().Format(time.RFC3339), nil)
 	}
-	inter := x509.NewCertPool()
-	for _, c := range cs.PeerCertificates[1:] {
-		inter.AddCert(c)
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: inter, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{usage},
-	}); err != nil {
+	if err := verifyChain(cs.PeerCertificates, roots, usage, now); err != nil {
 		return refuse("not trusted", err)
+	}
+	if r := t.find(cs.PeerCertificates, id); r != nil {
+		return refuse("revoked", r)
 	}
 	if err := accept(id); err != nil {
 		return refuse("wrong identity", err)
 	}
 	return id, nil
+}
+
+// verifyChain checks that certs, a leaf and what it needs, lead to a root.
+func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) error {
+	inter := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		inter.AddCert(c)
+	}
+	_, err := certs[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: inter, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	return err
 }
 
 // LeafIdentity is the SPIFFE ID in a certificate's single URI SAN.

@@ -33,6 +33,10 @@ type DialerConfig struct {
 	// Account returns the pod's account in the ledger; nil means no limits.
 	Account func(k Key) *ledger.Account
 
+	// Opened is told of each tunnel once its handshake is done, and how to cut it; what it returns is called at its end.
+	// Neither may block. nil: nobody asks.
+	Opened func(state *tls.ConnectionState, cut func(error)) (ended func())
+
 	MaxStreams       int           // per tunnel, whatever more the peer allows; 100
 	MaxTunnels       int           // per key, opened because others are busy; 4
 	IdleTimeout      time.Duration // of a tunnel without streams; 5 min
@@ -82,6 +86,10 @@ type ServerConfig struct {
 	// HandshakesPerSource bounds the handshakes under way of one source address; more are reset at once, so that one
 	// client's half-open ones cannot keep others out. 64, and 8 while the node is short of handshakes.
 	HandshakesPerSource int
+
+	// Opened is told of each tunnel once its handshake is done, and how to cut it; what it returns is called at its end.
+	// Neither may block. nil: nobody asks.
+	Opened func(state *tls.ConnectionState, cut func(error)) (ended func())
 
 	MaxConcurrentStreams int           // 200
 	HandshakeTimeout     time.Duration // TLS, preface and SETTINGS together; 10 s

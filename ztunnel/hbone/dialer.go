@@ -178,6 +178,7 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 	go func() {
 		defer d.wg.Done()
 		defer releaseConn()
+		defer t.opened(d.cfg.Opened)()
 		_ = t.run() // its streams have been told
 	}()
 	if err := t.awaitSettings(ctx); err != nil {

@@ -86,7 +86,9 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) error {
 	if !s.promote(c, t) {
 		t.cut(ErrServerClosed)
 	}
+	ended := t.opened(s.cfg.Opened)
 	err = t.run()
+	ended()
 	s.mu.Lock()
 	delete(s.tunnels, t)
 	s.mu.Unlock()

@@ -150,6 +150,14 @@ func (t *tunnel) hello(maxStreams, maxHeader int) {
 	t.w.sendControl(b)
 }
 
+// opened tells who asked of the tunnel.
+func (t *tunnel) opened(f func(*tls.ConnectionState, func(error)) func()) (ended func()) {
+	if f == nil {
+		return func() {}
+	}
+	return f(t.state, t.cut)
+}
+
 // run reads until the tunnel ends and returns why: nil after an orderly end.
 func (t *tunnel) run() error {
 	t.mu.Lock()
