@@ -61,7 +61,7 @@ func (c *CA) caTemplate(tb testing.TB, name string) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: serial(tb), Subject: pkix.Name{CommonName: name},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(365 * 24 * time.Hour),
-		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true,
 	}
 }
 
@@ -172,6 +172,22 @@ func (c *CA) ChainPEM(leaf *x509.Certificate) []string {
 		out = append(out, string(EncodePEM(i)))
 	}
 	return append(out, string(c.RootPEM()))
+}
+
+// CRL is this CA's revocation list, in DER.
+func (c *CA) CRL(tb testing.TB, revoked ...*x509.Certificate) []byte {
+	tb.Helper()
+	now := time.Now()
+	list := &x509.RevocationList{Number: serial(tb), ThisUpdate: now.Add(-time.Minute), NextUpdate: now.Add(24 * time.Hour)}
+	for _, r := range revoked {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: r.SerialNumber, RevocationTime: now.Add(-time.Minute)})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, c.Cert, c.Key)
+	if err != nil {
+		tb.Fatalf("sign revocation list: %v", err)
+	}
+	return der
 }
 
 // EncodePEM writes certificates one after the other.

@@ -153,7 +153,7 @@ func TestRefusalsAreLoggedOncePerChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out logLines
 		ca := &fakeCA{t: t, ca: meshca.New(t, "cluster.local"), life: 24 * time.Hour}
-		m := New(Config{Authority: ca, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		m := New(Config{Authority: ca, Logger: logTo(&out)})
 		ctx, stop := context.WithCancel(context.Background())
 		donec := make(chan error)
 		go func() { donec <- m.Run(ctx) }()
@@ -196,3 +196,5 @@ func (l *logLines) count(s string) int {
 	defer l.mu.Unlock()
 	return strings.Count(l.b.String(), s)
 }
+
+func logTo(l *logLines) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
