@@ -153,6 +153,7 @@ func TestRefusalsAreLoggedOncePerChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out logLines
 		ca := &fakeCA{t: t, ca: meshca.New(t, "cluster.local"), life: 24 * time.Hour}
+		ca.fail(status.Error(codes.Unauthenticated, "no"))
 		m := New(Config{Authority: ca, Logger: logTo(&out)})
 		ctx, stop := context.WithCancel(context.Background())
 		donec := make(chan error)
@@ -160,7 +161,6 @@ func TestRefusalsAreLoggedOncePerChange(t *testing.T) {
 		m.Retain([]identity.ID{id("a"), id("b"), id("c")})
 		for _, code := range []codes.Code{codes.Unauthenticated, codes.PermissionDenied, codes.ResourceExhausted, codes.Unavailable} {
 			ca.fail(status.Error(code, "no"))
-			m.Retain([]identity.ID{id("a"), id("b"), id("c")})
 			time.Sleep(time.Hour)
 		}
 		synctest.Wait()
