@@ -24,7 +24,11 @@ const (
 	ReasonNoAddress    = "no endpoint of the service has a usable address"
 	ReasonNoPreference = "no endpoint of the service matches its routing preference"
 	ReasonNoCapacity   = "no endpoint of the service has capacity"
+	ReasonNoOther      = "no other endpoint of the service"
 )
+
+// Skip says which workloads are not to be chosen; nil skips none.
+type Skip func(*Workload) bool
 
 // Pick chooses an endpoint of svc for a connection of from to dst, whose
 // address tells the family and whose port is the service's. rnd is any random
@@ -35,17 +39,24 @@ const (
 // that the service's mode allows. Of a PASSTHROUGH service nothing is to be
 // picked: the caller keeps the original destination.
 func (s *Snapshot) Pick(svc *Service, from *Workload, dst netip.AddrPort, rnd uint64) (Choice, string) {
-	return s.pick(svc, from, dst, rnd, false)
+	return s.pick(svc, from, dst, rnd, false, nil)
+}
+
+// PickOther is Pick among the endpoints that are not skipped. The service's
+// mode holds for them as for all: STRICT stays strict, and FAILOVER goes to the
+// best rank that is left.
+func (s *Snapshot) PickOther(svc *Service, from *Workload, dst netip.AddrPort, rnd uint64, skip Skip) (Choice, string) {
+	return s.pick(svc, from, dst, rnd, false, skip)
 }
 
 // PickWaypoint is Pick for a service that is a waypoint: an endpoint without a
 // mapping for the port serves the port itself.
-func (s *Snapshot) PickWaypoint(svc *Service, from *Workload, dst netip.AddrPort, rnd uint64) (Choice, string) {
-	return s.pick(svc, from, dst, rnd, true)
+func (s *Snapshot) PickWaypoint(svc *Service, from *Workload, dst netip.AddrPort, rnd uint64, skip Skip) (Choice, string) {
+	return s.pick(svc, from, dst, rnd, true, skip)
 }
 
-func (s *Snapshot) pick(svc *Service, from *Workload, dst netip.AddrPort, rnd uint64, waypoint bool) (Choice, string) {
-	p := picker{svc: svc, from: from, set: s.Endpoints(svc.Host), dst: dst, rnd: rnd, waypoint: waypoint}
+func (s *Snapshot) pick(svc *Service, from *Workload, dst netip.AddrPort, rnd uint64, waypoint bool, skip Skip) (Choice, string) {
+	p := picker{svc: svc, from: from, set: s.Endpoints(svc.Host), dst: dst, rnd: rnd, waypoint: waypoint, skip: skip}
 	p.target, _ = svc.Port(dst.Port())
 	switch {
 	case p.set.Len() == 0:
@@ -67,6 +78,7 @@ type picker struct {
 	target   Port // of the service
 	rnd      uint64
 	waypoint bool
+	skip     Skip
 }
 
 // below draws a number in [0, n). (splitmix64)
@@ -152,7 +164,7 @@ func (p *picker) scan() (Choice, string) {
 
 // furthest is the reason of the endpoint that came closest to being chosen.
 func furthest(a, b string) string {
-	for _, r := range [...]string{ReasonNoCapacity, ReasonNoPreference, ReasonNoAddress, ReasonNoPort} {
+	for _, r := range [...]string{ReasonNoOther, ReasonNoCapacity, ReasonNoPreference, ReasonNoAddress, ReasonNoPort} {
 		if a == r || b == r {
 			return r
 		}
@@ -175,6 +187,9 @@ func (p *picker) fit(e *Endpoint) (Choice, string) {
 	}
 	if e.Workload.Capacity == 0 {
 		return Choice{}, ReasonNoCapacity
+	}
+	if p.skip != nil && p.skip(e.Workload) {
+		return Choice{}, ReasonNoOther
 	}
 	return Choice{*e, a, port}, ""
 }

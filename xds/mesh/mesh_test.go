@@ -383,6 +383,50 @@ func TestPick(t *testing.T) {
 	}
 }
 
+func TestPickOther(t *testing.T) {
+	std := svc("a/x", "1.1.1.1")
+	failover := svc("a/x", "1.1.1.1")
+	failover.Mode, failover.Preference = workload.LoadBalancing_FAILOVER, []Scope{workload.LoadBalancing_ZONE}
+	strict := svc("a/x", "1.1.1.1")
+	strict.Mode, strict.Preference = workload.LoadBalancing_STRICT, []Scope{workload.LoadBalancing_ZONE}
+	from := pod("a", "from", "n", "10.0.0.99")
+	from.Locality.Zone = "z1"
+	for _, tt := range []struct {
+		name string
+		svc  *Service
+		skip string
+		want string
+	}{
+		{"others of all", std, "p1", "10.0.0.2 10.0.0.3"},
+		{"others of the best rank", failover, "p1", "10.0.0.2"},
+		{"next rank when the best is skipped", failover, "p1 p2", "10.0.0.3"},
+		{"strict stays strict", strict, "p1", "10.0.0.2"},
+		{"strict has no next rank", strict, "p1 p2", ReasonNoOther},
+		{"none left", std, "p1 p2 p3", ReasonNoOther},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			things := []any{tt.svc}
+			for i, zone := range []string{"z1", "z1", "z2"} {
+				w := serves(pod("a", fmt.Sprint("p", i+1), "n", fmt.Sprint("10.0.0.", i+1)), "a/x", Port{Service: 80})
+				w.Locality.Zone = zone
+				things = append(things, w)
+			}
+			s := snapshot(things...)
+			seen := map[string]bool{}
+			for rnd := range uint64(100) {
+				c, why := s.PickOther(tt.svc, from, netip.MustParseAddrPort("1.1.1.1:80"), rnd, func(w *Workload) bool { return strings.Contains(tt.skip, w.Name) })
+				if why == "" {
+					why = c.Addr.String()
+				}
+				seen[why] = true
+			}
+			if got := strings.Join(slices.Sorted(maps.Keys(seen)), " "); got != tt.want {
+				t.Errorf("picked %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestPickFollowsCapacity(t *testing.T) {
 	x := svc("a/x", "1.1.1.1")
 	things := []any{x}

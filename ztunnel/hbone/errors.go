@@ -62,6 +62,9 @@ func (e *DialError) Timeout() bool {
 	return ok && ne.Timeout()
 }
 
+// Refused reports whether the peer certainly has not processed the request: it may be tried elsewhere.
+func (e *DialError) Refused() bool { return errors.Is(e.Err, errRefused) }
+
 // StatusError is an answer to CONNECT other than 200.
 type StatusError struct {
 	Code   int

@@ -90,7 +90,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	if err != nil {
 		return p.dialError(ctx, dst, err)
 	}
-	return flow.Cause(ctx, relay.Join(ctx, down, app.(relay.Conn), &c.Stats))
+	return flow.Cause(ctx, relay.Join(ctx, down, app.(relay.Conn), c.Stats))
 }
 
 // ServeConnect takes one CONNECT stream of a tunnel to the pod.
@@ -140,7 +140,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 		relay.Reset(app) // the client is gone
 		return flow.Flagged(flow.FlagConnect, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
 	}
-	return flow.Cause(ctx, relay.Join(ctx, s, app, &c.Stats))
+	return flow.Cause(ctx, relay.Join(ctx, s, app, c.Stats))
 }
 
 // describe completes the record. The peer's address names its workload only if

@@ -5,7 +5,7 @@
 //	                                    pure function ───┘        └ HBONE, plain TCP or passthrough
 //
 // Files in the order a connection meets them: outbound.go, route.go,
-// waypoint.go, header.go.
+// waypoint.go, connect.go (one retry), health.go, header.go.
 //
 // A Proxy serves one pod; Serve is called once per connection and returns when
 // it has ended. A connection that cannot be served is reset, so that the
@@ -46,13 +46,30 @@ type Config struct {
 	Tunnels     Tunnels
 	Dial        func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) // in the pod's namespace
 	OriginalDst func(net.Conn) (netip.AddrPort, error)
+	// Resolver finds the addresses of workloads that have only a host name;
+	// nil: such workloads cannot be reached.
+	Resolver Resolver
+	// Health is shared by the pods of the node; nil: one of this pod's own.
+	Health *Health
+}
+
+// Resolver finds addresses of host names.
+type Resolver interface {
+	// Resolve returns an address of host for a client, of the family asked for
+	// if there is one.
+	Resolve(ctx context.Context, client *mesh.Workload, host string, v6 bool) (netip.Addr, error)
 }
 
 // Proxy of one pod.
 type Proxy struct{ cfg Config }
 
 // New returns a Proxy.
-func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
+func New(cfg Config) *Proxy {
+	if cfg.Health == nil {
+		cfg.Health = NewHealth(nil)
+	}
+	return &Proxy{cfg: cfg}
+}
 
 // Serve takes one connection of the application.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
@@ -91,17 +108,12 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 		return err
 	}
 	rec.Src, rec.SrcID = self, self.Identity
-	plan, err := Route(p.cfg.View().Mesh, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
-	describe(rec, plan, dst)
-	c.Describe()
-	if err != nil {
-		return flow.Flagged(flow.FlagConnect, err)
-	}
-	up, err := p.dial(ctx, c, plan, self)
+	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
+	c.Describe() // whichever endpoint it was in the end
 	if err != nil {
 		return flow.Cause(ctx, err)
 	}
-	return flow.Cause(ctx, relay.Join(ctx, down, up, &c.Stats))
+	return flow.Cause(ctx, relay.Join(ctx, down, up, c.Stats))
 }
 
 // describe completes the record. The reference logs as dst.addr what is
@@ -125,21 +137,18 @@ func describe(rec *flow.Record, plan Plan, dst netip.AddrPort) {
 	}
 }
 
-func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, self *mesh.Workload) (relay.Conn, error) {
+// dial opens the way that the plan describes. Its errors are as they come.
+func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (relay.Conn, error) {
 	if plan.Transport != flow.HBONE {
 		up, err := p.cfg.Dial(ctx, plan.Addr)
 		if err != nil {
-			return nil, flow.Flagged(flow.FlagConnect, fmt.Errorf("dial %s: %w", plan.Addr, err))
+			return nil, fmt.Errorf("dial %s: %w", plan.Addr, err)
 		}
 		return up.(relay.Conn), nil
 	}
-	k := hbone.Key{Pod: p.cfg.Tunnel, Local: self.Identity, Peers: cert.JoinPeers(plan.Peers), Addr: plan.Addr}
-	if src := c.Record().SrcAddr.Addr(); src.Is4() == plan.Addr.Addr().Is4() {
-		k.SrcAddr = src
-	}
-	s, resp, err := p.cfg.Tunnels.Connect(ctx, k, hbone.ConnectRequest{Authority: plan.Authority, Header: headers(c, plan, self)})
+	s, resp, err := p.cfg.Tunnels.Connect(ctx, p.key(c, plan, r), hbone.ConnectRequest{Authority: plan.Authority, Header: headers(c, plan, r.Src)})
 	if err != nil {
-		return nil, explain(err, plan)
+		return nil, err
 	}
 	if !resp.Peer.IsZero() {
 		c.SetPeer(resp.Peer)
@@ -147,8 +156,19 @@ func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, self *mesh.Wo
 	return s, nil
 }
 
+func (p *Proxy) key(c *flow.Conn, plan Plan, r Request) hbone.Key {
+	k := hbone.Key{Pod: p.cfg.Tunnel, Local: r.Src.Identity, Peers: cert.JoinPeers(plan.Peers), Addr: plan.Addr}
+	if src := c.Record().SrcAddr.Addr(); src.Is4() == plan.Addr.Addr().Is4() {
+		k.SrcAddr = src
+	}
+	return k
+}
+
 // explain turns a tunnel's failure into who refused and why, with its flag.
 func explain(err error, plan Plan) error {
+	if err == nil {
+		return nil
+	}
 	if s, ok := errors.AsType[*hbone.StatusError](err); ok {
 		switch s.Code {
 		case 401:
@@ -161,9 +181,15 @@ func explain(err error, plan Plan) error {
 	if u, ok := errors.AsType[*cert.UnavailableError](err); ok {
 		return flow.Flagged(flow.FlagIdentity, u)
 	}
+	if r, ok := errors.AsType[*ResolveError](err); ok {
+		return flow.Flagged(flow.FlagConnect, r)
+	}
 	d, ok := errors.AsType[*hbone.DialError](err)
 	if !ok {
 		return flow.Flagged(flow.FlagConnect, err)
+	}
+	if _, ok := errors.AsType[*cert.RevokedError](err); ok {
+		return flow.Flagged(flow.FlagCertRevoked, err)
 	}
 	switch {
 	case d.Stage == hbone.StageTLS:

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/xds/mesh"
@@ -29,18 +30,47 @@ func OwnPort(p uint16) bool {
 // Plan is what to do with one connection.
 type Plan struct {
 	Transport flow.Transport
-	// Addr is dialled: the target itself, or the HBONE port in front of it.
-	Addr netip.AddrPort
+	// Addr is dialled: the target itself, or the HBONE port in front of it. It
+	// is invalid while Hostname has to be resolved; At completes the plan then.
+	Addr     netip.AddrPort
+	Hostname string
 	// Authority of the CONNECT request, with Transport HBONE.
 	Authority string
 	// Peers that may answer, with Transport HBONE.
 	Peers []identity.ID
-	// Dst is the workload chosen, nil for a passthrough.
-	Dst *mesh.Workload
+	// Inner are the peers that may answer within the tunnel to another
+	// network's gateway; nil without one.
+	Inner []identity.ID
+	// Dst is the workload chosen, nil for a passthrough; Hop is the one that is
+	// dialled, which in front of another network is its gateway.
+	Dst, Hop *mesh.Workload
 	// Service that the application addressed, if any.
 	Service *mesh.Service
 	// Waypoint says that Dst is a waypoint in front of the target.
 	Waypoint bool
+	// SameNode says that Dst is on this node and may be reached without a
+	// tunnel, if this node's proxy serves it.
+	SameNode bool
+
+	target, tunnel uint16 // ports of the target and of its HBONE listener
+}
+
+// At completes the plan with the address of its host name.
+func (p Plan) At(a netip.Addr) Plan {
+	target := netip.AddrPortFrom(a, p.target)
+	if p.Addr = target; p.Transport == flow.HBONE {
+		p.Addr = netip.AddrPortFrom(a, p.tunnel)
+		if p.Authority == "" {
+			p.Authority = target.String()
+		}
+	}
+	return p
+}
+
+// through makes the plan an HBONE tunnel that asks for an authority.
+func (p Plan) through(authority string, peers []identity.ID) Plan {
+	p.Transport, p.Authority, p.Peers = flow.HBONE, authority, peers
+	return p
 }
 
 // RouteError says why there is nowhere to go.
@@ -60,6 +90,25 @@ type Request struct {
 	Dst netip.AddrPort
 	// Rand is any random number: the same one gives the same plan.
 	Rand uint64
+	// Except is the uid of a workload that is not to be dialled: it has just
+	// failed this connection.
+	Except string
+	// Avoid names workloads to be dialled only if there is no other; nil: none.
+	Avoid mesh.Skip
+}
+
+// pick tries to do without what is to be avoided.
+func (r *Request) pick(try func(mesh.Skip) (mesh.Choice, string)) (mesh.Choice, string) {
+	except := func(w *mesh.Workload) bool { return w.UID == r.Except }
+	if r.Avoid != nil {
+		if c, why := try(func(w *mesh.Workload) bool { return except(w) || r.Avoid(w) }); why == "" {
+			return c, why
+		}
+	}
+	if r.Except == "" {
+		return try(nil)
+	}
+	return try(except)
 }
 
 // Route decides. It is the reference's tree in the reference's order:
@@ -67,6 +116,7 @@ type Request struct {
 //	proxy's own port            → refused
 //	service with a waypoint     → HBONE to the waypoint, original authority
 //	service                     → an endpoint of it; none → refused
+//	… in another network        → HBONE within HBONE to that network's gateway
 //	workload with a waypoint    → HBONE to the waypoint, original authority
 //	workload                    → HBONE or plain TCP, as it speaks
 //	anything else               → passthrough
@@ -82,9 +132,7 @@ func Route(m *mesh.Snapshot, r Request) (Plan, error) {
 	// for load balancing: the reference's order, kept to the letter.
 	if byAddr == nil && svc != nil {
 		if gw := serviceWaypoint(svc, r.Rand); gw != nil {
-			p, err := viaWaypoint(m, r, gw, "service "+svc.Host.String())
-			p.Service = svc
-			return p, err
+			return viaWaypoint(m, r, gw, svc, "service "+svc.Host.String())
 		}
 	}
 	switch {
@@ -99,38 +147,42 @@ func Route(m *mesh.Snapshot, r Request) (Plan, error) {
 }
 
 func toService(m *mesh.Snapshot, r Request, svc *mesh.Service) (Plan, error) {
-	c, why := m.Pick(svc, r.Src, r.Dst, r.Rand)
+	c, why := r.pick(func(skip mesh.Skip) (mesh.Choice, string) { return m.PickOther(svc, r.Src, r.Dst, r.Rand, skip) })
 	if why != "" {
 		return Plan{Service: svc}, &RouteError{r.Dst, fmt.Sprintf("service %s: %s", svc.Host, why)}
 	}
-	p, err := direct(r, c.Endpoint.Workload, svc, c.Addr, c.Port)
-	p.Service = svc
-	return p, err
+	return direct(m, r, c.Endpoint.Workload, svc, c.Addr, c.Port)
 }
 
 func toWorkload(m *mesh.Snapshot, r Request, w *mesh.Workload) (Plan, error) {
 	if w.Waypoint != nil && !ownWaypoint(m, r.Src, w.Waypoint) {
-		return viaWaypoint(m, r, w.Waypoint, "workload "+w.Namespace+"/"+w.Name)
+		return viaWaypoint(m, r, w.Waypoint, nil, "workload "+w.Namespace+"/"+w.Name)
 	}
-	return direct(r, w, nil, r.Dst.Addr(), r.Dst.Port())
+	return direct(m, r, w, nil, r.Dst.Addr(), r.Dst.Port())
 }
 
-func direct(r Request, w *mesh.Workload, svc *mesh.Service, addr netip.Addr, port uint16) (Plan, error) {
-	p := Plan{Dst: w}
+// direct goes to an address of w, or to its host name if there is no address.
+func direct(m *mesh.Snapshot, r Request, w *mesh.Workload, svc *mesh.Service, addr netip.Addr, port uint16) (Plan, error) {
+	p := Plan{Transport: flow.Plaintext, Dst: w, Hop: w, Service: svc, target: port, tunnel: portHBONE}
 	if w.Network != r.Src.Network {
-		return p, &RouteError{r.Dst, fmt.Sprintf("workload %s is in network %q, this node in %q: other networks are not supported by this build",
-			w.UID, w.Network, r.Src.Network)}
+		return throughGateway(m, r, p, svc)
 	}
-	if !addr.IsValid() {
-		return p, &RouteError{r.Dst, fmt.Sprintf("workload %s has no address but the host name %q: resolving it is not supported by this build", w.UID, w.Hostname)}
+	if w.Tunnel == workload.TunnelProtocol_HBONE {
+		p = p.through("", peers(w, svc))
+		p.SameNode = w.SameNode == ambit.WorkloadExtension_SAME_NODE_LOCAL && w.Node != "" && w.Node == r.Src.Node
 	}
-	target := netip.AddrPortFrom(addr, port)
-	if w.Tunnel != workload.TunnelProtocol_HBONE {
-		p.Transport, p.Addr = flow.Plaintext, target
-		return p, nil
+	return p.located(r, addr)
+}
+
+// located completes the plan for the address chosen, or leaves the host name
+// to be resolved.
+func (p Plan) located(r Request, addr netip.Addr) (Plan, error) {
+	if addr.IsValid() {
+		return p.At(addr), nil
 	}
-	p.Transport, p.Addr, p.Authority = flow.HBONE, netip.AddrPortFrom(addr, portHBONE), target.String()
-	p.Peers = peers(w, svc)
+	if p.Hostname = p.Hop.Hostname; p.Hostname == "" {
+		return p, &RouteError{r.Dst, fmt.Sprintf("workload %s has neither an address nor a host name", p.Hop.UID)}
+	}
 	return p, nil
 }
 

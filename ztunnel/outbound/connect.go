@@ -1,0 +1,130 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+)
+
+// connect routes and dials, and when an endpoint cannot be reached, tries one
+// other. The application has sent nothing that anybody has seen by then, so
+// nothing can happen twice.
+func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (relay.Conn, error) {
+	m := p.cfg.View().Mesh
+	r.Avoid = p.cfg.Health.avoid(p.cfg.Pod)
+	plan, err := Route(m, r)
+	describe(c.Record(), plan, r.Dst)
+	if err != nil {
+		return nil, flow.Flagged(flow.FlagConnect, err)
+	}
+	up, err := p.reach(ctx, c, &plan, r)
+	if err == nil || ctx.Err() != nil || !endpointFault(err) {
+		return up, explain(err, plan)
+	}
+	p.cfg.Health.failed(p.cfg.Pod, plan.Hop, err)
+	other, ok := another(m, r, plan)
+	if !ok {
+		return nil, explain(err, plan)
+	}
+	c.Record().Retries = 1
+	describe(c.Record(), other, r.Dst)
+	up, err = p.reach(ctx, c, &other, r)
+	p.cfg.Health.retried(err)
+	if err != nil && ctx.Err() == nil && endpointFault(err) {
+		p.cfg.Health.failed(p.cfg.Pod, other.Hop, err)
+	}
+	return up, explain(err, other)
+}
+
+// another is a plan for the same request that dials somebody else. It must not
+// widen what the first one allowed: the same service, the same step in front of
+// it, and no plaintext where there was a tunnel.
+func another(m *mesh.Snapshot, r Request, first Plan) (Plan, bool) {
+	if first.Hop == nil || first.Transport == flow.Passthrough {
+		return Plan{}, false
+	}
+	r.Except = first.Hop.UID
+	p, err := Route(m, r)
+	if err != nil || p.Hop == nil || p.Hop.UID == first.Hop.UID {
+		return Plan{}, false
+	}
+	same := p.Service == first.Service && p.Waypoint == first.Waypoint && p.Transport == first.Transport && (p.Inner == nil) == (first.Inner == nil)
+	return p, same
+}
+
+// reach resolves what is to be resolved and dials.
+func (p *Proxy) reach(ctx context.Context, c *flow.Conn, plan *Plan, r Request) (relay.Conn, error) {
+	if !plan.Addr.IsValid() {
+		if p.cfg.Resolver == nil {
+			return nil, &ResolveError{plan.Hop, errors.New("no resolver is configured")}
+		}
+		a, err := p.cfg.Resolver.Resolve(ctx, r.Src, plan.Hostname, r.Dst.Addr().Is6())
+		if err != nil {
+			return nil, &ResolveError{plan.Hop, err}
+		}
+		*plan = plan.At(a)
+		describe(c.Record(), *plan, r.Dst)
+	}
+	return p.dial(ctx, c, *plan, r)
+}
+
+// ResolveError is a workload whose host name has no address to be had.
+type ResolveError struct {
+	Workload *mesh.Workload
+	Err      error
+}
+
+func (e *ResolveError) Error() string {
+	return fmt.Sprintf("resolve host name %q of workload %s: %v", e.Workload.Hostname, e.Workload.UID, e.Err)
+}
+
+func (e *ResolveError) Unwrap() error { return e.Err }
+
+// endpointFault reports whether an error is the endpoint's failure to be
+// reached, before anything was sent to its application. What a peer decided
+// (a status, a certificate that is not accepted) is an answer and is final, and
+// what failed on this side would fail again.
+func endpointFault(err error) bool {
+	if err == nil {
+		return false
+	}
+	if _, ok := errors.AsType[*hbone.StatusError](err); ok {
+		return false
+	}
+	d, ok := errors.AsType[*hbone.DialError](err)
+	if !ok {
+		return unreachable(err)
+	}
+	switch d.Stage {
+	case hbone.StageTCP:
+		return d.Timeout() || unreachable(d.Err)
+	case hbone.StageTLS:
+		return d.Timeout()
+	case hbone.StageH2:
+		return true
+	case hbone.StageConnect:
+		return d.Refused()
+	}
+	return false
+}
+
+// unreachable tells the network's answers from our own shortages.
+func unreachable(err error) bool {
+	for _, e := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.ETIMEDOUT, os.ErrDeadlineExceeded} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	t, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return ok && t.Timeout()
+}
