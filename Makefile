@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X github.com/ambit-mesh/ambit/xds/boot.Version=$(VERSION)
 
 export CGO_ENABLED
 
-.PHONY: help build cross generate lint test fuzz demo lab bench check-go clean
+.PHONY: help build cross generate lint test interop fuzz demo lab bench check-go clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,10 +34,15 @@ generate: check-go ## rewrite generated files (protocols)
 lint: check-go ## gofmt, vet, staticcheck
 	@out=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$out" || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags interop ./test/interop
 	$(GO) tool staticcheck ./...
 
 test: check-go ## every test, race detector on; what this machine cannot run is listed at the end
 	$(GO) run ./test/cmd/ambit-test ./...
+
+interop: check-go ## every case against another node proxy, as root: ZTUNNEL=/path/to/its/program
+	@test -x "$(ZTUNNEL)" || { echo "make: interop wants the other proxy's program: make interop ZTUNNEL=/path/to/ztunnel"; exit 1; }
+	AMBIT_INTEROP_ZTUNNEL="$(abspath $(ZTUNNEL))" $(GO) test -tags interop -count 1 -timeout 30m -v $(if $(RUN),-run '$(RUN)') ./test/interop
 
 FUZZTIME ?= 5s
 fuzz: check-go ## run every fuzz target for FUZZTIME (5s)
