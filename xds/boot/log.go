@@ -35,7 +35,12 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, *LevelControl) 
 	}
 	h := &handler{out: &lineWriter{w: w}, ctl: ctl, scope: "app", json: format == "json"}
 	h.level = ctl.scope(h.scope)
-	return slog.New(h), ctl
+	log := slog.New(h)
+	if q, ok := w.(*Queue); ok {
+		own := Scoped(log, "log")
+		q.onRecovery(func(dropped uint64) { own.Warn("log lines dropped", "count", dropped) })
+	}
+	return log, ctl
 }
 
 // CheckLogging reports a format or level that NewLogger would not follow.

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -175,6 +177,91 @@ func TestQueueNeverBlocksAndCountsWhatItDrops(t *testing.T) {
 		}
 		_ = q.Close() // idempotent
 	})
+}
+
+// disk takes so many bytes and then is full.
+type disk struct {
+	free int
+	b    bytes.Buffer
+}
+
+var errFull = errors.New("no space left on device")
+
+func (d *disk) Write(p []byte) (int, error) {
+	n := min(len(p), d.free)
+	d.free -= n
+	d.b.Write(p[:n])
+	if n < len(p) {
+		return n, errFull
+	}
+	return n, nil
+}
+
+// A full disk loses lines, and says so when it has room again; no line is
+// glued to half of another.
+func TestQueueOutlivesAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{free: 15}
+		q := NewQueue(d, 0)
+		log, _ := NewLogger(q, "text", "info")
+		write := func(line string) {
+			_, _ = q.Write([]byte(line)) // never fails
+			synctest.Wait()
+		}
+		write("complete1\n")
+		write("cut short\n")
+		write("lost whole\n")
+		if got := q.Dropped(); got != 2 {
+			t.Errorf("%d lines dropped, want 2", got)
+		}
+		d.free = 1000
+		write("complete2\n")
+		want := "complete1\ncut s\ncomplete2\n2000-01-01T00:00:00.000000Z\twarn\tlog\tlog lines dropped\tcount=2\n"
+		if diff := cmp.Diff(want, d.b.String()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		log.Info("told once")
+		_ = q.Close()
+		if got := strings.Count(d.b.String(), "dropped"); got != 1 {
+			t.Errorf("told %d times", got)
+		}
+	})
+}
+
+// A pipe that nobody reads holds up nobody who logs.
+func TestQueueBeforeAFullPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := NewQueue(w, 64<<10)
+	log, _ := NewLogger(q, "json", "info")
+	for q.Dropped() == 0 {
+		log.Info("a line that fills the pipe, then the queue", "k", strings.Repeat("x", 1000))
+	}
+	donec := make(chan string)
+	go func() {
+		all, _ := io.ReadAll(r)
+		donec <- string(all)
+	}()
+	for q.Dropped() > 0 {
+		if _, err := q.Write([]byte("more\n")); err != nil {
+			t.Fatal(err)
+		}
+		q.mu.Lock()
+		empty := len(q.pending) == 0
+		q.mu.Unlock()
+		if empty {
+			break
+		}
+		runtime.Gosched()
+	}
+	_ = q.Close()
+	_ = w.Close()
+	if all := <-donec; !strings.Contains(all, `"message":"log lines dropped","count":`) {
+		t.Errorf("the loss is not told in %d bytes", len(all))
+	}
+	_ = r.Close()
 }
 
 func TestQueueCloseDoesNotWaitForEver(t *testing.T) {

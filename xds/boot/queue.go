@@ -10,6 +10,7 @@ import (
 // Queue is an io.Writer that never blocks: lines wait in one bounded buffer
 // for a goroutine that writes them in large pieces. When the buffer is full
 // the line is dropped and counted, because logging must not delay traffic.
+// NewLogger on a Queue says how many were dropped once lines get through again.
 //
 //	q := boot.NewQueue(os.Stdout, 0)
 //	defer q.Close()
@@ -23,9 +24,14 @@ type Queue struct {
 	donec   chan struct{} // closed when the goroutine has ended
 	once    sync.Once
 
+	// owned by writeLoop
+	cut  bool   // the last write ended within a line
+	told uint64 // drops that report has told
+
 	mu      sync.Mutex
-	pending []byte // guarded by mu
-	spare   []byte // guarded by mu; the other of the two buffers, nil while it is being written
+	report  func(dropped uint64) // guarded by mu
+	pending []byte               // guarded by mu
+	spare   []byte               // guarded by mu; the other of the two buffers, nil while it is being written
 }
 
 const (
@@ -93,6 +99,7 @@ func (q *Queue) writeLoop() {
 			q.flush()
 		case <-q.stopc:
 			q.flush()
+			q.flush() // what the first one reported
 			return
 		}
 	}
@@ -106,14 +113,56 @@ func (q *Queue) flush() {
 	if len(b) == 0 {
 		return
 	}
-	if _, err := q.w.Write(b); err != nil {
-		q.dropped.Add(countLines(b))
-	}
+	q.write(b)
 	if cap(b) <= keepBuffer {
 		q.mu.Lock()
 		q.spare = b[:0]
 		q.mu.Unlock()
 	}
+}
+
+// write writes whole lines. An output that failed within a line (a full disk)
+// gets a line break before the next one, so that no record is glued to half of
+// another.
+func (q *Queue) write(b []byte) {
+	if q.cut {
+		if _, err := q.w.Write([]byte{'\n'}); err != nil {
+			q.dropped.Add(countLines(b))
+			return
+		}
+		q.cut = false
+	}
+	n, err := q.w.Write(b)
+	if err != nil {
+		n = min(max(n, 0), len(b))
+		q.cut = n > 0 && b[n-1] != '\n'
+		q.dropped.Add(countLines(b[n:]))
+		return
+	}
+	q.tell()
+}
+
+// tell reports drops when lines get through again: when what waits leaves
+// room, since the report is a line like any other.
+func (q *Queue) tell() {
+	dropped := q.dropped.Load()
+	if dropped == q.told {
+		return
+	}
+	q.mu.Lock()
+	report, room := q.report, len(q.pending) <= q.limit/2
+	q.mu.Unlock()
+	if report != nil && room {
+		report(dropped - q.told)
+		q.told = dropped
+	}
+}
+
+// onRecovery sets what is told of drops.
+func (q *Queue) onRecovery(report func(dropped uint64)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.report = report
 }
 
 func countLines(b []byte) (n uint64) {
