@@ -55,7 +55,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- &sample{desc: descDenied, value: float64(n), pairs: pairs("reason", d.reason, "policy", d.policy)}
 	}
 	for e, n := range m.earlies {
-		ch <- &sample{desc: descEarly, value: float64(n), pairs: pairs("direction", e.direction, "reason", e.reason)}
+		ch <- &sample{desc: descEarly, value: float64(n), pairs: pairs("direction", string(e.direction), "reason", string(e.reason))}
 	}
 }
 

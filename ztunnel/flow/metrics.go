@@ -106,7 +106,10 @@ type series struct {
 
 type denial struct{ reason, policy string }
 
-type earlyFailure struct{ direction, reason string }
+type earlyFailure struct {
+	direction Direction
+	reason    Reason
+}
 
 // metrics is the collector. It keeps its own series, because client_golang's
 // vectors neither expire them nor let label sets differ within a family.
@@ -223,14 +226,10 @@ func (m *metrics) denied(e *DenyError) {
 	m.denials[d]++
 }
 
-func (m *metrics) early(dir Direction, f Flag) {
-	reason := string(f)
-	if f == FlagNone {
-		reason = "OTHER"
-	}
+func (m *metrics) early(dir Direction, r Reason) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.earlies[earlyFailure{string(dir), reason}]++
+	m.earlies[earlyFailure{dir, r}]++
 }
 
 // retire removes series that nobody uses and whose workloads are gone.

@@ -1,11 +1,8 @@
 package flow
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
-	"strconv"
 	"time"
 
 	"github.com/ambit-mesh/ambit/xds/identity"
@@ -51,6 +48,7 @@ type Record struct {
 	ServiceNS   string
 	ServiceName string
 	Transport   Transport
+	Retries     int // on other endpoints, when nothing had been sent
 }
 
 func (r *Record) mutualTLS() bool { return r.Transport == HBONE }
@@ -69,16 +67,17 @@ const (
 	FlagCertRevoked   Flag = "CERT_REVOKED"
 )
 
-// FlagError gives an error its response flag.
+// FlagError gives an error its response flag, and with Failed its reason.
 type FlagError struct {
-	Flag Flag
-	Err  error
+	Flag   Flag
+	Reason Reason // "": what the error's type tells
+	Err    error
 }
 
 func (e *FlagError) Error() string { return e.Err.Error() }
 func (e *FlagError) Unwrap() error { return e.Err }
 
-// Flagged wraps err with a flag.
+// Flagged wraps err with a flag. Failed says more.
 func Flagged(f Flag, err error) error { return &FlagError{Flag: f, Err: err} }
 
 func flagOf(err error) Flag {
@@ -91,101 +90,7 @@ func flagOf(err error) Flag {
 	if f, ok := errors.AsType[*FlagError](err); ok {
 		return f.Flag
 	}
-	return FlagNone
-}
-
-func (c *Conn) logEnd(err error) {
-	level, msg := slog.LevelInfo, "connection complete"
-	switch {
-	case err != nil && !c.opened:
-		level, msg = slog.LevelWarn, "connection failed"
-	case err != nil:
-		level = slog.LevelError
-	}
-	ctx := context.Background()
-	if !c.t.log.Enabled(ctx, level) {
-		return
-	}
-	attrs := c.attrs(true)
-	if err != nil {
-		attrs = append(attrs, slog.String("error", err.Error()))
-		if d, ok := errors.AsType[*DenyError](err); ok {
-			attrs = append(attrs, slog.String("why", d.Why()))
-		}
-	}
-	c.t.log.LogAttrs(ctx, level, msg, attrs...)
-}
-
-// attrs are the reference's keys in the reference's order, then ours.
-func (c *Conn) attrs(final bool) []slog.Attr {
-	r := &c.rec
-	a := make([]slog.Attr, 0, 24)
-	str := func(k, v string) {
-		if v != "" {
-			a = append(a, slog.String(k, v))
-		}
-	}
-	if r.SrcAddr.IsValid() {
-		a = append(a, slog.Any("src.addr", r.SrcAddr))
-	}
-	if w := r.Src; w != nil {
-		str("src.workload", w.Name)
-		str("src.namespace", w.Namespace)
-	}
-	if r.mutualTLS() {
-		str("src.identity", r.SrcID.String())
-	}
-	if w := r.Src; w != nil {
-		str("src.cluster", w.ClusterID)
-	}
-	if r.DstAddr.IsValid() {
-		a = append(a, slog.Any("dst.addr", r.DstAddr))
-	}
-	if ap, err := netip.ParseAddrPort(r.HBONEAddr); err == nil {
-		a = append(a, slog.Any("dst.hbone_addr", ap))
-	} else {
-		str("dst.hbone_addr", r.HBONEAddr)
-	}
-	str("dst.service", r.Service)
-	if w := r.Dst; w != nil {
-		str("dst.workload", w.Name)
-		str("dst.namespace", w.Namespace)
-	}
-	if r.mutualTLS() {
-		str("dst.identity", c.dstIdentity().String())
-	}
-	if w := r.Dst; w != nil {
-		str("dst.cluster", w.ClusterID)
-	}
-	a = append(a, slog.String("direction", string(r.Direction)))
-	if final && c.opened {
-		a = append(a,
-			slog.Uint64("bytes_sent", c.Stats.Received.Load()),
-			slog.Uint64("bytes_recv", c.Stats.Sent.Load()),
-			slog.String("duration", strconv.FormatInt(time.Since(c.started).Milliseconds(), 10)+"ms"))
-	}
-	str("transport", string(r.Transport))
-	if c.id != 0 {
-		a = append(a, slog.Uint64("conn_id", c.id))
-	}
-	str("trace_id", c.trace.String())
-	if final {
-		c.mu.Lock()
-		dry := c.verdict.DryRun
-		c.mu.Unlock()
-		str("dry_run", dry)
-	}
-	return a
-}
-
-// dstIdentity is what the other end proved, and what was expected before.
-func (c *Conn) dstIdentity() identity.ID {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.peer.IsZero() {
-		return c.peer
-	}
-	return c.rec.DstID
+	return reasonOf(err).flag()
 }
 
 // Live is one row of the table, for the admin page.

@@ -127,10 +127,13 @@ func (t *Table) Changed(old, current *store.View, ch store.Change) {
 	}
 }
 
-// Run sweeps after changes and retires unused metric series.
+// Run sweeps after changes, retires unused metric series and writes the lines
+// that sum up refusals.
 func (t *Table) Run(ctx context.Context) error {
-	tick := time.NewTicker(time.Minute)
+	tick, sums := time.NewTicker(time.Minute), time.NewTicker(t.cfg.SumInterval)
 	defer tick.Stop()
+	defer sums.Stop()
+	defer t.writeSums() // what is still held back
 	first := t.cfg.View()
 	t.sweep(step{from: first.Generation, to: first.Generation, all: true}, first)
 	for {
@@ -145,7 +148,15 @@ func (t *Table) Run(ctx context.Context) error {
 			t.sweep(s, t.cfg.View())
 		case <-tick.C:
 			t.metrics.retire(t.cfg.View().Mesh, time.Now())
+		case <-sums.C:
+			t.writeSums()
 		}
+	}
+}
+
+func (t *Table) writeSums() {
+	for _, s := range t.refusals.due(time.Now()) {
+		s.conn.line(s.how, s.count)
 	}
 }
 

@@ -50,16 +50,20 @@ type Config struct {
 	// SeriesDelay is how long an unused series of a workload that is gone
 	// stays visible to scrapes. Default 5 min.
 	SeriesDelay time.Duration
+	// SumInterval is how long identical refusals are gathered into one line of
+	// the access log. Default 10 s.
+	SumInterval time.Duration
 }
 
 // Table of live connections.
 type Table struct {
-	cfg     Config
-	log     *slog.Logger
-	metrics *metrics
-	wakec   chan struct{} // cap 1: the configuration changed
-	hook    func(step string)
-	nextID  atomic.Uint64
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	refusals *refusals
+	wakec    chan struct{} // cap 1: the configuration changed
+	hook     func(step string)
+	nextID   atomic.Uint64
 
 	mu      sync.Mutex
 	conns   map[*Conn]struct{}
@@ -75,11 +79,14 @@ func New(cfg Config) *Table {
 	if cfg.SeriesDelay == 0 {
 		cfg.SeriesDelay = 5 * time.Minute
 	}
+	if cfg.SumInterval == 0 {
+		cfg.SumInterval = 10 * time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	t := &Table{cfg: cfg, log: cfg.Logger, wakec: make(chan struct{}, 1), conns: map[*Conn]struct{}{}, hook: func(string) {}}
-	t.metrics = newMetrics(t)
+	t.metrics, t.refusals = newMetrics(t), newRefusals(cfg.SumInterval)
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(t.metrics)
 	}
@@ -88,13 +95,17 @@ func New(cfg Config) *Table {
 
 // Conn is one live connection.
 type Conn struct {
-	// Stats are counted by relay.Join(downstream, upstream, &Stats).
-	Stats relay.Stats
+	// Stats are counted by relay.Join(downstream, upstream, Stats). A connection
+	// that is joined under another one's name takes over that one's before Describe.
+	Stats *relay.Stats
+
+	stats relay.Stats // its own
 
 	t       *Table
 	id      uint64
 	trace   Trace // of the peer's once Join was called, before Describe
 	started time.Time
+	took    time.Duration // set by End
 	cancel  context.CancelCauseFunc
 	rec     Record // owned by the serving goroutine until Describe, then read-only
 	opened  bool
@@ -114,6 +125,7 @@ type Conn struct {
 func (t *Table) Begin(ctx context.Context, rec Record) (*Conn, context.Context) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &Conn{t: t, id: t.nextID.Add(1), trace: newTrace(), started: time.Now(), cancel: cancel, rec: rec}
+	c.Stats = &c.stats
 	t.mu.Lock()
 	t.conns[c] = struct{}{}
 	t.mu.Unlock()
@@ -135,7 +147,7 @@ func (c *Conn) Describe() {
 	c.series.Store(c.t.metrics.acquire(&c.rec, FlagNone))
 	c.series.Load().opened.Add(1)
 	c.t.metrics.socketsOpen(c.rec.Direction).Add(1)
-	if c.t.log.Enabled(context.Background(), slog.LevelDebug) {
+	if c.t.log.Enabled(context.Background(), slog.LevelDebug) && c.rec.logs(false) {
 		c.t.log.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", c.attrs(false)...)
 	}
 }
@@ -158,24 +170,26 @@ func (c *Conn) End(err error) {
 		c.t.idlec = nil
 	}
 	c.t.mu.Unlock()
-	flag := flagOf(err)
+	c.took = time.Since(c.started)
+	o := c.outcome(err)
 	if deny, ok := errors.AsType[*DenyError](err); ok {
 		c.t.metrics.denied(deny)
 	}
 	if c.opened {
-		c.t.metrics.end(c, flag, err != nil)
-	} else if err != nil {
-		c.t.metrics.early(c.rec.Direction, flag)
+		c.t.metrics.end(c, o.flag, o.failed)
+	} else if o.failed {
+		c.t.metrics.early(c.rec.Direction, o.reason)
 	}
-	c.logEnd(err)
+	c.report(o)
 }
 
 // Refuse counts and logs a connection that failed before it could be
 // registered: a handshake, a malformed request, an unknown workload.
 func (t *Table) Refuse(rec Record, err error) {
-	t.metrics.early(rec.Direction, flagOf(err))
 	c := &Conn{t: t, rec: rec}
-	c.logEnd(err)
+	o := c.outcome(err)
+	t.metrics.early(rec.Direction, o.reason)
+	c.report(o)
 }
 
 // Len is the number of live connections, of one pod unless pod is "".
