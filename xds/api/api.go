@@ -20,3 +20,10 @@ const (
 	WorkloadExtension     = "ambit.dev/workload"
 	WorkloadExtensionType = "type.googleapis.com/ambit.v1.WorkloadExtension"
 )
+
+// ServiceExtension names the extension of istio.workload.Service that holds an
+// ambit.v1.ServiceExtension; its type URL is ServiceExtensionType.
+const (
+	ServiceExtension     = "ambit.dev/service"
+	ServiceExtensionType = "type.googleapis.com/ambit.v1.ServiceExtension"
+)

@@ -273,6 +273,7 @@ func DecodeService(in *workload.Service) (*Service, error) {
 		}
 		s.WeightedWaypoints = append(s.WeightedWaypoints, WeightedWaypoint{*g, ww.GetWeight()})
 	}
+	d.portNames(s)
 	if d.err != nil {
 		return nil, fmt.Errorf("service %q: %w", s.Host, d.err)
 	}

@@ -50,6 +50,7 @@ type Snapshot struct {
 	cidrs     hamt.Map[NetPrefix, []*Service] // first seen first
 	lengths   *prefixLengths                  // of the keys of cidrs
 	endpoints hamt.Map[Hostname, *EndpointSet]
+	names     hamt.Map[string, []*Workload] // pods' own DNS names; best first
 }
 
 // prefixLengths counts the ranges of each length, so that a lookup only probes
@@ -77,6 +78,7 @@ var empty = &Snapshot{
 	cidrs:     hamt.NewMap[NetPrefix, []*Service](hashNetPrefix),
 	lengths:   &prefixLengths{},
 	endpoints: hamt.NewMap[Hostname, *EndpointSet](hashHostname),
+	names:     newNames(),
 }
 
 // Empty is the snapshot of a mesh without anything.

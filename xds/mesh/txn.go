@@ -44,6 +44,7 @@ func (t *Txn) PutWorkload(w *Workload) {
 	old, _ := t.s.workloads.Get(w.UID)
 	t.s.workloads = t.s.workloads.Set(t.ed, w.UID, w)
 	t.unindexWorkload(old, w)
+	t.indexNames(old, w)
 	if w.indexedByAddr() {
 		for _, a := range w.Addrs {
 			k := NetAddr{w.Network, a}
@@ -74,6 +75,7 @@ func (t *Txn) RemoveWorkload(uid string) bool {
 	}
 	t.s.workloads = t.s.workloads.Delete(t.ed, uid)
 	t.unindexWorkload(old, nil)
+	t.indexNames(old, nil)
 	return true
 }
 

@@ -158,6 +158,7 @@ type Service struct {
 	Canonical      bool
 	Visibility     workload.Service_Visibility
 	Extensions     []Extension
+	PortNames      []PortName // from our own extension; none under other control planes
 }
 
 // Scope is one level of a routing preference.

@@ -196,6 +196,105 @@ func (x *WorkloadExtension) GetDnsNames() []string {
 	return nil
 }
 
+// ServiceExtension is the config of istio.workload.Service's extension
+// "ambit.dev/service".
+type ServiceExtension struct {
+	state         protoimpl.MessageState       `protogen:"open.v1"`
+	PortNames     []*ServiceExtension_PortName `protobuf:"bytes,1,rep,name=port_names,json=portNames,proto3" json:"port_names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceExtension) Reset() {
+	*x = ServiceExtension{}
+	mi := &file_ambit_ambit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceExtension) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceExtension) ProtoMessage() {}
+
+func (x *ServiceExtension) ProtoReflect() protoreflect.Message {
+	mi := &file_ambit_ambit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceExtension.ProtoReflect.Descriptor instead.
+func (*ServiceExtension) Descriptor() ([]byte, []int) {
+	return file_ambit_ambit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ServiceExtension) GetPortNames() []*ServiceExtension_PortName {
+	if x != nil {
+		return x.PortNames
+	}
+	return nil
+}
+
+// PortName is the name of a TCP port, for SRV records.
+type ServiceExtension_PortName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceExtension_PortName) Reset() {
+	*x = ServiceExtension_PortName{}
+	mi := &file_ambit_ambit_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceExtension_PortName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceExtension_PortName) ProtoMessage() {}
+
+func (x *ServiceExtension_PortName) ProtoReflect() protoreflect.Message {
+	mi := &file_ambit_ambit_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceExtension_PortName.ProtoReflect.Descriptor instead.
+func (*ServiceExtension_PortName) Descriptor() ([]byte, []int) {
+	return file_ambit_ambit_proto_rawDescGZIP(), []int{1, 0}
+}
+
+func (x *ServiceExtension_PortName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceExtension_PortName) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 var File_ambit_ambit_proto protoreflect.FileDescriptor
 
 const file_ambit_ambit_proto_rawDesc = "" +
@@ -213,7 +312,13 @@ const file_ambit_ambit_proto_rawDesc = "" +
 	"\tAccessLog\x12\x12\n" +
 	"\x0eACCESS_LOG_ALL\x10\x00\x12\x17\n" +
 	"\x13ACCESS_LOG_FAILURES\x10\x01\x12\x12\n" +
-	"\x0eACCESS_LOG_OFF\x10\x02B+Z)github.com/ambit-mesh/ambit/xds/api/ambitb\x06proto3"
+	"\x0eACCESS_LOG_OFF\x10\x02\"\x8a\x01\n" +
+	"\x10ServiceExtension\x12B\n" +
+	"\n" +
+	"port_names\x18\x01 \x03(\v2#.ambit.v1.ServiceExtension.PortNameR\tportNames\x1a2\n" +
+	"\bPortName\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04portB+Z)github.com/ambit-mesh/ambit/xds/api/ambitb\x06proto3"
 
 var (
 	file_ambit_ambit_proto_rawDescOnce sync.Once
@@ -228,20 +333,23 @@ func file_ambit_ambit_proto_rawDescGZIP() []byte {
 }
 
 var file_ambit_ambit_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ambit_ambit_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_ambit_ambit_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_ambit_ambit_proto_goTypes = []any{
-	(WorkloadExtension_SameNode)(0),  // 0: ambit.v1.WorkloadExtension.SameNode
-	(WorkloadExtension_AccessLog)(0), // 1: ambit.v1.WorkloadExtension.AccessLog
-	(*WorkloadExtension)(nil),        // 2: ambit.v1.WorkloadExtension
+	(WorkloadExtension_SameNode)(0),   // 0: ambit.v1.WorkloadExtension.SameNode
+	(WorkloadExtension_AccessLog)(0),  // 1: ambit.v1.WorkloadExtension.AccessLog
+	(*WorkloadExtension)(nil),         // 2: ambit.v1.WorkloadExtension
+	(*ServiceExtension)(nil),          // 3: ambit.v1.ServiceExtension
+	(*ServiceExtension_PortName)(nil), // 4: ambit.v1.ServiceExtension.PortName
 }
 var file_ambit_ambit_proto_depIdxs = []int32{
 	0, // 0: ambit.v1.WorkloadExtension.same_node:type_name -> ambit.v1.WorkloadExtension.SameNode
 	1, // 1: ambit.v1.WorkloadExtension.access_log:type_name -> ambit.v1.WorkloadExtension.AccessLog
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4, // 2: ambit.v1.ServiceExtension.port_names:type_name -> ambit.v1.ServiceExtension.PortName
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_ambit_ambit_proto_init() }
@@ -255,7 +363,7 @@ func file_ambit_ambit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ambit_ambit_proto_rawDesc), len(file_ambit_ambit_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   1,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

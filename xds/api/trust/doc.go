@@ -1,0 +1,3 @@
+// Package trust is how Ambit's control plane tells proxies of roots and
+// revocations as they change (generated).
+package trust
