@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // Proto renders a message for people: one field a line in the order of the field
@@ -19,6 +20,7 @@ func Proto(m proto.Message) string {
 }
 
 func writeMessage(b *strings.Builder, m protoreflect.Message, indent string) {
+	m = unpacked(m)
 	fields := m.Descriptor().Fields()
 	order := make([]protoreflect.FieldDescriptor, fields.Len())
 	for i := range order {
@@ -67,10 +69,21 @@ func writeValue(b *strings.Builder, name string, f protoreflect.FieldDescriptor,
 	}
 }
 
+// unpacked is what a google.protobuf.Any holds, when its type is linked in.
+func unpacked(m protoreflect.Message) protoreflect.Message {
+	if a, ok := m.Interface().(*anypb.Any); ok {
+		if inner, err := a.UnmarshalNew(); err == nil {
+			return inner.ProtoReflect()
+		}
+	}
+	return m
+}
+
 // oneLine renders a message that has nothing but a few scalars.
 func oneLine(m protoreflect.Message) (string, bool) {
 	var parts []string
 	ok := true
+	m = unpacked(m)
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)

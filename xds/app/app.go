@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/xds/ca"
+	"github.com/ambit-mesh/ambit/xds/crd"
 	"github.com/ambit-mesh/ambit/xds/delta"
 	"github.com/ambit-mesh/ambit/xds/derive"
 	"github.com/ambit-mesh/ambit/xds/dir"
@@ -49,6 +50,8 @@ type Config struct {
 
 	TrustDomain, ClusterID, ClusterDomain, Network string
 	SystemNamespace, RootNamespace                 string
+	// SameNode is how workloads of one node reach each other; "" is by their mTLS mode.
+	SameNode crd.SameNode
 
 	// DNSNames and IPs are added to those that the server's certificate has
 	// anyway.
@@ -182,6 +185,7 @@ func assemble(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.R
 	engine := derive.New(derive.Config{
 		ClusterID: c.ClusterID, TrustDomain: c.TrustDomain, SystemNamespace: c.SystemNamespace,
 		RootNamespace: c.RootNamespace, ClusterDomain: c.ClusterDomain, Network: c.Network,
+		SameNode: c.SameNode,
 	})
 	a.pipe = newPipeline(engine, a.store, boot.Scoped(log, "source"), a.ready.Block("first derivation of the source"))
 	rule := &trust{engine: engine, accounts: c.NodeAccounts}

@@ -406,7 +406,7 @@ func TestASolvedConditionLeavesTheStatus(t *testing.T) {
 	a.write("ns.yaml", fmt.Sprintf(labelled, ", labels: {istio.io/use-waypoint: wp}"))
 	a.start()
 	a.until("reported", func() bool { s := a.status(); return len(s.Problems) == 1 })
-	if text := a.status().Problems[0].Text; !strings.HasPrefix(text, "Namespace demo: WaypointUnsupported: ") {
+	if text := a.status().Problems[0].Text; !strings.HasPrefix(text, "Namespace demo: WaypointIsNotReady: ") {
 		t.Errorf("the problem reads %q", text)
 	}
 	a.write("ns.yaml", fmt.Sprintf(labelled, ""))

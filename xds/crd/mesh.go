@@ -18,6 +18,8 @@ type MeshConfig struct {
 	TrustDomain        string   `json:"trustDomain,omitempty"`
 	TrustDomainAliases []string `json:"trustDomainAliases,omitempty"`
 	RootNamespace      string   `json:"rootNamespace,omitempty"`
+	// SameNode is ours: how workloads of one node reach each other.
+	SameNode SameNode `json:"sameNode,omitempty"`
 
 	AccessLogEncoding              any `json:"accessLogEncoding,omitempty"`
 	AccessLogFile                  any `json:"accessLogFile,omitempty"`
@@ -67,6 +69,18 @@ type MeshConfig struct {
 	VerifyCertificateAtClient      any `json:"verifyCertificateAtClient,omitempty"`
 	ZoneAwareLBSetting             any `json:"zoneAwareLbSetting,omitempty"`
 }
+
+// SameNode is how a client reaches a workload on its own node.
+type SameNode string
+
+// Values of SameNode; empty follows the workload's PeerAuthentication.
+const (
+	SameNodeHBONE SameNode = "hbone"
+	SameNodeLocal SameNode = "local"
+)
+
+// Values implements Enum.
+func (SameNode) Values() []string { return []string{string(SameNodeHBONE), string(SameNodeLocal)} }
 
 // Mesh is a MeshConfig with the object it came from.
 type Mesh struct {

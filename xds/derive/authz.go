@@ -22,7 +22,7 @@ const (
 	ReasonAccepted    = "Accepted"
 	ReasonUnsupported = "UnsupportedValue"
 	ReasonConflict    = "Conflict"
-	ReasonNoWaypoint  = "WaypointUnsupported"
+	ReasonAtWaypoint  = "EnforcedByWaypoint"
 )
 
 // verdict is a policy as node proxies get it, or why they do not.
@@ -51,7 +51,7 @@ func authorize(p *crd.AuthorizationPolicy, set *settings) verdict {
 	case action == crd.ActionAudit || action == crd.ActionCustom:
 		return verdict{reason: ReasonUnsupported, notes: []string{fmt.Sprintf("action %s is not enforced at layer 4 and was not sent", action)}}
 	case p.Spec.TargetRef != nil || len(p.Spec.TargetRefs) > 0:
-		return verdict{reason: ReasonNoWaypoint, notes: []string{"targetRefs bind the policy to a waypoint, which this build does not run: it is not enforced"}}
+		return verdict{reason: ReasonAtWaypoint, notes: []string{"targetRefs bind the policy to a waypoint: node proxies do not enforce it and this build configures no waypoints"}}
 	}
 	t := &translation{ns: p.Namespace, set: set, deny: action == crd.ActionDeny}
 	a := &security.Authorization{Name: p.Name, Namespace: p.Namespace, Scope: scopeOf(p, set)}

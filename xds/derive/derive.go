@@ -10,7 +10,11 @@
 // Status do not wait for an Apply under way.
 package derive
 
-import "google.golang.org/protobuf/proto"
+import (
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/xds/crd"
+)
 
 // Config is fixed for the life of an Engine. The zero value is usable.
 type Config struct {
@@ -23,6 +27,10 @@ type Config struct {
 	RootNamespace string
 	ClusterDomain string // default cluster.local
 	Network       string // default network of workloads and services
+	// SameNode is how workloads of one node reach each other unless the mesh
+	// configuration, a namespace or a pod says otherwise. Default: local for
+	// workloads that accept plaintext, hbone for others.
+	SameNode crd.SameNode
 }
 
 // Name identifies a resource.

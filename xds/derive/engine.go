@@ -36,6 +36,9 @@ type Engine struct {
 	policies   map[nn]*crd.AuthorizationPolicy
 	peers      map[nn]*crd.PeerAuthentication
 	meshes     map[nn]*crd.Mesh
+	gw         gateways
+	tel        telemetries
+	elsewhere  set[nn] // pods with a network of their own
 	set        settings
 
 	// Indexes over the inputs.
@@ -85,6 +88,7 @@ func New(cfg Config) *Engine {
 		servicesIn: multi[string, nn]{}, serviceSelectors: newSelectorIndex(), slicesOf: multi[nn, nn]{}, slicesTo: multi[nn, nn]{},
 		policySelectors: newSelectorIndex(), peerSelectors: newSelectorIndex(),
 		wide: map[string]map[nn]*crd.PeerAuthentication{},
+		gw:   newGateways(), tel: newTelemetries(), elsewhere: set[nn]{},
 		made: map[source][]Resource{}, conditions: map[source][]Condition{},
 	}
 	e.dirty.reset()
@@ -118,8 +122,12 @@ func (e *Engine) Apply(c dir.Change) Result {
 	// Certificates must not wait for a change of the whole mesh to be computed.
 	e.placed.apply(c, e.set.trustDomain)
 	var r Result
+	e.settleGateways(&r) // marks what depends on them
 	e.compute(&r)
 	e.dirty.reset()
+	clear(e.gw.dirty)
+	clear(e.gw.dirtyNamespaces)
+	clear(e.tel.dirty)
 	slices.SortFunc(r.Upserts, func(a, b Resource) int { return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name)) })
 	slices.SortFunc(r.Removes, func(a, b Name) int { return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Name, b.Name)) })
 	r.Status = e.statusLocked()
@@ -132,6 +140,8 @@ func (e *Engine) dirtyAll() {
 	markAll(e.dirty.slices, e.slices)
 	markAll(e.dirty.policies, e.policies)
 	markAll(e.dirty.peers, e.peers)
+	markAll(e.gw.dirty, e.gw.all)
+	markAll(e.tel.dirty, e.tel.all)
 }
 
 func markAll[V any](s set[nn], from map[nn]V) {
@@ -149,17 +159,21 @@ func (e *Engine) compute(r *Result) {
 	}
 	for k := range e.dirty.services {
 		var out []Resource
-		if s := e.service(k); s != nil {
+		s, conditions := e.service(k)
+		if s != nil {
 			out = append(out, serviceResource(s))
 		}
 		e.output(r, source{"Service", k}, out)
+		e.condition(source{"Service", k}, conditions)
 	}
 	for k := range e.dirty.pods {
 		var out []Resource
-		if w := e.workload(k); w != nil {
+		w, conditions := e.workload(k)
+		if w != nil {
 			out = append(out, workloadResource(w))
 		}
 		e.output(r, source{"Pod", k}, out)
+		e.condition(source{"Pod", k}, conditions)
 	}
 	for k := range e.dirty.slices {
 		var out []Resource
@@ -167,6 +181,12 @@ func (e *Engine) compute(r *Result) {
 			out = append(out, workloadResource(w))
 		}
 		e.output(r, source{"EndpointSlice", k}, out)
+	}
+	for name := range e.gw.dirtyNamespaces {
+		e.condition(source{"Namespace", nn{"", name}}, e.namespaceConditions(name))
+	}
+	for k := range e.tel.dirty {
+		e.condition(source{"Telemetry", k}, e.telemetryConditions(k))
 	}
 	for k := range e.dirty.policies {
 		src := source{"AuthorizationPolicy", k}

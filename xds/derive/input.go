@@ -2,9 +2,11 @@ package derive
 
 import (
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/xds/crd"
 )
@@ -34,6 +36,15 @@ func (e *Engine) input(kind string, k nn, value any) {
 	case "PeerAuthentication":
 		v, _ := value.(*crd.PeerAuthentication)
 		e.inputPeer(k, v)
+	case "Gateway":
+		v, _ := value.(*crd.Gateway)
+		e.inputGateway(k, v)
+	case "GatewayClass":
+		v, _ := value.(*crd.GatewayClass)
+		e.inputGatewayClass(k.name, v)
+	case "Telemetry":
+		v, _ := value.(*crd.Telemetry)
+		e.inputTelemetry(k, v)
 	case crd.MeshConfigKind:
 		v, _ := value.(*crd.Mesh)
 		put(e.meshes, k, v)
@@ -52,7 +63,8 @@ func put[K comparable, V any](m map[K]*V, k K, v *V) (was *V) {
 }
 
 func (e *Engine) inputPod(k nn, p *corev1.Pod) {
-	if was := put(e.pods, k, p); was != nil {
+	was := put(e.pods, k, p)
+	if was != nil {
 		e.podsOnNode.remove(was.Spec.NodeName, k)
 		e.podLabels.remove(k)
 	}
@@ -61,7 +73,8 @@ func (e *Engine) inputPod(k nn, p *corev1.Pod) {
 		e.podLabels.put(k, p.Labels)
 	}
 	e.dirty.pods[k] = struct{}{}
-	e.waypointCondition(source{"Pod", k}, p)
+	e.inputNetwork(k, was, p)
+	e.use(source{"Pod", k}, labelsOf(was), labelsOf(p))
 }
 
 func (e *Engine) inputService(k nn, s *corev1.Service) {
@@ -91,13 +104,15 @@ func (e *Engine) inputService(k nn, s *corev1.Service) {
 			}
 		}
 	}
-	e.waypointCondition(source{"Service", k}, s)
+	e.serviceOfGateways(k)
+	e.use(source{"Service", k}, labelsOf(was), labelsOf(s))
 }
 
 func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 	if was := put(e.slices, k, s); was != nil {
 		if svc, ok := sliceService(was); ok {
 			e.slicesOf.remove(svc, k)
+			e.listsElsewhere(svc)
 			for pod := range slicePods(was) {
 				e.slicesTo.remove(pod, k)
 				e.markListed(svc, pod)
@@ -107,6 +122,7 @@ func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 	if s != nil {
 		if svc, ok := sliceService(s); ok {
 			e.slicesOf.add(svc, k)
+			e.listsElsewhere(svc)
 			for pod := range slicePods(s) {
 				e.slicesTo.add(pod, k)
 				e.markListed(svc, pod)
@@ -126,19 +142,48 @@ func (e *Engine) markListed(svc, pod nn) {
 
 func (e *Engine) inputNamespace(name string, ns *corev1.Namespace) {
 	was := put(e.namespaces, name, ns)
-	if annotation(was, trafficDistributionAnnotation) != annotation(ns, trafficDistributionAnnotation) {
-		for svc := range e.servicesIn[name] {
-			e.dirty.services[svc] = struct{}{}
-		}
+	e.gw.dirtyNamespaces[name] = struct{}{}
+	before, after := labelsOf(was), labelsOf(ns)
+	e.use(source{"Namespace", nn{"", name}}, before, after)
+	differs := func(before, after map[string]string, keys ...string) bool {
+		return slices.ContainsFunc(keys, func(key string) bool { return before[key] != after[key] })
 	}
-	e.waypointCondition(source{"Namespace", nn{"", name}}, ns)
+	switch {
+	case differs(before, after, namespaceLabels...), e.gw.selective > 0 && !maps.Equal(before, after),
+		differs(annotationsOf(was), annotationsOf(ns), namespaceAnnotations...):
+		e.markNamespace(name)
+	}
 }
 
-func annotation(ns *corev1.Namespace, key string) string {
-	if ns == nil {
-		return ""
+// What of a namespace its pods and services depend on; besides, waypoints may
+// choose namespaces by any label.
+var (
+	namespaceLabels = []string{
+		useWaypointLabel, waypointNamespaceLabel, canaryLabel, canaryNamespaceLabel, ingressWaypointLabel,
 	}
-	return ns.Annotations[key]
+	namespaceAnnotations = []string{
+		trafficDistributionAnnotation, canaryWeightAnnotation, sameNodeAnnotation, accessLogAnnotation,
+	}
+)
+
+// input is a pointer to an object, which may be nil.
+type input[T any] interface {
+	*T
+	metav1.Object
+}
+
+func labelsOf[T any, O input[T]](o O) map[string]string {
+	if o == nil {
+		return nil
+	}
+	return o.GetLabels()
+}
+
+func annotationsOf[T any, O input[T]](o O) map[string]string {
+	if o == nil {
+		return nil
+	}
+	return o.GetAnnotations()
 }
 
 func (e *Engine) inputNode(name string, n *corev1.Node) {

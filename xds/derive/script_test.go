@@ -142,5 +142,14 @@ func (e *Engine) objects() []*dir.Object {
 	for k, v := range e.meshes {
 		add("MeshConfig", k, v)
 	}
+	for k, v := range e.gw.all {
+		add("Gateway", k, v)
+	}
+	for name, v := range e.gw.classes {
+		add("GatewayClass", nn{"", name}, v)
+	}
+	for k, v := range e.tel.all {
+		add("Telemetry", k, v)
+	}
 	return out
 }

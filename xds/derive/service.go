@@ -1,6 +1,7 @@
 package derive
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -108,17 +109,21 @@ func (e *Engine) hostname(svc nn) string {
 // serviceKey is the service's resource name and its key in Workload.services.
 func (e *Engine) serviceKey(svc nn) string { return svc.ns + "/" + e.hostname(svc) }
 
-// service builds the resource of one service, nil when it is not in the mesh.
-func (e *Engine) service(k nn) *workload.Service {
+// service builds the resource of one service, nil when it is not in the mesh,
+// and says what of it is not in force.
+func (e *Engine) service(k nn) (*workload.Service, []Condition) {
 	s := e.services[k]
 	if s == nil || !inMesh(s) {
-		return nil
+		return nil, nil
 	}
+	b := e.bind(bound{source: source{"Service", k}, meta: &s.ObjectMeta, traffic: trafficService})
 	w := &workload.Service{
 		Name: k.name, Namespace: k.ns, Hostname: e.hostname(k),
 		Canonical:     true, // a Kubernetes service wins over other sources of its hostname
 		LoadBalancing: e.loadBalancing(s),
 		IpFamilies:    families(s.Spec.IPFamilies),
+		Waypoint:      b.waypoint, WeightedWaypoints: b.weighted, IngressUseWaypoint: b.ingress,
+		SubjectAltNames: e.subjectAltNames(k, s),
 	}
 	for _, a := range clusterIPs(s) {
 		w.Addresses = append(w.Addresses, &workload.NetworkAddress{Network: e.set.network, Address: a.AsSlice()})
@@ -129,7 +134,34 @@ func (e *Engine) service(k nn) *workload.Service {
 	if strings.TrimSpace(s.Annotations[exportToAnnotation]) == "." {
 		w.Visibility = workload.Service_NAMESPACE
 	}
-	return w
+	return w, append(b.conditions, serviceConditions(k, s)...)
+}
+
+// Conditions of annotations and fields of a Service.
+const (
+	ConditionTrafficDistribution = "ambit.dev/TrafficDistributionAccepted"
+	ConditionExportTo            = "ambit.dev/ExportToAccepted"
+)
+
+// serviceConditions says which of a service's settings mean nothing here.
+func serviceConditions(k nn, s *corev1.Service) []Condition {
+	var out []Condition
+	bad := func(typ, format string, args ...any) {
+		out = append(out, Condition{
+			Kind: "Service", Namespace: k.ns, Name: k.name, Type: typ, Status: "False", Reason: ReasonUnsupported, Message: fmt.Sprintf(format, args...),
+		})
+	}
+	v, where := s.Annotations[trafficDistributionAnnotation], "annotation "+trafficDistributionAnnotation
+	if s.Spec.TrafficDistribution != nil {
+		v, where = *s.Spec.TrafficDistribution, "spec.trafficDistribution"
+	}
+	if v != "" && !strings.EqualFold(v, "any") && preference(v) == nil {
+		bad(ConditionTrafficDistribution, "%s: %q: valid are PreferClose, PreferSameZone, PreferSameNode; endpoints everywhere are used alike", where, v)
+	}
+	if v := strings.TrimSpace(s.Annotations[exportToAnnotation]); v != "" && v != "." && v != "*" {
+		bad(ConditionExportTo, "annotation %s: %q: node proxies know \".\" (its own namespace) and \"*\" only, every namespace sees the service: write . to hide it, or deny with an AuthorizationPolicy", exportToAnnotation, v)
+	}
+	return out
 }
 
 func families(fs []corev1.IPFamily) workload.IPFamilies {

@@ -1,6 +1,7 @@
 package derive
 
 import (
+	"cmp"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,21 +37,22 @@ type settings struct {
 	trustDomains []string
 	// roots are the namespaces whose policies without a selector are mesh-wide;
 	// the first one holds what the control plane adds itself.
-	roots   []string
-	network string
+	roots    []string
+	network  string
+	sameNode crd.SameNode // "": by the workload's PeerAuthentication
 }
 
 func (s *settings) isRoot(ns string) bool { return slices.Contains(s.roots, ns) }
 
 func (s *settings) equal(o *settings) bool {
-	return s.trustDomain == o.trustDomain && s.network == o.network &&
+	return s.trustDomain == o.trustDomain && s.network == o.network && s.sameNode == o.sameNode &&
 		slices.Equal(s.trustDomains, o.trustDomains) && slices.Equal(s.roots, o.roots)
 }
 
 // settle computes the settings from the configuration, the mesh configuration
 // (found in the root namespace) and labels of the root namespaces.
 func settle(cfg Config, meshes map[nn]*crd.Mesh, namespaces map[string]*corev1.Namespace) settings {
-	s := settings{trustDomain: cfg.TrustDomain, roots: []string{cfg.SystemNamespace, istioNamespace}, network: cfg.Network}
+	s := settings{trustDomain: cfg.TrustDomain, roots: []string{cfg.SystemNamespace, istioNamespace}, network: cfg.Network, sameNode: cfg.SameNode}
 	if cfg.RootNamespace != "" {
 		s.roots = []string{cfg.RootNamespace}
 	}
@@ -66,6 +68,7 @@ func settle(cfg Config, meshes map[nn]*crd.Mesh, namespaces map[string]*corev1.N
 			s.trustDomain = mesh.TrustDomain
 		}
 		s.trustDomains = mesh.TrustDomainAliases
+		s.sameNode = cmp.Or(mesh.SameNode, s.sameNode)
 		if mesh.RootNamespace != "" && cfg.RootNamespace == "" {
 			s.roots = []string{mesh.RootNamespace}
 		}

@@ -1,6 +1,7 @@
 package derive
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"net/netip"
@@ -50,15 +51,19 @@ func serviceAccountOf(p *corev1.Pod) string {
 
 func (e *Engine) podUID(k nn) string { return e.cfg.ClusterID + "//Pod/" + k.ns + "/" + k.name }
 
-// workload builds the resource of one pod, nil when it is not served.
-func (e *Engine) workload(k nn) *workload.Workload {
+// workload builds the resource of one pod, nil when it is not served, and says
+// what of it is not in force.
+func (e *Engine) workload(k nn) (*workload.Workload, []Condition) {
 	p := e.pods[k]
-	if p == nil || terminal(p) {
-		return nil
+	if p == nil {
+		return nil, nil
 	}
+	src := source{"Pod", k}
+	b := e.bind(bound{source: src, meta: &p.ObjectMeta, traffic: trafficWorkload})
+	conditions := append(b.conditions, e.extensionConditions(src, p.Annotations)...)
 	addrs := podAddrs(p)
-	if len(addrs) == 0 {
-		return nil
+	if terminal(p) || len(addrs) == 0 {
+		return nil, conditions
 	}
 	w := &workload.Workload{
 		Uid: e.podUID(k), Name: k.name, Namespace: k.ns,
@@ -71,7 +76,10 @@ func (e *Engine) workload(k nn) *workload.Workload {
 		Locality:              e.podLocality(p),
 		Services:              e.podServices(k, p),
 		AuthorizationPolicies: e.podPolicies(k, p),
+		Waypoint:              b.waypoint,
+		ApplicationTunnel:     e.applicationTunnel(k, p),
 	}
+	w.NetworkGateway = e.networkGateway(w.Network)
 	for _, a := range addrs {
 		w.Addresses = append(w.Addresses, a.AsSlice())
 	}
@@ -86,7 +94,8 @@ func (e *Engine) workload(k nn) *workload.Workload {
 	w.WorkloadName, w.WorkloadType = owner(p)
 	w.CanonicalName = firstLabel(p, w.WorkloadName, canonicalNameLabel, "app.kubernetes.io/name", "app")
 	w.CanonicalRevision = firstLabel(p, "latest", canonicalRevisionLabel, "app.kubernetes.io/version", "version")
-	return w
+	extend(w, e.extension(k, p, w))
+	return w, conditions
 }
 
 // unless leaves out what the reader assumes anyway (facts: decode defaults).
@@ -107,10 +116,7 @@ func firstLabel(p *corev1.Pod, fallback string, keys ...string) string {
 }
 
 func (e *Engine) podNetwork(p *corev1.Pod) string {
-	if n := p.Labels[networkLabel]; n != "" {
-		return n
-	}
-	return e.set.network
+	return cmp.Or(networkOf(p), e.set.network)
 }
 
 func health(p *corev1.Pod) workload.WorkloadStatus {

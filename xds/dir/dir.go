@@ -20,7 +20,7 @@ import (
 // Object is one decoded object. Value is a pointer to the Go type of its kind:
 // *corev1.Pod, *corev1.Service, *discoveryv1.EndpointSlice, *corev1.Namespace,
 // *corev1.Node, *corev1.ServiceAccount, *crd.PeerAuthentication,
-// *crd.AuthorizationPolicy, or *crd.Mesh for the key `mesh` of a ConfigMap named
+// *crd.AuthorizationPolicy, *crd.Telemetry, *crd.Gateway, *crd.GatewayClass, or *crd.Mesh for the key `mesh` of a ConfigMap named
 // `istio` (whose kind is crd.MeshConfigKind).
 type Object struct {
 	GVK       schema.GroupVersionKind

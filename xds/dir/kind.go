@@ -65,6 +65,8 @@ func clusterNames(group string, versions []string, u use, kinds ...string) []kin
 var (
 	v1            = []string{"v1"}
 	istioVersions = []string{"v1", "v1beta1", "v1alpha3"}
+
+	gatewayVersions = []string{"v1", "v1beta1"}
 )
 
 // kinds is every kind that is known, with the newest version first.
@@ -82,6 +84,10 @@ var kinds = slices.Concat(
 		{group: crd.NetworkingGroup, versions: istioVersions, kind: "WorkloadEntry", typ: reflect.TypeFor[crd.WorkloadEntry](), use: enforced},
 		// Machines register themselves with a control plane that offers it; ours does not.
 		{group: crd.NetworkingGroup, versions: istioVersions, kind: "WorkloadGroup", typ: reflect.TypeFor[crd.WorkloadGroup](), use: unenforced},
+
+		{group: crd.TelemetryGroup, versions: []string{"v1", "v1alpha1"}, kind: "Telemetry", typ: reflect.TypeFor[crd.Telemetry](), use: enforced},
+		{group: crd.GatewayGroup, versions: gatewayVersions, kind: "Gateway", typ: reflect.TypeFor[crd.Gateway](), use: enforced},
+		atCluster(kindInfo{group: crd.GatewayGroup, versions: gatewayVersions, kind: "GatewayClass", typ: reflect.TypeFor[crd.GatewayClass](), use: enforced}),
 
 		typed[corev1.ConfigMap]("", "v1", "ConfigMap", irrelevant), // but for the mesh configuration, see document.go
 		typed[corev1.Secret]("", "v1", "Secret", irrelevant),
@@ -118,10 +124,8 @@ var kinds = slices.Concat(
 
 	names(crd.NetworkingGroup, istioVersions, unenforced, "VirtualService", "DestinationRule", "Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig"),
 	names(crd.SecurityGroup, []string{"v1", "v1beta1"}, unenforced, "RequestAuthentication"),
-	names("telemetry.istio.io", []string{"v1", "v1alpha1"}, unenforced, "Telemetry"),
 	names("extensions.istio.io", []string{"v1alpha1"}, unenforced, "WasmPlugin", "TrafficExtension"),
-	names("gateway.networking.k8s.io", []string{"v1", "v1beta1", "v1alpha2", "v1alpha3"}, unenforced, "Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "ReferenceGrant", "BackendTLSPolicy", "ListenerSet"),
-	clusterNames("gateway.networking.k8s.io", []string{"v1", "v1beta1"}, unenforced, "GatewayClass"),
+	names(crd.GatewayGroup, []string{"v1", "v1beta1", "v1alpha2", "v1alpha3"}, unenforced, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "ReferenceGrant", "BackendTLSPolicy", "ListenerSet"),
 	names("gateway.networking.x-k8s.io", []string{"v1alpha1"}, unenforced, "XBackendTrafficPolicy", "XListenerSet", "XMesh"),
 	names("inference.networking.k8s.io", v1, unenforced, "InferencePool"),
 )

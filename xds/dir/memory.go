@@ -32,7 +32,13 @@ func openMemory(dir string, log *slog.Logger) *memory {
 
 // remembered reports whether losing an object of a kind could allow more.
 func remembered(kind string) bool {
-	return kind == "AuthorizationPolicy" || kind == "PeerAuthentication" || kind == crd.MeshConfigKind
+	switch kind {
+	case "AuthorizationPolicy", "PeerAuthentication", crd.MeshConfigKind:
+		return true
+	case "Gateway": // without its waypoint, traffic goes past layer 7 policy
+		return true
+	}
+	return false
 }
 
 // memoryEntry is the content of a file.

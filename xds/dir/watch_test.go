@@ -246,7 +246,7 @@ kind: VirtualService
 metadata: {name: a}
 spec: {anything: [goes, here]}
 ---
-apiVersion: gateway.networking.k8s.io/v1
+apiVersion: networking.istio.io/v1
 kind: Gateway
 metadata: {name: a}
 ---
@@ -263,7 +263,7 @@ data: {mesh: "enableTracing: true"}
 	for _, p := range c.Problems {
 		t.Error(p)
 	}
-	if got, want := fmt.Sprint(c.Unenforced), "map[Gateway.gateway.networking.k8s.io:1 MeshConfig.enableTracing:1 VirtualService:1]"; got != want {
+	if got, want := fmt.Sprint(c.Unenforced), "map[Gateway.networking.istio.io:1 MeshConfig.enableTracing:1 VirtualService:1]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if len(c.Upserts) != 1 || c.Upserts[0].GVK.Kind != "MeshConfig" {

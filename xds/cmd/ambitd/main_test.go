@@ -36,6 +36,7 @@ func TestCommandLine(t *testing.T) {
 		{"--source kube:", 2, "", "give dir:PATH"},
 		{"--source dir:/none --log-level loud --state-dir x", 2, "", "unknown level"},
 		{"--source dir:/no/such/place --state-dir " + state, 1, "", "no such file or directory (create it"},
+		{"--source dir:/x --same-node loca --state-dir x", 2, "", "valid are hbone, local"},
 		{"token", 2, "", "give --state-dir"},
 		{"token --state-dir " + state + " --pod p", 2, "", "go together"},
 		{"token --state-dir " + state + " --ttl -1s", 1, "", "not positive"},

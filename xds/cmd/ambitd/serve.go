@@ -6,10 +6,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/xds/app"
 	"github.com/ambit-mesh/ambit/xds/boot"
+	"github.com/ambit-mesh/ambit/xds/crd"
 )
 
 // serveFlags are ambitd's flags before they are checked.
@@ -30,6 +32,13 @@ func parseServe(args []string, stderr io.Writer) (*serveFlags, error) {
 	set.StringVar(&f.TrustDomain, "trust-domain", "cluster.local", "trust domain, unless the mesh configuration names one")
 	set.StringVar(&f.ClusterID, "cluster-id", "Kubernetes", "name of this cluster in resource names")
 	set.StringVar(&f.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of services")
+	set.Func("same-node", "how workloads of one node reach each other: hbone or local; default: local where plaintext is accepted", func(v string) error {
+		f.SameNode = crd.SameNode(v)
+		if !slices.Contains(f.SameNode.Values(), v) {
+			return errors.New("valid are hbone, local")
+		}
+		return nil
+	})
 	set.StringVar(&f.Network, "network", "", "name of the network that pods are on")
 	set.StringVar(&f.SystemNamespace, "namespace", "ambit-system", "namespace that ambitd and the node proxies run in")
 	set.StringVar(&f.RootNamespace, "root-namespace", "", "namespace of mesh-wide policy; default: what the mesh configuration says")
