@@ -74,7 +74,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
 	if outbound.OwnPort(dst.Port()) || dst == outbound.AddrPort(down.LocalAddr()) {
-		return flow.Flagged(flow.FlagConnect, outbound.ErrSelfCall)
+		return flow.Failed(flow.ReasonSelfCall, outbound.ErrSelfCall)
 	}
 	self, err := p.cfg.Self(ctx)
 	if err != nil {
@@ -121,7 +121,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 		if t, ok := errors.AsType[*TargetError](err); ok {
 			status = t.Status
 		}
-		return reject(status, flow.Flagged(flow.FlagConnect, err))
+		return reject(status, flow.Failed(flow.ReasonBadRequest, err))
 	}
 	c.Describe()
 	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Peer: r.Peer, Src: rec.SrcAddr, Dst: target.Addr}}); err != nil {
@@ -138,7 +138,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 	s, err := r.Accept(head...)
 	if err != nil {
 		relay.Reset(app) // the client is gone
-		return flow.Flagged(flow.FlagConnect, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
+		return flow.Failed(flow.ReasonClientGone, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
 	}
 	return flow.Cause(ctx, relay.Join(ctx, s, app, c.Stats))
 }
@@ -164,7 +164,7 @@ func peerWorkload(m *mesh.Snapshot, network string, a netip.Addr, peer identity.
 // dialError says whether the connection was cut meanwhile or the application
 // did not take it.
 func (p *Proxy) dialError(ctx context.Context, dst netip.AddrPort, err error) error {
-	return flow.Cause(ctx, flow.Flagged(flow.FlagConnect, fmt.Errorf("dial application at %s: %w", dst, err)))
+	return flow.Cause(ctx, flow.DialFailed(true, fmt.Errorf("dial application at %s: %w", dst, err)))
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

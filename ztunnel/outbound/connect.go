@@ -22,7 +22,7 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (relay.Con
 	plan, err := Route(m, r)
 	describe(c.Record(), plan, r.Dst)
 	if err != nil {
-		return nil, flow.Flagged(flow.FlagConnect, err)
+		return nil, nowhere(err)
 	}
 	up, err := p.reach(ctx, c, &plan, r)
 	if err == nil || ctx.Err() != nil || !endpointFault(err) {

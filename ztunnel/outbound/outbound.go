@@ -15,7 +15,6 @@ package outbound
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -101,7 +100,7 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
 	if dst == AddrPort(down.LocalAddr()) {
-		return ErrSelfCall // nothing redirected it: it was made to this port
+		return flow.Failed(flow.ReasonSelfCall, ErrSelfCall) // nothing redirected it: it was made to this port
 	}
 	self, err := p.cfg.Self(ctx)
 	if err != nil {
@@ -162,44 +161,6 @@ func (p *Proxy) key(c *flow.Conn, plan Plan, r Request) hbone.Key {
 		k.SrcAddr = src
 	}
 	return k
-}
-
-// explain turns a tunnel's failure into who refused and why, with its flag.
-func explain(err error, plan Plan) error {
-	if err == nil {
-		return nil
-	}
-	if s, ok := errors.AsType[*hbone.StatusError](err); ok {
-		switch s.Code {
-		case 401:
-			return flow.Flagged(flow.FlagDeny, fmt.Errorf("denied by destination's policy: %s refused %s: %w", plan.Addr, plan.Authority, err))
-		case 503:
-			return flow.Flagged(flow.FlagConnect, fmt.Errorf("%s could not reach %s (does the application listen there?): %w", plan.Addr, plan.Authority, err))
-		}
-		return flow.Flagged(flow.FlagConnect, fmt.Errorf("%s refused %s: %w", plan.Addr, plan.Authority, err))
-	}
-	if u, ok := errors.AsType[*cert.UnavailableError](err); ok {
-		return flow.Flagged(flow.FlagIdentity, u)
-	}
-	if r, ok := errors.AsType[*ResolveError](err); ok {
-		return flow.Flagged(flow.FlagConnect, r)
-	}
-	d, ok := errors.AsType[*hbone.DialError](err)
-	if !ok {
-		return flow.Flagged(flow.FlagConnect, err)
-	}
-	if _, ok := errors.AsType[*cert.RevokedError](err); ok {
-		return flow.Flagged(flow.FlagCertRevoked, err)
-	}
-	switch {
-	case d.Stage == hbone.StageTLS:
-		return flow.Flagged(flow.FlagTLS, err)
-	case d.Stage == hbone.StageH2:
-		return flow.Flagged(flow.FlagH2, err)
-	case d.Stage == hbone.StageTCP && d.Timeout():
-		return flow.Flagged(flow.FlagNetworkPolicy, err)
-	}
-	return flow.Flagged(flow.FlagConnect, err)
 }
 
 // AddrPort is the address of a socket, IPv4-mapped ones as IPv4; the zero value
