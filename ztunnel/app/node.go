@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/resolve"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -50,6 +51,8 @@ type node struct {
 	flow    *flow.Table
 	tunnels *hbone.Dialer
 	ledger  *ledger.Ledger
+	health  *outbound.Health
+	names   *resolve.Resolver
 	changed *broadcast
 
 	mu      sync.Mutex
@@ -76,6 +79,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
+	n.health, n.names = outbound.NewHealth(reg), resolve.New(resolve.Config{Registerer: reg})
 	n.certs.Trust().OnChange(func(removed bool) {
 		if removed { // a tunnel's peer may no longer be trusted: each proves itself again
 			n.tunnels.CloseMatching(func(hbone.Key) bool { return true })
@@ -188,6 +192,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
 		Pod: p.UID, Tunnel: stay, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
+		Resolver: n.names, Health: n.health,
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
 			return dialed(pn.connect(ctx, d, "tcp", addr.String()))
@@ -195,7 +200,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	})
 	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
-		NoBaggage: !n.cfg.ResponseBaggage})
+		NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel})
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
 		Handler: in.ServeConnect, Opened: n.track(cert.Destination),
