@@ -75,7 +75,7 @@ type dirty struct {
 }
 
 // computed counts what one Apply computed, for tests of incrementality.
-type computed struct{ Pods, Services, Slices, Policies, Peers int }
+type computed struct{ Pods, Services, Slices, Policies, Peers, Gateways, Telemetries int }
 
 // New returns an engine without objects.
 func New(cfg Config) *Engine {
@@ -152,7 +152,10 @@ func markAll[V any](s set[nn], from map[nn]V) {
 
 // compute makes every dirty input's resources again.
 func (e *Engine) compute(r *Result) {
-	e.computed = computed{len(e.dirty.pods), len(e.dirty.services), len(e.dirty.slices), len(e.dirty.policies), len(e.dirty.peers)}
+	e.computed = computed{
+		Pods: len(e.dirty.pods), Services: len(e.dirty.services), Slices: len(e.dirty.slices),
+		Policies: len(e.dirty.policies), Peers: len(e.dirty.peers), Gateways: len(e.gw.dirty), Telemetries: len(e.tel.dirty),
+	}
 	if e.dirty.all {
 		strict := strictPolicy(e.set.roots[0])
 		e.output(r, source{"static", nn{}}, []Resource{authorizationResource(strict.Namespace+"/"+strict.Name, strict)})

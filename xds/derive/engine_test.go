@@ -2,6 +2,7 @@ package derive
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -145,13 +146,21 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 		}
 		change := func() (o *dir.Object) {
 			ns := pick("n", "m", "ambit-system", "istio-system")
-			switch rnd.IntN(8) {
+			switch rnd.IntN(13) {
 			case 0:
-				s := testService(ns, pick("s1", "s2"), pick("a", "b"), rnd.IntN(100))
+				o := testService(ns, pick("s1", "s2", "wp"), pick("a", "b"), rnd.IntN(100))
+				s := o.Value.(*corev1.Service)
+				s.ObjectMeta = randomLabels(rnd, s.ObjectMeta)
 				if rnd.IntN(2) == 0 {
-					s.Value.(*corev1.Service).Spec.Selector = nil
+					s.Spec.Selector = nil
 				}
-				return s
+				if rnd.IntN(3) == 0 {
+					s.Spec.ClusterIP = corev1.ClusterIPNone
+				}
+				if rnd.IntN(3) == 0 {
+					s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: pick("198.51.100.1", "198.51.100.2")}}
+				}
+				return o
 			case 6:
 				return testSlice(ns, pick("e1", "e2"), pick("s1", "s2"), pick("pod1", "pod2", ""), rnd.IntN(3))
 			case 1:
@@ -164,9 +173,17 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 				m := &crd.Mesh{Config: crd.MeshConfig{TrustDomain: pick("", "td"), RootNamespace: pick("", "", "m")}}
 				return object("MeshConfig", pick("ambit-system", "istio-system"), "istio", m)
 			case 5:
-				return object("Namespace", "", ns, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns, Annotations: map[string]string{trafficDistributionAnnotation: pick("", "PreferClose")}}})
+				return object("Namespace", "", ns, &corev1.Namespace{ObjectMeta: randomLabels(rnd, metav1.ObjectMeta{Name: ns, Annotations: map[string]string{trafficDistributionAnnotation: pick("", "PreferClose")}})})
+			case 7:
+				return randomGateway(rnd, ns)
+			case 8:
+				class := &crd.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: pick(classWaypoint, "own"), Labels: map[string]string{waypointForLabel: pick("", "all")}, Annotations: map[string]string{inboundBindingAnnotation: pick("PROXY/15088", "NONE")}}}
+				class.Spec.ControllerName = pick(controllerWaypoint, "x")
+				return object("GatewayClass", "", class.Name, class)
+			case 9:
+				return randomTelemetry(rnd, ns, selector())
 			default:
-				return testPod(ns, pick("pod1", "pod2", "pod3"), pick("node", "other"), "sa", pick("a", "b"), rnd.IntN(50))
+				return randomPod(rnd, testPod(ns, pick("pod1", "pod2", "pod3"), pick("node", "other"), "sa", pick("a", "b"), rnd.IntN(50)))
 			}
 		}
 		for range 200 {
@@ -208,6 +225,92 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 			t.Fatalf("seed %d", seed)
 		}
 	}
+}
+
+// randomLabels adds what binds objects to waypoints and to our own settings.
+func randomLabels(rnd *rand.Rand, m metav1.ObjectMeta) metav1.ObjectMeta {
+	m.Labels, m.Annotations = maps.Clone(m.Labels), maps.Clone(m.Annotations)
+	if m.Labels == nil {
+		m.Labels = map[string]string{}
+	}
+	if m.Annotations == nil {
+		m.Annotations = map[string]string{}
+	}
+	for key, values := range map[string][]string{
+		useWaypointLabel: {"wp", "none", "wp2"}, waypointNamespaceLabel: {"n", "m"},
+		canaryLabel: {"wp2"}, ingressWaypointLabel: {"true", "x"}, networkLabel: {"net1", "net2"},
+		gatewayNameLabel: {"wp"}, gatewayManagedLabel: {"istio.io-mesh-controller"}, "team": {"a", "b"},
+	} {
+		if v := values[rnd.IntN(len(values))]; rnd.IntN(4) == 0 {
+			m.Labels[key] = v
+		}
+	}
+	for key, values := range map[string][]string{
+		canaryWeightAnnotation: {"20", "x"}, sameNodeAnnotation: {"hbone", "local", "x"}, accessLogAnnotation: {"off", "failures", "x"},
+		redirectionAnnotation: {"enabled"},
+	} {
+		if v := values[rnd.IntN(len(values))]; rnd.IntN(4) == 0 {
+			m.Annotations[key] = v
+		}
+	}
+	return m
+}
+
+func randomPod(rnd *rand.Rand, o *dir.Object) *dir.Object {
+	p := o.Value.(*corev1.Pod)
+	p.ObjectMeta = randomLabels(rnd, p.ObjectMeta)
+	if rnd.IntN(4) == 0 {
+		p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+	}
+	if rnd.IntN(3) == 0 {
+		p.Spec.Hostname, p.Spec.Subdomain = "h", "s1"
+	}
+	return o
+}
+
+func randomGateway(rnd *rand.Rand, ns string) *dir.Object {
+	pick := func(s ...string) string { return s[rnd.IntN(len(s))] }
+	g := &crd.Gateway{ObjectMeta: randomLabels(rnd, metav1.ObjectMeta{Namespace: ns, Name: pick("wp", "wp2")})}
+	g.Labels[waypointForLabel] = pick("", "service", "workload", "all", "none", "x")
+	g.Spec.GatewayClassName = pick(classWaypoint, classEastWest, classRemote, classIngress, "own")
+	from := crd.FromNamespaces(pick("", "Same", "All", "Selector"))
+	g.Spec.Listeners = []*crd.Listener{{Name: "mesh", Port: int32(15008 + rnd.IntN(2)), Protocol: pick(protocolHBONE, "HTTP")}}
+	if from != "" {
+		r := &crd.RouteNamespaces{From: from}
+		if from == crd.FromSelector {
+			r.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": pick("a", "b")}}
+		}
+		g.Spec.Listeners[0].AllowedRoutes = &crd.AllowedRoutes{Namespaces: r}
+	}
+	switch rnd.IntN(4) {
+	case 0:
+		g.Status.Addresses = []crd.GatewayAddress{{Type: pick("", crd.AddressIP, crd.AddressHostname), Value: pick("192.0.2.1", "wp.n.svc.cluster.local")}}
+	case 1:
+		g.Status.Conditions = []any{"x"}
+	case 2:
+		g.Spec.Addresses = []crd.GatewayAddress{{Value: pick("192.0.2.8", "192.0.2.9")}}
+	}
+	return object("Gateway", ns, g.Name, g)
+}
+
+func randomTelemetry(rnd *rand.Rand, ns string, selector map[string]string) *dir.Object {
+	pick := func(s ...string) string { return s[rnd.IntN(len(s))] }
+	t := &crd.Telemetry{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pick("t1", "t2")}}
+	if selector != nil {
+		t.Spec.Selector = &crd.Selector{MatchLabels: selector}
+	}
+	for range rnd.IntN(3) {
+		off := rnd.IntN(2) == 0
+		a := &crd.AccessLogging{Match: &crd.AccessLogMatch{Mode: crd.WorkloadMode(pick("", "CLIENT", "SERVER"))}, Disabled: &off}
+		if rnd.IntN(2) == 0 {
+			a.Filter = &crd.AccessLogFilter{Expression: pick("response.code >= 400", "x")}
+		}
+		t.Spec.AccessLogging = append(t.Spec.AccessLogging, a)
+	}
+	if rnd.IntN(4) == 0 {
+		t.Spec.Metrics = []any{"x"}
+	}
+	return object("Telemetry", ns, t.Name, t)
 }
 
 func TestCertificateView(t *testing.T) {

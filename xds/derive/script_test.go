@@ -46,7 +46,14 @@ func TestScripts(t *testing.T) {
 func render(e *Engine, c dir.Change, r Result, seen map[Condition]bool) string {
 	var b strings.Builder
 	n := e.computed
-	fmt.Fprintf(&b, "computed %d pods, %d services, %d slices, %d authorizations, %d peer authentications\n", n.Pods, n.Services, n.Slices, n.Policies, n.Peers)
+	fmt.Fprintf(&b, "computed %d pods, %d services, %d slices, %d authorizations, %d peer authentications", n.Pods, n.Services, n.Slices, n.Policies, n.Peers)
+	if n.Gateways > 0 {
+		fmt.Fprintf(&b, ", %d gateways", n.Gateways)
+	}
+	if n.Telemetries > 0 {
+		fmt.Fprintf(&b, ", %d telemetries", n.Telemetries)
+	}
+	b.WriteByte('\n')
 	for _, p := range c.Problems {
 		fmt.Fprintf(&b, "problem %s\n", p)
 	}
