@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -52,6 +53,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelCo
 	if n, err := boot.RaiseNoFile(); err != nil {
 		log.Warn("open files stay limited", "limit", n, "error", err.Error())
 	}
+	if cfg.Workers > 0 && cfg.Workers != runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(cfg.Workers)
+	}
 	a, err := newApp(cfg, log, reg)
 	if err != nil {
 		return err
@@ -74,14 +78,14 @@ type app struct {
 
 func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error) {
 	ca, err := cert.NewClient(cert.CAConfig{
-		Target: cfg.CAAddress, TLS: serverRoots("CA_ROOT_CA", cfg.CARootCA, cfg.CAAddress, cfg.AltCAHostname),
+		Target: cfg.CAAddress, TLS: cfg.serverTLS("CA_ROOT_CA", cfg.CARootCA, cfg.CAAddress, cfg.AltCAHostname),
 		Token: cfg.token, ClusterID: cfg.ClusterID, Headers: cfg.CAHeaders,
 	})
 	if err != nil {
 		return nil, err
 	}
 	a := assemble(cfg, log, reg, ca)
-	a.ca, a.xdsTLS = ca, serverRoots("XDS_ROOT_CA", cfg.XDSRootCA, cfg.XDSAddress, cfg.AltXDSHostname)
+	a.ca, a.xdsTLS = ca, cfg.serverTLS("XDS_ROOT_CA", cfg.XDSRootCA, cfg.XDSAddress, cfg.AltXDSHostname)
 	return a, nil
 }
 
@@ -94,7 +98,7 @@ func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority 
 		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
 			return a.node.serve(p, podNet{connect: p.NS.Dial, originalDst: originalDst}), nil
 		},
-		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled,
+		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled, NoPortReuse: !cfg.InpodPortReuse, Liveness: cfg.liveness(),
 		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,
 	})
 	reg.MustRegister(istioBuild())

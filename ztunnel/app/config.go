@@ -1,6 +1,7 @@
 package app
 
 import (
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // Config of the process. Every field is an environment variable of the
@@ -283,4 +286,28 @@ func (c *Config) token() (string, error) {
 		return c.AuthToken, nil
 	}
 	return "", fmt.Errorf("AUTH_TOKEN: %w (the node's token must be mounted or given)", err)
+}
+
+func (c *Config) liveness() sockopt.Liveness {
+	return sockopt.Liveness{Off: !c.KeepaliveEnabled, Idle: c.KeepaliveTime, Interval: c.KeepaliveInterval, Count: c.KeepaliveRetries, UserTimeout: c.UserTimeout}
+}
+
+func (c *Config) windows() hbone.Windows {
+	return hbone.Windows{Stream: c.StreamWindow, Connection: c.ConnectionWindow, Frame: c.FrameSize}
+}
+
+// serverTLS is how the control plane is reached: as any server, and under the
+// same rule for key exchange as the mesh itself.
+func (c *Config) serverTLS(setting, roots, target, name string) func() (*tls.Config, error) {
+	get := serverRoots(setting, roots, target, name)
+	if c.CompliancePolicy != "pqc" {
+		return get
+	}
+	return func() (*tls.Config, error) {
+		cfg, err := get()
+		if err == nil {
+			cfg.MinVersion, cfg.CurvePreferences = tls.VersionTLS13, []tls.CurveID{tls.X25519MLKEM768}
+		}
+		return cfg, err
+	}
 }

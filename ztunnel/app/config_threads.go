@@ -39,6 +39,9 @@ func (t threads) workers() (int, error) {
 	if count == 0 {
 		count = cpus
 	}
+	if n := runtime.GOMAXPROCS(0); limit == 0 && t.cpus == 0 && n < cpus {
+		limit = n // the runtime has found a limit of our control group
+	}
 	share := func(percent float64) int { return max(1, int(math.Ceil(float64(count)*percent/100))) }
 	switch v := t.workerThreads; {
 	case v == "" || v == "auto":

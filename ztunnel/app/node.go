@@ -72,11 +72,12 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
 	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
+		TLS12: cfg.TLS12, PostQuantum: cfg.CompliancePolicy == "pqc",
 		Logger: boot.Scoped(log, "cert"), Registerer: reg})
 	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
 		DialTransport: n.dialTransport, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
-		MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
+		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
 	n.health, n.names = outbound.NewHealth(reg), resolve.New(resolve.Config{Registerer: reg})
@@ -102,16 +103,16 @@ func (n *node) dialTransport(ctx context.Context, k hbone.Key) (net.Conn, error)
 	if k.SrcAddr.IsValid() && !k.SrcAddr.IsLoopback() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(k.SrcAddr, 0))
 	}
-	return dialed(p.connect(ctx, d, "tcp", k.Addr.String()))
+	return n.dialed(p.connect(ctx, d, "tcp", k.Addr.String()))
 }
 
 // dialed gives a new socket the mesh's keepalive.
-func dialed(c net.Conn, err error) (net.Conn, error) {
+func (n *node) dialed(c net.Conn, err error) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
 	if t, ok := c.(*net.TCPConn); ok {
-		if err := sockopt.Keepalive(t); err != nil {
+		if err := n.cfg.liveness().Set(t); err != nil {
 			_ = t.Close() // err says more
 			return nil, fmt.Errorf("set keepalive: %w", err)
 		}
@@ -195,22 +196,22 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		Resolver: n.names, Health: n.health,
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
-			return dialed(pn.connect(ctx, d, "tcp", addr.String()))
+			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
 		},
 	})
-	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc}
+	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc, Liveness: n.cfg.liveness()}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
 		NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel})
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
 		Handler: in.ServeConnect, Opened: n.track(cert.Destination),
-		Account: account, AmbitRecords: n.cfg.TLSRecords == "ambit",
+		Windows: n.cfg.windows(), Account: account, AmbitRecords: n.cfg.TLSRecords == "ambit",
 		Logger: boot.Scoped(n.log, "hbone"), Registerer: n.reg,
 	})
 	n.mu.Lock()
 	n.serving[stay] = &podServe{pod: p, hbone: srv}
 	n.mu.Unlock()
-	return inpod.Handlers{
+	h := inpod.Handlers{
 		Account:   account,
 		Outbound:  func(ctx context.Context, c *net.TCPConn) { out.Serve(ctx, c) },
 		Plaintext: func(ctx context.Context, c *net.TCPConn) { in.Serve(ctx, c) },
@@ -228,6 +229,10 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			account.Close()
 		},
 	}
+	if !n.cfg.EnableProxy {
+		h.Outbound, h.Plaintext, h.HBONE = nil, nil, nil
+	}
+	return h
 }
 
 // enter names one stay of a pod. A pod that returns while its earlier stay

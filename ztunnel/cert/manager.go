@@ -59,6 +59,9 @@ type Config struct {
 	// TrustDomainAliases are accepted from clients beside the local domain,
 	// and are judged by the roots of the local domain.
 	TrustDomainAliases []string
+	// TLS12 takes and offers TLS 1.2 too. PostQuantum takes only the hybrid key
+	// exchange X25519MLKEM768, which TLS 1.2 does not have.
+	TLS12, PostQuantum bool
 	// Grace is how long an identity that left the node keeps its certificate:
 	// a job's pods come and go. Default 1 min.
 	Grace      time.Duration

@@ -33,11 +33,17 @@ type configKey struct {
 	peers string
 }
 
+// suites12 are the reference's for TLS 1.2: forward secrecy and AES-GCM.
+var suites12 = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+}
+
 // base is what both roles share: TLS 1.3 with exactly h2. TLS 1.3 suites are
 // not configurable in crypto/tls; with AES instructions on both ends it picks
 // AES-GCM, and ztunnel peers offer nothing else.
-func base() *tls.Config {
-	return &tls.Config{
+func (c *Config) base() *tls.Config {
+	cfg := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		MaxVersion:             tls.VersionTLS13,
 		NextProtos:             []string{"h2"},
@@ -47,6 +53,13 @@ func base() *tls.Config {
 		// and small records cost both ends a syscall each.
 		DynamicRecordSizingDisabled: true,
 	}
+	switch {
+	case c.PostQuantum:
+		cfg.CurvePreferences = []tls.CurveID{tls.X25519MLKEM768}
+	case c.TLS12:
+		cfg.MinVersion, cfg.CipherSuites = tls.VersionTLS12, suites12
+	}
+	return cfg
 }
 
 // ClientConfig is how local dials a peer that must be one of expected. The
@@ -60,7 +73,7 @@ func (m *Manager) ClientConfig(local identity.ID, expected []identity.ID) *tls.C
 		return cfg
 	}
 	accept := oneOf(slices.Clone(expected))
-	cfg = base()
+	cfg = m.cfg.base()
 	// The peer has no DNS name: VerifyConnection judges its identity instead.
 	// Without a ServerName no SNI is sent, so nothing names the peer in clear.
 	cfg.InsecureSkipVerify = true
@@ -95,7 +108,7 @@ func (m *Manager) ServerConfig(local identity.ID) *tls.Config {
 		return cfg
 	}
 	accept := inDomains(append([]string{local.TrustDomain()}, m.cfg.TrustDomainAliases...))
-	cfg = base()
+	cfg = m.cfg.base()
 	cfg.ClientAuth = tls.RequireAnyClientCert
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		_, err := m.trust.Verify(cs, x509.ExtKeyUsageClientAuth, m.cfg.Now(), accept)

@@ -37,6 +37,7 @@ type DialerConfig struct {
 	// Neither may block. nil: nobody asks.
 	Opened func(state *tls.ConnectionState, cut func(error)) (ended func())
 
+	Windows          Windows       // that peers get
 	MaxStreams       int           // per tunnel, whatever more the peer allows; 100
 	MaxTunnels       int           // per key, opened because others are busy; 4
 	IdleTimeout      time.Duration // of a tunnel without streams; 5 min
@@ -91,6 +92,7 @@ type ServerConfig struct {
 	// Neither may block. nil: nobody asks.
 	Opened func(state *tls.ConnectionState, cut func(error)) (ended func())
 
+	Windows              Windows       // that peers get
 	MaxConcurrentStreams int           // 200
 	HandshakeTimeout     time.Duration // TLS, preface and SETTINGS together; 10 s
 	MaxHeaderBytes       int           // of a decoded header list; 64 KiB

@@ -35,7 +35,7 @@ func (l *looseRecords) WriteBatch(parts []segment) error {
 func looseTunnel() (*tunnel, *looseRecords) {
 	c, _ := memnet.Pipe()
 	rc := &looseRecords{}
-	t := newTunnel(rc, c, nil)
+	t := newTunnel(rc, c, nil, Windows{})
 	t.in.configure(serverMaxHeader)
 	return t, rc
 }

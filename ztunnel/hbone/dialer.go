@@ -217,7 +217,7 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, acco
 	if err != nil {
 		return nil, err
 	}
-	t := newTunnel(rc, conn, state)
+	t := newTunnel(rc, conn, state, d.cfg.Windows)
 	t.client, t.set, t.account, t.limit, t.log = true, set, account, d.cfg.MaxStreams, d.cfg.Logger
 	t.notAfter = earliestExpiry(cfg, state)
 	t.in.configure(clientMaxHeader)

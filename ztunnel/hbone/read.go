@@ -60,7 +60,7 @@ type reader struct {
 
 func (r *reader) init(t *tunnel) {
 	r.t = t
-	r.connWindow = defaultWindow + (connWindow - defaultWindow)
+	r.connWindow = t.windows.Connection
 }
 
 func (r *reader) configure(maxHeader int) {
@@ -157,7 +157,7 @@ func (r *reader) beginFrame(h frameHeader) error {
 	if !r.gotFirst && (h.typ != frameSettings || h.flags&flagAck != 0) {
 		return connFault(CodeProtocol, "first frame is not SETTINGS")
 	}
-	if h.length > ourMaxFrame {
+	if h.length > r.t.windows.Frame {
 		return connFault(CodeFrameSize, fmt.Sprintf("frame of %d bytes", h.length))
 	}
 	if r.inBlock && (h.typ != frameContinuation || h.streamID != r.blockID) {

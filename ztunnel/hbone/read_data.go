@@ -76,7 +76,7 @@ func (r *reader) eatData(p []byte) ([]byte, error) {
 // credit returns connection window as soon as data has arrived: a stream that is not read holds back itself only.
 func (r *reader) credit(n int) {
 	r.connCredit += n
-	if r.connCredit < connWindow/4 {
+	if r.connCredit < r.t.windows.Connection/4 {
 		return
 	}
 	r.connWindow += r.connCredit

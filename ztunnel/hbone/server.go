@@ -117,7 +117,7 @@ func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := newTunnel(rc, c, state)
+	t := newTunnel(rc, c, state, s.cfg.Windows)
 	t.server, t.account, t.log = s, s.cfg.Account, s.cfg.Logger
 	t.in.configure(s.cfg.MaxHeaderBytes)
 	t.hello(s.cfg.MaxConcurrentStreams, s.cfg.MaxHeaderBytes)

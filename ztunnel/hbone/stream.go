@@ -110,13 +110,13 @@ func (d *deadline) set(t time.Time, mu sync.Locker, cond *sync.Cond) {
 // widen raises the window above what our SETTINGS promise to every stream, unless memory is short, and returns what to
 // tell the peer.
 func (s *Stream) widen() int {
-	const more = startWindow - baseWindow
-	if s.t.account.Pressure(ledger.Bytes) || !s.t.account.TryAcquire(ledger.Bytes, more) {
+	more := s.t.windows.more()
+	if more == 0 || s.t.account.Pressure(ledger.Bytes) || !s.t.account.TryAcquire(ledger.Bytes, int64(more)) {
 		return 0
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.charged += more
+	s.charged += int64(more)
 	s.window += more
 	s.recvWindow += more
 	return more
@@ -213,11 +213,12 @@ func (s *Stream) growLocked() {
 	now := s.t.clock().UnixNano()
 	since := now - s.grantAt
 	s.grantAt = now
-	if s.window >= largestWindow || since > 2*max(s.t.rtt.Load(), int64(minRTT)) || !s.t.account.TryAcquire(ledger.Bytes, int64(s.window)) {
+	more := min(s.window, s.t.windows.Stream-s.window)
+	if more <= 0 || since > 2*max(s.t.rtt.Load(), int64(minRTT)) || !s.t.account.TryAcquire(ledger.Bytes, int64(more)) {
 		return
 	}
-	s.charged += int64(s.window)
-	s.window *= 2
+	s.charged += int64(more)
+	s.window += more
 }
 
 // giveBack returns window to the peer.

@@ -45,6 +45,7 @@ type tunnel struct {
 	w        *writer
 	state    *tls.ConnectionState
 	peer     identity.ID
+	windows  Windows
 	local    netip.AddrPort
 	remote   netip.AddrPort
 	laddr    net.Addr
@@ -93,9 +94,9 @@ type tunnel struct {
 	answers   atomic.Int64 // server: requests answered since the reader last looked
 }
 
-func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState) *tunnel {
+func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState, windows Windows) *tunnel {
 	t := &tunnel{
-		rc: rc, conn: c, state: state, peer: peerIdentity(state),
+		rc: rc, conn: c, state: state, peer: peerIdentity(state), windows: windows.withDefaults(),
 		local: addrPort(c.LocalAddr()), remote: addrPort(c.RemoteAddr()),
 		laddr: c.LocalAddr(), raddr: c.RemoteAddr(),
 		settingsc: make(chan struct{}), closedc: make(chan struct{}), donec: make(chan struct{}),
@@ -133,8 +134,8 @@ func (t *tunnel) hello(maxStreams, maxHeader int) {
 	var b []byte
 	ss := []setting{
 		{settingHeaderTableSize, 0},
-		{settingInitialWindow, baseWindow},
-		{settingMaxFrame, ourMaxFrame},
+		{settingInitialWindow, uint32(t.windows.base())},
+		{settingMaxFrame, uint32(t.windows.Frame)},
 		{settingMaxHeaderList, uint32(maxHeader)},
 		{settingEnableConnect, 1},
 	}
@@ -145,7 +146,9 @@ func (t *tunnel) hello(maxStreams, maxHeader int) {
 		ss = append(ss, setting{settingMaxStreams, uint32(maxStreams)})
 	}
 	b = appendSettings(b, ss...)
-	b = appendWindowUpdate(b, 0, connWindow-defaultWindow)
+	if more := t.windows.Connection - defaultWindow; more > 0 {
+		b = appendWindowUpdate(b, 0, more)
+	}
 	t.pingAt.Store(t.clock().UnixNano()) // its acknowledgement is the first round trip
 	t.w.sendControl(b)
 }
@@ -344,7 +347,7 @@ func (t *tunnel) busy(now time.Time) bool { return t.busyUntil.Load() > now.Unix
 
 // newStream returns a stream with the windows that our SETTINGS promise.
 func (t *tunnel) newStream(id uint32) *Stream {
-	s := &Stream{t: t, id: id, recvWindow: baseWindow, window: baseWindow}
+	s := &Stream{t: t, id: id, recvWindow: t.windows.base(), window: t.windows.base()}
 	s.recvCond.L = &s.mu
 	s.sendCond.L = &t.w.mu
 	return s

@@ -36,6 +36,8 @@ type AppDialer struct {
 	// Connect dials in the pod's namespace.
 	Connect func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error)
 	Mark    int
+	// Liveness of the connections.
+	Liveness sockopt.Liveness
 	// KeepSource is false where transparent sockets are not to be had.
 	KeepSource bool
 }
@@ -82,7 +84,7 @@ func (a *AppDialer) dial(ctx context.Context, src, dst netip.AddrPort, limit tim
 		return nil, err
 	}
 	if t, ok := c.(*net.TCPConn); ok {
-		if err := sockopt.Keepalive(t); err != nil {
+		if err := a.Liveness.Set(t); err != nil {
 			_ = t.Close() // err says more
 			return nil, fmt.Errorf("set keepalive: %w", err)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/test/netlab"
 	"github.com/ambit-mesh/ambit/xds/boot"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
@@ -51,7 +52,7 @@ func TestAcceptBacksOffWithoutDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		log, _ := boot.NewLogger(&out, "text", "info")
-		p := newPod(handoff.Pod{}, Handlers{}, log)
+		p := newPod(handoff.Pod{}, Handlers{}, sockopt.Liveness{}, log)
 		ln := &shortOfFiles{}
 		p.accept(ln, nil, func(context.Context, *net.TCPConn) { t.Error("nothing was accepted") })
 		time.Sleep(10*time.Second + time.Millisecond)

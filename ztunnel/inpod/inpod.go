@@ -24,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // Config of a Manager.
@@ -37,6 +38,10 @@ type Config struct {
 	Mark int
 	// IPv6 listens on [::]; false, or a kernel without IPv6, on 0.0.0.0.
 	IPv6 bool
+	// NoPortReuse keeps another proxy from listening beside this one.
+	NoPortReuse bool
+	// Liveness of accepted connections.
+	Liveness sockopt.Liveness
 	// Changed is called after the set of pods or of pending ones changed.
 	Changed    func()
 	Logger     *slog.Logger
@@ -248,12 +253,15 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := newPod(info, h, m.log.With("pod", info.Namespace+"/"+info.Name))
+	p := newPod(info, h, m.cfg.Liveness, m.log.With("pod", info.Namespace+"/"+info.Name))
 	for _, l := range []struct {
 		port    string
 		account *ledger.Account
 		serve   Handler
 	}{{"15001", h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}} { // hbone counts its own
+		if l.serve == nil {
+			continue
+		}
 		ln, err := m.listen(ctx, info.NS, l.port)
 		if err != nil {
 			p.stopAccepting()

@@ -19,7 +19,7 @@ import (
 // Handler serves one accepted connection and returns when it has ended.
 type Handler func(ctx context.Context, c *net.TCPConn)
 
-// Handlers are what serves a pod.
+// Handlers are what serves a pod. A port without a handler is not listened on.
 type Handlers struct {
 	Outbound, Plaintext, HBONE Handler
 	// Account is the pod's share of the node; nil means no limits.
@@ -34,6 +34,7 @@ type Handlers struct {
 type pod struct {
 	info      handoff.Pod
 	handlers  Handlers
+	liveness  sockopt.Liveness
 	log       *slog.Logger
 	ctx       context.Context // of its connections
 	cancel    context.CancelCauseFunc
@@ -43,8 +44,8 @@ type pod struct {
 	conns     sync.WaitGroup
 }
 
-func newPod(info handoff.Pod, h Handlers, log *slog.Logger) *pod {
-	p := &pod{info: info, handlers: h, log: log, stopc: make(chan struct{})}
+func newPod(info handoff.Pod, h Handlers, liveness sockopt.Liveness, log *slog.Logger) *pod {
+	p := &pod{info: info, handlers: h, liveness: liveness, log: log, stopc: make(chan struct{})}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	return p
 }
@@ -55,7 +56,7 @@ func newPod(info handoff.Pod, h Handlers, log *slog.Logger) *pod {
 func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
 	lc := &net.ListenConfig{
 		KeepAlive: -1, // set on the accepted socket, with the mesh's values
-		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: true}),
+		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}),
 	}
 	if m.cfg.IPv6 {
 		ln, err := ns.Listen(ctx, lc, "tcp", "[::]:"+port)
@@ -105,7 +106,7 @@ func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler
 func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) {
 	defer account.Release(ledger.Connections, 1)
 	defer c.Close()
-	if err := sockopt.Keepalive(c); err != nil {
+	if err := p.liveness.Set(c); err != nil {
 		return // the peer has gone already
 	}
 	serve(p.ctx, c)

@@ -113,12 +113,51 @@ func SetReusePort(fd int) error {
 	return os.NewSyscallError("setsockopt SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 }
 
-// Keepalive sets the mesh's keepalive and TCP_NODELAY on a connection.
-func Keepalive(c *net.TCPConn) error {
-	return errors.Join(c.SetNoDelay(true), c.SetKeepAliveConfig(net.KeepAliveConfig{
-		Enable: true, Idle: KeepaliveIdle, Interval: KeepaliveInterval, Count: KeepaliveCount,
-	}))
+// Liveness is how a silent peer is told from a dead one. The zero value is the mesh's keepalive.
+type Liveness struct {
+	Off            bool
+	Idle, Interval time.Duration
+	Count          int
+	// UserTimeout also ends connections whose data stays unacknowledged for as long as keepalive takes to give up
+	// (TCP_USER_TIMEOUT, tcp(7)).
+	UserTimeout bool
 }
+
+func (l Liveness) withDefaults() Liveness {
+	if l.Idle == 0 {
+		l.Idle = KeepaliveIdle
+	}
+	if l.Interval == 0 {
+		l.Interval = KeepaliveInterval
+	}
+	if l.Count == 0 {
+		l.Count = KeepaliveCount
+	}
+	return l
+}
+
+// Set applies l and TCP_NODELAY to a connection.
+func (l Liveness) Set(c *net.TCPConn) error {
+	l = l.withDefaults()
+	err := errors.Join(c.SetNoDelay(true), c.SetKeepAliveConfig(net.KeepAliveConfig{
+		Enable: !l.Off, Idle: l.Idle, Interval: l.Interval, Count: l.Count,
+	}))
+	if !l.UserTimeout || err != nil {
+		return err
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	limit := l.Idle + time.Duration(l.Count)*l.Interval
+	return control(raw, func(fd int) error {
+		return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT",
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds())))
+	})
+}
+
+// Keepalive sets the mesh's keepalive and TCP_NODELAY on a connection.
+func Keepalive(c *net.TCPConn) error { return Liveness{}.Set(c) }
 
 // Reset closes c so that the peer sees RST instead of FIN: SO_LINGER with zero timeout, socket(7).
 func Reset(c *net.TCPConn) error {

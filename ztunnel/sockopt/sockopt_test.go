@@ -6,6 +6,7 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,25 +75,35 @@ func TestConnectionOptions(t *testing.T) {
 	}
 	defer accepted.Close()
 	c := accepted.(*net.TCPConn)
-	if err := Keepalive(c); err != nil {
-		t.Fatal(err)
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := control(raw, func(fd int) error {
-		for _, o := range []struct{ level, name, want int }{
-			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.SOL_TCP, unix.TCP_KEEPIDLE, 180},
-			{unix.SOL_TCP, unix.TCP_KEEPINTVL, 180}, {unix.SOL_TCP, unix.TCP_KEEPCNT, 9}, {unix.SOL_TCP, unix.TCP_NODELAY, 1},
-		} {
-			if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.want {
-				t.Errorf("option %d/%d = %d, %v: want %d", o.level, o.name, got, err, o.want)
-			}
+	for _, tt := range []struct {
+		l                                Liveness
+		on, idle, interval, count, limit int
+	}{
+		{Liveness{}, 1, 180, 180, 9, 0},
+		{Liveness{Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3, UserTimeout: true}, 1, 10, 5, 3, 25_000},
+		{Liveness{Off: true}, 0, 180, 180, 9, 25_000},
+	} {
+		if err := tt.l.Set(c); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := control(raw, func(fd int) error {
+			for _, o := range []struct{ level, name, want int }{
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, tt.on}, {unix.SOL_TCP, unix.TCP_KEEPIDLE, tt.idle},
+				{unix.SOL_TCP, unix.TCP_KEEPINTVL, tt.interval}, {unix.SOL_TCP, unix.TCP_KEEPCNT, tt.count},
+				{unix.SOL_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_TCP, unix.TCP_USER_TIMEOUT, tt.limit},
+			} {
+				if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.want {
+					t.Errorf("%+v: option %d/%d = %d, %v: want %d", tt.l, o.level, o.name, got, err, o.want)
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := OriginalDst(c); err == nil {
 		t.Log("this connection passed netfilter's redirect") // otherwise ENOENT or ENOPROTOOPT
