@@ -74,7 +74,8 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
 		TLS12: cfg.TLS12, PostQuantum: cfg.CompliancePolicy == "pqc",
 		Logger: boot.Scoped(log, "cert"), Registerer: reg})
-	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), Registerer: reg})
+	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), PolicyLogger: boot.Scoped(log, "policy"),
+		PolicyInfo: cfg.PolicyInfoLogging, Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
 		DialTransport: n.dialTransport, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
 		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
@@ -161,7 +162,7 @@ func (n *node) self(p handoff.Pod) func(context.Context) (*mesh.Workload, error)
 			select {
 			case <-changec:
 			case <-ctx.Done():
-				return nil, &UnknownWorkloadError{Pod: p, Node: n.cfg.NodeName}
+				return nil, flow.Failed(flow.ReasonUnknownWorkload, &UnknownWorkloadError{Pod: p, Node: n.cfg.NodeName})
 			}
 		}
 	}
@@ -264,15 +265,7 @@ func (n *node) refused(p handoff.Pod, c net.Conn, err error) {
 	if !ok || s.Stage != hbone.StageTLS && s.Stage != hbone.StageLocal || errors.Is(err, io.EOF) {
 		return
 	}
-	flag := flow.FlagTLS
-	if _, ok := errors.AsType[*cert.UnavailableError](err); ok {
-		flag = flow.FlagIdentity
-	}
-	if _, ok := errors.AsType[*cert.RevokedError](err); ok {
-		flag = flow.FlagCertRevoked
-	}
-	n.flow.Refuse(flow.Record{Direction: flow.Inbound, Pod: p.UID, SrcAddr: addrPortOf(c.RemoteAddr()), DstAddr: addrPortOf(c.LocalAddr())},
-		flow.Flagged(flag, err))
+	n.flow.Refuse(flow.Record{Direction: flow.Inbound, Pod: p.UID, Dst: n.lookup(p), SrcAddr: addrPortOf(c.RemoteAddr()), DstAddr: addrPortOf(c.LocalAddr())}, err)
 }
 
 func addrPortOf(a net.Addr) netip.AddrPort {

@@ -111,6 +111,11 @@ type earlyFailure struct {
 	reason    Reason
 }
 
+type dryResult struct {
+	direction Direction
+	result    string
+}
+
 // metrics is the collector. It keeps its own series, because client_golang's
 // vectors neither expire them nor let label sets differ within a family.
 type metrics struct {
@@ -122,10 +127,11 @@ type metrics struct {
 	byKey   map[labels]*series
 	denials map[denial]uint64
 	earlies map[earlyFailure]uint64
+	dryRuns map[dryResult]uint64
 }
 
 func newMetrics(t *Table) *metrics {
-	return &metrics{t: t, byKey: map[labels]*series{}, denials: map[denial]uint64{}, earlies: map[earlyFailure]uint64{}}
+	return &metrics{t: t, byKey: map[labels]*series{}, denials: map[denial]uint64{}, earlies: map[earlyFailure]uint64{}, dryRuns: map[dryResult]uint64{}}
 }
 
 func (m *metrics) socketsOpen(d Direction) *atomic.Int64 {
@@ -230,6 +236,17 @@ func (m *metrics) early(dir Direction, r Reason) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.earlies[earlyFailure{dir, r}]++
+}
+
+// dryRun counts what a policy in dry run would have done.
+func (m *metrics) dryRun(dir Direction, result string) {
+	d := dryResult{dir, result}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.dryRuns[d]; !ok && len(m.dryRuns) >= maxDenied {
+		d.result = "other"
+	}
+	m.dryRuns[d]++
 }
 
 // retire removes series that nobody uses and whose workloads are gone.

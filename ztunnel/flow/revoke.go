@@ -45,10 +45,12 @@ func (c *Conn) Authorize(s Subject) error {
 		err := c.decide(v, &s, false)
 		c.t.hook("decided")
 		if err != nil {
+			c.told(err)
 			return err
 		}
 		now := c.t.cfg.View()
 		if now.Generation == v.Generation {
+			c.told(nil)
 			return nil
 		}
 		v = now

@@ -41,9 +41,13 @@ var (
 
 // Config of a Table.
 type Config struct {
-	View       func() *store.View
-	Logger     *slog.Logger // the access log
-	Registerer prometheus.Registerer
+	View   func() *store.View
+	Logger *slog.Logger // the access log
+	// PolicyLogger gets a line per decision, at level debug, or at info with
+	// PolicyInfo.
+	PolicyLogger *slog.Logger
+	PolicyInfo   bool
+	Registerer   prometheus.Registerer
 	// MaxSeries bounds label sets of istio_tcp_*; beyond it connections count
 	// under one set of "unknown". Default 20000.
 	MaxSeries int
@@ -84,6 +88,9 @@ func New(cfg Config) *Table {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.PolicyLogger == nil {
+		cfg.PolicyLogger = slog.New(slog.DiscardHandler)
 	}
 	t := &Table{cfg: cfg, log: cfg.Logger, wakec: make(chan struct{}, 1), conns: map[*Conn]struct{}{}, hook: func(string) {}}
 	t.metrics, t.refusals = newMetrics(t), newRefusals(cfg.SumInterval)
