@@ -39,6 +39,7 @@ type Engine struct {
 	gw         gateways
 	tel        telemetries
 	elsewhere  set[nn] // pods with a network of their own
+	entries    entries
 	set        settings
 
 	// Indexes over the inputs.
@@ -57,6 +58,9 @@ type Engine struct {
 	conditions map[source][]Condition
 	status     []Condition // sorted, rebuilt when stale
 	stale      bool
+	// dropped are the resources removed by the Apply under way, for the case that
+	// another object makes one of the same name.
+	dropped map[Name]Resource
 
 	dirty    dirty
 	computed computed // by the latest Apply
@@ -71,11 +75,12 @@ type source struct {
 // dirty is what must be computed again.
 type dirty struct {
 	pods, services, slices, policies, peers set[nn]
+	entries, workloads                      set[nn] // ServiceEntries, WorkloadEntries
 	all                                     bool
 }
 
 // computed counts what one Apply computed, for tests of incrementality.
-type computed struct{ Pods, Services, Slices, Policies, Peers, Gateways, Telemetries int }
+type computed struct{ Pods, Services, Slices, Policies, Peers, Gateways, Telemetries, Entries, Workloads int }
 
 // New returns an engine without objects.
 func New(cfg Config) *Engine {
@@ -89,7 +94,8 @@ func New(cfg Config) *Engine {
 		policySelectors: newSelectorIndex(), peerSelectors: newSelectorIndex(),
 		wide: map[string]map[nn]*crd.PeerAuthentication{},
 		gw:   newGateways(), tel: newTelemetries(), elsewhere: set[nn]{},
-		made: map[source][]Resource{}, conditions: map[source][]Condition{},
+		entries: newEntries(),
+		made:    map[source][]Resource{}, conditions: map[source][]Condition{}, dropped: map[Name]Resource{},
 	}
 	e.dirty.reset()
 	e.dirty.all = true // what the engine makes without any input
@@ -99,7 +105,8 @@ func New(cfg Config) *Engine {
 }
 
 func (d *dirty) reset() {
-	*d = dirty{pods: set[nn]{}, services: set[nn]{}, slices: set[nn]{}, policies: set[nn]{}, peers: set[nn]{}}
+	*d = dirty{pods: set[nn]{}, services: set[nn]{}, slices: set[nn]{}, policies: set[nn]{}, peers: set[nn]{},
+		entries: set[nn]{}, workloads: set[nn]{}}
 }
 
 // Apply takes a change into account and returns the resources that differ.
@@ -119,11 +126,13 @@ func (e *Engine) Apply(c dir.Change) Result {
 	if e.dirty.all {
 		e.dirtyAll()
 	}
+	e.settleEntries()
 	// Certificates must not wait for a change of the whole mesh to be computed.
 	e.placed.apply(c, e.set.trustDomain)
 	var r Result
 	e.settleGateways(&r) // marks what depends on them
 	e.compute(&r)
+	e.settleDropped(&r)
 	e.dirty.reset()
 	clear(e.gw.dirty)
 	clear(e.gw.dirtyNamespaces)
@@ -142,6 +151,8 @@ func (e *Engine) dirtyAll() {
 	markAll(e.dirty.peers, e.peers)
 	markAll(e.gw.dirty, e.gw.all)
 	markAll(e.tel.dirty, e.tel.all)
+	markAll(e.dirty.entries, e.entries.services)
+	markAll(e.dirty.workloads, e.entries.workloads)
 }
 
 func markAll[V any](s set[nn], from map[nn]V) {
@@ -155,6 +166,7 @@ func (e *Engine) compute(r *Result) {
 	e.computed = computed{
 		Pods: len(e.dirty.pods), Services: len(e.dirty.services), Slices: len(e.dirty.slices),
 		Policies: len(e.dirty.policies), Peers: len(e.dirty.peers), Gateways: len(e.gw.dirty), Telemetries: len(e.tel.dirty),
+		Entries: len(e.dirty.entries), Workloads: len(e.dirty.workloads),
 	}
 	if e.dirty.all {
 		strict := strictPolicy(e.set.roots[0])
@@ -191,6 +203,7 @@ func (e *Engine) compute(r *Result) {
 	for k := range e.tel.dirty {
 		e.condition(source{"Telemetry", k}, e.telemetryConditions(k))
 	}
+	e.computeEntries(r)
 	for k := range e.dirty.policies {
 		src := source{"AuthorizationPolicy", k}
 		if p := e.policies[k]; p != nil {
@@ -242,7 +255,7 @@ func (e *Engine) output(r *Result, src source, now []Resource) {
 	}
 	for _, o := range was {
 		if !slices.ContainsFunc(now, func(n Resource) bool { return o.Name == n.Name && o.Type == n.Type }) {
-			r.Removes = append(r.Removes, Name{o.Type, o.Name})
+			e.dropped[Name{o.Type, o.Name}] = o
 		}
 	}
 	if len(now) == 0 {
@@ -250,6 +263,20 @@ func (e *Engine) output(r *Result, src source, now []Resource) {
 	} else {
 		e.made[src] = now
 	}
+}
+
+// settleDropped reports what is gone. A resource that one object made before and
+// another one makes now has changed at most.
+func (e *Engine) settleDropped(r *Result) {
+	r.Upserts = slices.DeleteFunc(r.Upserts, func(u Resource) bool {
+		was, moved := e.dropped[Name{u.Type, u.Name}]
+		delete(e.dropped, Name{u.Type, u.Name})
+		return moved && string(was.Bytes) == string(u.Bytes)
+	})
+	for n := range e.dropped {
+		r.Removes = append(r.Removes, n)
+	}
+	clear(e.dropped)
 }
 
 func (e *Engine) condition(src source, now []Condition) {
@@ -283,13 +310,16 @@ func (e *Engine) statusLocked() []Condition {
 
 // podPolicies lists the policies a pod refers to: those whose selector chooses it
 // and the one its mTLS mode asks for.
-func (e *Engine) podPolicies(k nn, p *corev1.Pod) []string {
+func (e *Engine) podPolicies(k nn, p *corev1.Pod) []string { return e.chosenPolicies(k.ns, p.Labels) }
+
+// chosenPolicies is podPolicies for any workload with labels.
+func (e *Engine) chosenPolicies(in string, labels map[string]string) []string {
 	var out []string
-	for _, ns := range distinct(append([]string{k.ns}, e.set.roots...)) {
-		e.policySelectors.choosing(ns, p.Labels, func(policy nn) { out = append(out, policy.String()) })
+	for _, ns := range distinct(append([]string{in}, e.set.roots...)) {
+		e.policySelectors.choosing(ns, labels, func(policy nn) { out = append(out, policy.String()) })
 	}
 	slices.Sort(out)
-	if name := e.peerPolicy(k, p.Labels); name != "" {
+	if name := e.peerPolicy(in, labels); name != "" {
 		out = append(out, name)
 	}
 	return out
@@ -308,7 +338,9 @@ func workloadResource(w *workload.Workload) Resource {
 func serviceResource(s *workload.Service) Resource {
 	r := addressResource(s.Namespace+"/"+s.Hostname, &workload.Address{Type: &workload.Address_Service{Service: s}})
 	for _, a := range s.Addresses {
-		r.Aliases = append(r.Aliases, alias(a.Network, a.Address))
+		if a.Length == nil { // nobody asks for a range by name
+			r.Aliases = append(r.Aliases, alias(a.Network, a.Address))
+		}
 	}
 	return r
 }

@@ -81,6 +81,24 @@ func testPolicy(ns, name string, selector map[string]string, action crd.Action, 
 	return object("AuthorizationPolicy", ns, name, p)
 }
 
+// testEntry has the endpoint 192.0.2.i, or a selector.
+func testEntry(ns, name string, created int, selector map[string]string, i int, hosts ...string) *dir.Object {
+	se := &crd.ServiceEntry{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, CreationTimestamp: metav1.Unix(int64(created), 0)}}
+	se.Spec = crd.ServiceEntrySpec{Hosts: hosts, Resolution: crd.ResolutionStatic, Ports: []*crd.EntryPort{{Number: 80, Name: "http", Protocol: "HTTP"}}}
+	if selector != nil {
+		se.Spec.WorkloadSelector = &crd.WorkloadSelector{Labels: selector}
+	} else {
+		se.Spec.Endpoints = []*crd.WorkloadEntrySpec{{Address: fmt.Sprintf("192.0.2.%d", i)}}
+	}
+	return object("ServiceEntry", ns, name, se)
+}
+
+func testWorkloadEntry(ns, name, app string, i int) *dir.Object {
+	w := &crd.WorkloadEntry{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Labels: map[string]string{"app": app, "tier": "x"}}}
+	w.Spec.Address = fmt.Sprintf("192.0.2.%d", i)
+	return object("WorkloadEntry", ns, name, w)
+}
+
 // cluster makes pods in namespaces of 100, each with 10 services of 10 pods.
 func cluster(pods int) dir.Change {
 	var c dir.Change
@@ -97,6 +115,8 @@ func cluster(pods int) dir.Change {
 	}
 	return c
 }
+
+func upsert(o *dir.Object) dir.Change { return dir.Change{Upserts: []*dir.Object{o}} }
 
 func TestOneChangeRecomputesWhatItTouches(t *testing.T) {
 	e := New(Config{})
@@ -119,6 +139,16 @@ func TestOneChangeRecomputesWhatItTouches(t *testing.T) {
 		{"a node's heartbeat", dir.Change{Upserts: []*dir.Object{object("Node", "", "node-3", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-3", Labels: map[string]string{corev1.LabelTopologyZone: "0", "x": "y"}}})}}, computed{}, 0, 0},
 		{"a node's zone", dir.Change{Upserts: []*dir.Object{object("Node", "", "node-3", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-3"}})}}, computed{Pods: 10}, 10, 0},
 		{"a namespace's label", dir.Change{Upserts: []*dir.Object{object("Namespace", "", "ns-1", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1", Labels: map[string]string{"x": "y"}}})}}, computed{}, 0, 0},
+		{"an entry with endpoints", upsert(testEntry("ns-6", "out", 1, nil, 1, "a.example.com", "b.example.com")), computed{Entries: 1}, 3, 0},
+		{"the same again", upsert(testEntry("ns-6", "out", 1, nil, 1, "a.example.com", "b.example.com")), computed{Entries: 1}, 0, 0},
+		{"an entry that selects pods", upsert(testEntry("ns-6", "vm", 2, map[string]string{"app": "app-1"}, 0, "vm.example.com")), computed{Pods: 10, Entries: 1}, 11, 0},
+		{"a workload of both kinds of service", upsert(testWorkloadEntry("ns-6", "w", "app-1", 2)), computed{Workloads: 1}, 1, 0},
+		{"a younger entry for a host", upsert(testEntry("ns-6", "late", 3, nil, 3, "a.example.com")), computed{Entries: 2}, 0, 0},
+		{"an older one for the selected host", upsert(testEntry("ns-6", "early", 1, nil, 4, "vm.example.com")), computed{Pods: 10, Workloads: 1, Entries: 2}, 13, 0},
+		{"the older one goes", dir.Change{Deletes: []dir.Key{{Kind: "ServiceEntry", Namespace: "ns-6", Name: "early"}}}, computed{Pods: 10, Workloads: 1, Entries: 2}, 12, 1},
+		{"the same host in another namespace", upsert(testEntry("ns-7", "out", 9, nil, 1, "a.example.com")), computed{Entries: 2}, 3, 0},
+		{"a policy for pods and workloads", upsert(testPolicy("ns-6", "p", map[string]string{"app": "app-1"}, crd.ActionDeny, "x")), computed{Pods: 10, Policies: 1, Workloads: 1}, 12, 0},
+		{"a service's port", upsert(testService("ns-6", "app-1", "app-1", 61)), computed{Pods: 10, Services: 1, Workloads: 1}, 0, 0},
 	}
 	for _, tt := range tests {
 		r := e.Apply(tt.change)
@@ -146,7 +176,18 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 		}
 		change := func() (o *dir.Object) {
 			ns := pick("n", "m", "ambit-system", "istio-system")
-			switch rnd.IntN(13) {
+			switch rnd.IntN(17) {
+			case 13, 14:
+				// Hosts of one object, of two in a namespace, in two namespaces, and of a service.
+				hosts := []string{pick("a.example.com", "b.example.com"), pick("c.example.com", "*.example.com", "s1.n.svc.cluster.local")}
+				se := testEntry(ns, pick("e1", "e2", "e3"), rnd.IntN(2), selector(), rnd.IntN(3), hosts[:1+rnd.IntN(2)]...)
+				spec := &se.Value.(*crd.ServiceEntry).Spec
+				spec.ExportTo = [][]string{nil, {"."}, {"~"}}[rnd.IntN(3)]
+				spec.Resolution = crd.Resolution(pick("STATIC", "STATIC", "DNS", "NONE"))
+				spec.Addresses = [][]string{nil, nil, {"240.240.0.0/17"}, {"2001:2::/49", "10.9.9.9"}}[rnd.IntN(4)]
+				return se
+			case 15, 16:
+				return testWorkloadEntry(ns, pick("w1", "w2"), pick("a", "b"), rnd.IntN(3))
 			case 0:
 				o := testService(ns, pick("s1", "s2", "wp"), pick("a", "b"), rnd.IntN(100))
 				s := o.Value.(*corev1.Service)

@@ -70,7 +70,7 @@ func (e *Engine) sameNode(k nn, p *corev1.Pod, w *workload.Workload) crd.SameNod
 		return crd.SameNodeLocal
 	case v != "": // hbone, or something that is neither
 		return crd.SameNodeHBONE
-	case e.peerPolicy(k, p.Labels) != "": // plaintext is refused, on some ports at least
+	case e.peerPolicy(k.ns, p.Labels) != "": // plaintext is refused, on some ports at least
 		return crd.SameNodeHBONE
 	}
 	return crd.SameNodeLocal

@@ -177,7 +177,8 @@ func (e *Engine) markNamespace(ns string) {
 	for svc := range e.servicesIn[ns] {
 		e.dirty.services[svc] = struct{}{}
 	}
-	e.podLabels.selected(ns, nil, func(pod nn) { e.dirty.pods[pod] = struct{}{} })
+	markAll(e.dirty.entries, e.entries.in[ns])
+	e.markWorkloads(ns, nil)
 }
 
 func (e *Engine) markSource(src source) {
@@ -186,6 +187,10 @@ func (e *Engine) markSource(src source) {
 		e.dirty.pods[src.nn] = struct{}{}
 	case "Service":
 		e.dirty.services[src.nn] = struct{}{}
+	case "ServiceEntry":
+		e.dirty.entries[src.nn] = struct{}{}
+	case "WorkloadEntry":
+		e.dirty.workloads[src.nn] = struct{}{}
 	}
 }
 
@@ -523,6 +528,7 @@ func (e *Engine) setWayInto(k nn, was, now *waypoint) {
 				e.dirty.pods[pod] = struct{}{}
 			}
 		}
+		e.markEntriesIn(network)
 	}
 }
 

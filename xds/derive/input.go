@@ -2,6 +2,7 @@ package derive
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,6 +46,12 @@ func (e *Engine) input(kind string, k nn, value any) {
 	case "Telemetry":
 		v, _ := value.(*crd.Telemetry)
 		e.inputTelemetry(k, v)
+	case "ServiceEntry":
+		v, _ := value.(*crd.ServiceEntry)
+		e.inputServiceEntry(k, v)
+	case "WorkloadEntry":
+		v, _ := value.(*crd.WorkloadEntry)
+		e.inputWorkloadEntry(k, v)
 	case crd.MeshConfigKind:
 		v, _ := value.(*crd.Mesh)
 		put(e.meshes, k, v)
@@ -71,6 +78,9 @@ func (e *Engine) inputPod(k nn, p *corev1.Pod) {
 	if p != nil {
 		e.podsOnNode.add(p.Spec.NodeName, k)
 		e.podLabels.put(k, p.Labels)
+		e.entries.vips.declare(source{"Pod", k}, singles(podAddrs(p)))
+	} else {
+		e.entries.vips.declare(source{"Pod", k}, nil)
 	}
 	e.dirty.pods[k] = struct{}{}
 	e.inputNetwork(k, was, p)
@@ -83,7 +93,15 @@ func (e *Engine) inputService(k nn, s *corev1.Service) {
 	hadSelector := was != nil && len(was.Spec.Selector) > 0
 	hasSelector := s != nil && len(s.Spec.Selector) > 0
 	if hadSelector {
-		e.podLabels.selected(k.ns, was.Spec.Selector, mark)
+		e.markWorkloads(k.ns, was.Spec.Selector)
+	}
+	var declared []netip.Prefix
+	if s != nil {
+		declared = singles(clusterIPs(s))
+	}
+	e.entries.vips.declare(source{"Service", k}, declared)
+	if (was != nil && inMesh(was)) != (s != nil && inMesh(s)) {
+		e.serviceChangesHost(k)
 	}
 	e.serviceSelectors.remove(k)
 	if s == nil {
@@ -92,7 +110,7 @@ func (e *Engine) inputService(k nn, s *corev1.Service) {
 		e.servicesIn.add(k.ns, k)
 		if hasSelector {
 			e.serviceSelectors.put(k, s.Spec.Selector)
-			e.podLabels.selected(k.ns, s.Spec.Selector, mark)
+			e.markWorkloads(k.ns, s.Spec.Selector)
 		}
 	}
 	e.dirty.services[k] = struct{}{}
@@ -119,7 +137,11 @@ func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 			}
 		}
 	}
+	var declared []string
 	if s != nil {
+		for i := range s.Endpoints {
+			declared = append(declared, s.Endpoints[i].Addresses...)
+		}
 		if svc, ok := sliceService(s); ok {
 			e.slicesOf.add(svc, k)
 			e.listsElsewhere(svc)
@@ -129,6 +151,7 @@ func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 			}
 		}
 	}
+	e.entries.vips.declare(source{"EndpointSlice", k}, singles(parseAddrs(declared)))
 	e.dirty.slices[k] = struct{}{}
 }
 
@@ -220,31 +243,32 @@ func (e *Engine) inputPolicy(k nn, p *crd.AuthorizationPolicy) {
 	e.markSelected(k.ns, after)
 }
 
-// markSelected marks the pods a policy's selector chooses: in its namespace, or in
+// markSelected marks the workloads a policy's selector chooses: in its namespace, or in
 // every namespace when it is in the root namespace.
 func (e *Engine) markSelected(ns string, selector map[string]string) {
 	if len(selector) == 0 {
 		return
 	}
-	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
 	if !e.set.isRoot(ns) {
-		e.podLabels.selected(ns, selector, mark)
+		e.markWorkloads(ns, selector)
 		return
 	}
 	for in := range e.podLabels {
-		e.podLabels.selected(in, selector, mark)
+		e.markWorkloads(in, selector)
+	}
+	for in := range e.entries.labels {
+		e.markWorkloads(in, selector)
 	}
 }
 
 func (e *Engine) inputPeer(k nn, p *crd.PeerAuthentication) {
-	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
 	before := e.inheritedMode(k.ns)
 	was := put(e.peers, k, p)
 	e.dirty.peers[k] = struct{}{}
 	if was != nil {
 		if sel := was.Spec.Selector.Labels(); len(sel) > 0 {
 			e.peerSelectors.remove(k)
-			e.podLabels.selected(k.ns, sel, mark)
+			e.markWorkloads(k.ns, sel)
 		} else if delete(e.wide[k.ns], k); len(e.wide[k.ns]) == 0 {
 			delete(e.wide, k.ns)
 		}
@@ -252,7 +276,7 @@ func (e *Engine) inputPeer(k nn, p *crd.PeerAuthentication) {
 	if p != nil {
 		if sel := p.Spec.Selector.Labels(); len(sel) > 0 {
 			e.peerSelectors.put(k, sel)
-			e.podLabels.selected(k.ns, sel, mark)
+			e.markWorkloads(k.ns, sel)
 		} else {
 			if e.wide[k.ns] == nil {
 				e.wide[k.ns] = map[nn]*crd.PeerAuthentication{}
@@ -275,8 +299,9 @@ func (e *Engine) inputPeer(k nn, p *crd.PeerAuthentication) {
 	case before == e.inheritedMode(k.ns):
 	case root:
 		markAll(e.dirty.pods, e.pods)
+		markAll(e.dirty.workloads, e.entries.workloads)
 	default:
-		e.podLabels.selected(k.ns, nil, mark)
+		e.markWorkloads(k.ns, nil)
 	}
 }
 

@@ -98,12 +98,12 @@ func (e *Engine) inheritedMode(ns string) crd.MTLSMode {
 	return mode
 }
 
-// peerPolicy is the policy that a pod's mTLS mode makes it refer to, "" for none.
-func (e *Engine) peerPolicy(k nn, labels map[string]string) string {
-	inherited := e.inheritedMode(k.ns)
+// peerPolicy is the policy that a workload's mTLS mode makes it refer to, "" for none.
+func (e *Engine) peerPolicy(ns string, labels map[string]string) string {
+	inherited := e.inheritedMode(ns)
 	var own *crd.PeerAuthentication
-	if !e.set.isRoot(k.ns) { // a selector in the root namespace is ignored, as in Istio
-		e.peerSelectors.choosing(k.ns, labels, func(p nn) {
+	if !e.set.isRoot(ns) { // a selector in the root namespace is ignored, as in Istio
+		e.peerSelectors.choosing(ns, labels, func(p nn) {
 			if pa := e.peers[p]; own == nil || older(pa, own) {
 				own = pa
 			}

@@ -53,6 +53,9 @@ func render(e *Engine, c dir.Change, r Result, seen map[Condition]bool) string {
 	if n.Telemetries > 0 {
 		fmt.Fprintf(&b, ", %d telemetries", n.Telemetries)
 	}
+	if n.Entries+n.Workloads > 0 {
+		fmt.Fprintf(&b, ", %d service entries, %d workload entries", n.Entries, n.Workloads)
+	}
 	b.WriteByte('\n')
 	for _, p := range c.Problems {
 		fmt.Fprintf(&b, "problem %s\n", p)
@@ -145,6 +148,12 @@ func (e *Engine) objects() []*dir.Object {
 	}
 	for k, v := range e.peers {
 		add("PeerAuthentication", k, v)
+	}
+	for k, v := range e.entries.services {
+		add("ServiceEntry", k, v)
+	}
+	for k, v := range e.entries.workloads {
+		add("WorkloadEntry", k, v)
 	}
 	for k, v := range e.meshes {
 		add("MeshConfig", k, v)

@@ -205,10 +205,14 @@ func (e *Engine) trafficDistribution(s *corev1.Service) string {
 	if s.Spec.TrafficDistribution != nil {
 		return *s.Spec.TrafficDistribution
 	}
-	if v := s.Annotations[trafficDistributionAnnotation]; v != "" {
+	return e.annotatedDistribution(s.Namespace, s.Annotations)
+}
+
+func (e *Engine) annotatedDistribution(in string, annotations map[string]string) string {
+	if v := annotations[trafficDistributionAnnotation]; v != "" {
 		return v
 	}
-	if ns := e.namespaces[s.Namespace]; ns != nil {
+	if ns := e.namespaces[in]; ns != nil {
 		return ns.Annotations[trafficDistributionAnnotation]
 	}
 	return ""

@@ -92,8 +92,8 @@ func (e *Engine) workload(k nn) (*workload.Workload, []Condition) {
 		w.TunnelProtocol = workload.TunnelProtocol_HBONE
 	}
 	w.WorkloadName, w.WorkloadType = owner(p)
-	w.CanonicalName = firstLabel(p, w.WorkloadName, canonicalNameLabel, "app.kubernetes.io/name", "app")
-	w.CanonicalRevision = firstLabel(p, "latest", canonicalRevisionLabel, "app.kubernetes.io/version", "version")
+	w.CanonicalName = firstLabel(p.Labels, w.WorkloadName, canonicalNameLabel, "app.kubernetes.io/name", "app")
+	w.CanonicalRevision = firstLabel(p.Labels, "latest", canonicalRevisionLabel, "app.kubernetes.io/version", "version")
 	extend(w, e.extension(k, p, w))
 	return w, conditions
 }
@@ -106,9 +106,9 @@ func unless(s, assumed string) string {
 	return s
 }
 
-func firstLabel(p *corev1.Pod, fallback string, keys ...string) string {
+func firstLabel(labels map[string]string, fallback string, keys ...string) string {
 	for _, k := range keys {
-		if v := p.Labels[k]; v != "" {
+		if v := labels[k]; v != "" {
 			return v
 		}
 	}
@@ -204,7 +204,7 @@ func (e *Engine) podServices(k nn, p *corev1.Pod) map[string]*workload.PortList 
 			out[name] = slicePorts(s, servicePorts(svc))
 		}
 	}
-	return out
+	return e.entryServices(k.ns, p.Labels, nil, out)
 }
 
 // slicePods yields the pods that are endpoints of a slice. A service without a
