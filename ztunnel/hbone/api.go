@@ -22,6 +22,7 @@ type Key struct {
 	Local   identity.ID    // who we are
 	Peers   string         // who may answer: canonical, sorted, joined
 	Addr    netip.AddrPort // where
+	Gateway Gateway        // what Addr leads to in another network
 }
 
 // DialerConfig configures a Dialer. DialTransport and TLS are required.
@@ -30,6 +31,8 @@ type DialerConfig struct {
 	DialTransport func(ctx context.Context, k Key) (net.Conn, error)
 	// TLS returns the client configuration, whose VerifyConnection decides whether the peer is one of k.Peers.
 	TLS func(ctx context.Context, k Key) (*tls.Config, error)
+	// GatewayHeader is sent with the outer CONNECT to the gateway of another network; nil: nothing.
+	GatewayHeader func(k Key) []HeaderField
 	// Account returns the pod's account in the ledger; nil means no limits.
 	Account func(k Key) *ledger.Account
 

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -151,9 +152,13 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 	stage := StageLocal
 	defer func() {
 		d.met.dial(stage, err)
-		if err != nil {
-			err = &DialError{stage, k.Addr, err}
+		if _, beyond := errors.AsType[*GatewayError](err); err == nil || beyond {
+			return
 		}
+		if k.Gateway != (Gateway{}) {
+			err = fmt.Errorf("inner tunnel to %s: %w", k.Gateway.Authority, err)
+		}
+		err = &DialError{stage, k.Addr, err}
 	}()
 	if err := account.Acquire(ctx, ledger.Connections, 1); err != nil {
 		return nil, err
@@ -189,6 +194,9 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 }
 
 func (d *Dialer) dialTransport(ctx context.Context, k Key, account *ledger.Account) (net.Conn, error) {
+	if k.Gateway != (Gateway{}) {
+		return d.dialGateway(ctx, k)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.DialTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
 	if err := account.Acquire(ctx, ledger.Dials, 1); err != nil {
@@ -219,7 +227,7 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, acco
 	}
 	t := newTunnel(rc, conn, state, d.cfg.Windows)
 	t.client, t.set, t.account, t.limit, t.log = true, set, account, d.cfg.MaxStreams, d.cfg.Logger
-	t.notAfter = earliestExpiry(cfg, state)
+	t.notAfter = set.key.notAfter(earliestExpiry(cfg, state), time.Now())
 	t.in.configure(clientMaxHeader)
 	t.hello(0, clientMaxHeader)
 	return t, nil

@@ -300,7 +300,8 @@ func (t *tunnel) tick() {
 		t.written, t.stuck = written, 0
 	}
 	dead := t.silent > pingTicks || t.stuck > pingTicks
-	idle := t.set != nil && len(t.streams) == 0 && t.reserved == 0 && t.clock().Sub(t.idleSince) >= t.set.d.cfg.IdleTimeout
+	idle := t.set != nil && len(t.streams) == 0 && t.reserved == 0 &&
+		(t.clock().Sub(t.idleSince) >= t.set.d.cfg.IdleTimeout || t.staleLocked(t.clock()))
 	if idle {
 		t.draining = true
 	}
@@ -491,7 +492,12 @@ func (t *tunnel) load(now time.Time) (n int, usable bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n = len(t.streams) + t.reserved
-	return n, t.err == nil && !t.draining && n < min(t.limit, t.maxStreams) && (t.notAfter.IsZero() || now.Before(t.notAfter))
+	return n, t.err == nil && !t.draining && n < min(t.limit, t.maxStreams) && !t.staleLocked(now)
+}
+
+// staleLocked reports whether the tunnel takes no new streams any more.
+func (t *tunnel) staleLocked(now time.Time) bool {
+	return !t.notAfter.IsZero() && !now.Before(t.notAfter)
 }
 
 // reserve takes a slot that load saw.

@@ -147,7 +147,12 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 // that workload has the proven identity: behind a waypoint or SNAT it has not.
 func (p *Proxy) describe(rec *flow.Record, m *mesh.Snapshot, self *mesh.Workload, r *hbone.Request) {
 	rec.Dst, rec.DstID = self, self.Identity
-	rec.Src = peerWorkload(m, self.Network, rec.SrcAddr.Addr(), r.Peer)
+	if from := r.Header(outbound.NetworkHeader); from != "" && from != self.Network {
+		// The address is a gateway's; only the peer knows who it is.
+		rec.Src = outbound.FromBaggage(r.Headers.Values("baggage"), r.Peer)
+	} else {
+		rec.Src = peerWorkload(m, self.Network, rec.SrcAddr.Addr(), r.Peer)
+	}
 	if svc := addressedService(m, self, r.Header("forwarded")); svc != nil {
 		rec.Service, rec.ServiceNS, rec.ServiceName = svc.Host.Name, svc.Namespace, svc.Name
 	}

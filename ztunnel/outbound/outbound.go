@@ -152,11 +152,20 @@ func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (r
 	if !resp.Peer.IsZero() {
 		c.SetPeer(resp.Peer)
 	}
+	if plan.Inner != nil { // which endpoint it is only that one knows
+		if w := FromBaggage(resp.Header.Values("baggage"), resp.Peer); w != nil {
+			c.Record().Dst = w
+		}
+	}
 	return s, nil
 }
 
 func (p *Proxy) key(c *flow.Conn, plan Plan, r Request) hbone.Key {
 	k := hbone.Key{Pod: p.cfg.Tunnel, Local: r.Src.Identity, Peers: cert.JoinPeers(plan.Peers), Addr: plan.Addr}
+	if plan.Inner != nil {
+		k.Gateway = hbone.Gateway{Peers: k.Peers, Authority: plan.Authority, Slot: uint8(r.Rand >> 32 % hbone.GatewaySlots)}
+		k.Peers = cert.JoinPeers(plan.Inner)
+	}
 	if src := c.Record().SrcAddr.Addr(); src.Is4() == plan.Addr.Addr().Is4() {
 		k.SrcAddr = src
 	}
