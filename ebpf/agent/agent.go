@@ -44,7 +44,7 @@ type Pod struct {
 	Enrolled       bool
 	Why            string // what decided Enrolled
 	BypassInbound  bool
-	DNS            bool
+	DNS            bool // its queries are to go through the proxy, if that answers them
 }
 
 // Source knows the node's pods.
@@ -98,6 +98,10 @@ type Config struct {
 	Host    HostRules // nil: probes are not exempted
 	Status  *StatusDir
 
+	// Resolves reports whether the proxy answers DNS in a pod; default
+	// ResolverListens.
+	Resolves func(ns *netns.NS) (bool, error)
+
 	// NodeNS is the number of the node's own network namespace, which no pod's
 	// path may lead into; 0 if there is none to protect.
 	NodeNS uint64
@@ -120,6 +124,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Drain <= 0 {
 		c.Drain = defaultDrain
+	}
+	if c.Resolves == nil {
+		c.Resolves = ResolverListens
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,7 +38,9 @@ type world struct {
 	fail    map[string]error
 	present bool
 	node    uint64
-	hang    chan struct{} // when set, Add of "hang" waits for it
+	// resolves: the proxy answers DNS
+	resolves atomic.Bool
+	hang     chan struct{} // when set, Add of "hang" waits for it
 }
 
 func newWorld(t *testing.T) *world {
@@ -148,7 +151,11 @@ func (p proxies) Add(ctx context.Context, hp handoff.Pod) error {
 type rules struct{ *world }
 
 func (r rules) Apply(_ *netns.NS, p redirect.PodRules) error {
-	return r.do(fmt.Sprintf("apply inbound=%t v6=%t", !p.BypassInbound, p.IPv6))
+	line := fmt.Sprintf("apply inbound=%t v6=%t", !p.BypassInbound, p.IPv6)
+	if p.DNS {
+		line += " dns"
+	}
+	return r.do(line)
 }
 func (r rules) Check(*netns.NS, redirect.PodRules) error { return r.do("check") }
 func (r rules) Release(*netns.NS) error                  { return r.do("release") }
@@ -164,6 +171,7 @@ func (w *world) start() *agent.Agent {
 	w.t.Helper()
 	a := agent.New(agent.Config{
 		Source: source{w}, Proxies: proxies{w}, Rules: rules{w}, Host: host{w}, Status: w.status, NodeNS: w.node,
+		Resolves: func(*netns.NS) (bool, error) { return w.resolves.Load(), nil },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	donec := make(chan error, 1)
@@ -188,6 +196,33 @@ func (w *world) pod(uid string) agent.Pod {
 		UID: uid, Namespace: "shop", Name: "web-" + uid, ServiceAccount: "web", NetNS: path,
 		Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Enrolled: true, Why: "labelled",
 	}
+}
+
+// TestDNSIsCapturedOnceTheProxyAnswersIt: rules without a listener would cut the
+// pod off from every name.
+func TestDNSIsCapturedOnceTheProxyAnswersIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.start()
+		p := w.pod("a")
+		p.DNS = true
+		w.pods <- []agent.Pod{p}
+		w.want("a proxy that does not answer", "apply inbound=true v6=false", "add a web")
+		w.wantStatus("a", agent.Enabled, "")
+		w.resolves.Store(true)
+		a.SnapshotResult("a", errors.New("gone")) // the next proxy answers
+		w.want("listener first", "add a web", "apply inbound=true v6=false dns")
+		p.DNS = false
+		w.pods <- []agent.Pod{p}
+		w.want("opted out", "apply inbound=true v6=false")
+		p.DNS = true
+		w.pods <- []agent.Pod{p}
+		w.want("opted in", "apply inbound=true v6=false dns")
+		w.resolves.Store(false)
+		w.want("rules stay while the proxy restarts", "check")
+		a.SnapshotResult("a", errors.New("gone")) // the next one does not
+		w.want("a proxy that no longer answers", "add a web", "apply inbound=true v6=false")
+	})
 }
 
 func TestEnrolThenUnenrol(t *testing.T) { synctest.Test(t, testEnrolThenUnenrol) }

@@ -16,6 +16,7 @@ type DirConfig struct {
 	Dirs     []string
 	Node     string   // only pods with this spec.nodeName
 	Excluded []string // namespaces never enrolled
+	DNS      bool     // capture DNS of pods that do not say otherwise
 	Logger   *slog.Logger
 }
 
@@ -99,7 +100,9 @@ func (s *DirSource) report(problems []dir.Problem) {
 func (s *DirSource) list() []Pod {
 	pods := make([]Pod, 0, len(s.pods))
 	for _, p := range s.pods {
-		pods = append(pods, podOf(p, s.namespaces[p.Namespace], s.cfg.Excluded))
+		pod := podOf(p, s.namespaces[p.Namespace], s.cfg.Excluded)
+		pod.DNS = wantsDNS(p, s.cfg.DNS)
+		pods = append(pods, pod)
 	}
 	// Sorted, so that of two pods with one uid it is always the same that counts.
 	slices.SortFunc(pods, func(a, b Pod) int {

@@ -57,6 +57,7 @@ type worker struct {
 	phase    phase
 	until    time.Time // of released and draining
 	attempts int
+	dns      bool // the proxy answers DNS in the pod
 	cleared  bool // nothing of an earlier agent's is left
 }
 
@@ -171,8 +172,11 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	if err := w.open(ctx, p); err != nil {
 		return err
 	}
+	if !w.applied {
+		w.dns = w.resolves(p) // of a proxy that an earlier agent handed the pod to
+	}
 	rules := redirect.PodRules{
-		BypassInbound: p.BypassInbound, DNS: p.DNS,
+		BypassInbound: p.BypassInbound, DNS: p.DNS && w.dns,
 		IPv6: slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }),
 	}
 	// The node's probes first: once rules are there, others are refused.
@@ -184,8 +188,17 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 			return fmt.Errorf("redirect: %w", err)
 		}
 	}
+	fresh := !w.acked
 	if err := w.hand(ctx, p); err != nil {
 		return err
+	}
+	if fresh || p.DNS && !w.dns {
+		w.dns = w.resolves(p)
+	}
+	if rules.DNS = p.DNS && w.dns; w.rules != rules {
+		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {
+			return fmt.Errorf("redirect DNS: %w", err)
+		}
 	}
 	w.cleared = true
 	w.show(p, Enabled, p.Why)
@@ -228,7 +241,7 @@ func (w *worker) closeNS() {
 	if w.ns != nil {
 		_ = w.ns.Close() // only ever entered and passed on
 	}
-	w.ns, w.applied, w.acked = nil, false, false
+	w.ns, w.applied, w.acked, w.dns = nil, false, false, false
 }
 
 func (w *worker) apply(rules redirect.PodRules) error {

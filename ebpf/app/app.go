@@ -37,6 +37,7 @@ type Config struct {
 	HealthAddr        string // "" for none
 	ExcludeNamespaces []string
 	HostProbes        bool // exempt the node's own connections to enrolled pods
+	DNSCapture        bool // pods' DNS goes through the proxy unless they say otherwise
 	ProbeV4, ProbeV6  netip.Addr
 	Propagation       time.Duration
 	Drain             time.Duration

@@ -67,7 +67,7 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	}
 	p.agent = agent.New(agent.Config{
 		Source: agent.NewDirSource(agent.DirConfig{
-			Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, Logger: boot.Scoped(log, "source"),
+			Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),
 		}),
 		Proxies: p.server, Rules: p.rules, Host: hostRules, Status: p.status, NodeNS: p.home.Inode(),
 		Propagation: cfg.Propagation, Drain: cfg.Drain,

@@ -101,6 +101,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	fs.StringVar(&c.Redirect, "redirect", "auto", "how pods are captured: auto or nftables")
 	fs.StringVar(&c.HealthAddr, "health-addr", "127.0.0.1:15022", "`address` of /healthz/ready, /metrics, /logging and /debug; empty: none")
 	fs.BoolVar(&c.HostProbes, "host-probes", true, "let the node's own connections (kubelet probes) reach enrolled pods outside the mesh")
+	fs.BoolVar(&c.DNSCapture, "dns-capture", true, "pods' DNS goes through ztunnel where it answers DNS; the pod annotation ambient.istio.io/dns-capture wins")
 	fs.DurationVar(&c.Propagation, "unenrol-propagation", time.Second, "how long peers get to learn that a pod left before its proxy stops")
 	fs.DurationVar(&c.Drain, "unenrol-drain", handoff.DrainTime, "how long a leaving pod's proxied connections keep their way back; at least ztunnel's CONNECTION_TERMINATION_DEADLINE")
 	fs.BoolVar(&c.CleanupOnExit, "cleanup-on-exit", false, "take all pods out of the mesh when the agent ends")

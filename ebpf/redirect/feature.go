@@ -23,6 +23,10 @@ var features = []feature{
 		name: "c", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityMangle,
 		rules: []rule{{"", []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}}}},
 	}}},
+	{"conntrack zones (CONFIG_NF_CONNTRACK_ZONES; --dns-capture=false does without)", []chain{{
+		name: "c", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw,
+		rules: []rule{{"", setZone(zoneProxy)}},
+	}}},
 	{"nftables route chains (CONFIG_NF_TABLES)", []chain{{
 		name: "c", kind: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityMangle,
 	}}},

@@ -47,6 +47,9 @@ func (d *Dataplane) chains(r PodRules, capture bool) []chain {
 	if !capture {
 		return chains
 	}
+	if r.DNS {
+		chains = append(chains, dnsZone()...)
+	}
 	if !r.BypassInbound {
 		chains = append(chains, chain{
 			name: "nat_prerouting", kind: nftables.ChainTypeNAT,
@@ -72,32 +75,6 @@ func (d *Dataplane) inbound() []rule {
 		{"HBONE has its own listener", join(destPort(PortHBONE), accept())},
 		{"plaintext", redirectTo(PortInbound)},
 	}
-}
-
-func (d *Dataplane) outbound(dns bool) []rule {
-	rules := []rule{
-		{"proxy", join(mark(expr.CmpOpEq, MarkProxy), accept())},
-	}
-	if dns {
-		// A resolver on loopback over UDP is left alone, as in Istio.
-		rules = append(rules,
-			rule{"DNS over UDP", join(oif(expr.CmpOpNeq, "lo"), l4proto(expr.CmpOpEq, unix.IPPROTO_UDP), destPort(53), redirectTo(PortDNS))})
-	}
-	rules = append(rules,
-		rule{"only TCP", join(l4proto(expr.CmpOpNeq, unix.IPPROTO_TCP), accept())},
-		rule{"replies to the proxy", join(mark(expr.CmpOpEq, MarkReturn), accept())},
-		rule{"node's probes (IPv4)", join(destination(netip.PrefixFrom(d.cfg.ProbeV4, 32)), accept())},
-		rule{"node's probes (IPv6)", join(destination(netip.PrefixFrom(d.cfg.ProbeV6, 128)), accept())},
-		rule{"loopback (IPv4)", join(destination(loopbackV4), accept())},
-		rule{"loopback (IPv6)", join(destination(loopbackV6), accept())},
-	)
-	if dns {
-		rules = append(rules, rule{"DNS over TCP", join(destPort(53), redirectTo(PortDNS))})
-	}
-	return append(rules,
-		rule{"app to itself", join(oif(expr.CmpOpEq, "lo"), accept())},
-		rule{"outbound", redirectTo(PortOutbound)},
-	)
 }
 
 var (
@@ -166,18 +143,30 @@ func l4proto(op expr.CmpOp, proto byte) []expr.Any {
 }
 
 func oif(op expr.CmpOp, name string) []expr.Any {
+	return device(expr.MetaKeyOIFNAME, op, name)
+}
+
+func iif(op expr.CmpOp, name string) []expr.Any {
+	return device(expr.MetaKeyIIFNAME, op, name)
+}
+
+func device(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
 	data := make([]byte, unix.IFNAMSIZ)
 	copy(data, name)
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: data},
 	}
 }
 
 // destPort needs a rule before it that lets only protocols with ports through.
-func destPort(port uint16) []expr.Any {
+func destPort(port uint16) []expr.Any { return portAt(2, port) }
+
+func sourcePort(port uint16) []expr.Any { return portAt(0, port) }
+
+func portAt(offset uint32, port uint16) []expr.Any {
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
 	}
 }
