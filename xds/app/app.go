@@ -137,6 +137,7 @@ func (a *ambitd) run(ctx context.Context, levels *boot.LevelControl, reg *promet
 	g.Go("monitoring", func(ctx context.Context) error {
 		return boot.ServeHTTP(ctx, a.monitoring, a.handler(levels, reg), a.log)
 	})
+	g.Go("ca files", func(ctx context.Context) error { return a.authority.Run(ctx, boot.Scoped(a.log, "ca")) })
 	g.Go("drain", a.drain)
 	for _, ln := range a.listeners {
 		g.Go("xds "+ln.Addr().String(), func(ctx context.Context) error { return a.serve(ctx, ln) })
@@ -190,7 +191,7 @@ func assemble(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.R
 	a.pipe = newPipeline(engine, a.store, boot.Scoped(log, "source"), a.ready.Block("first derivation of the source"))
 	rule := &trust{engine: engine, accounts: c.NodeAccounts}
 	a.server, err = serve.New(serve.Config{
-		Store: a.store, Reviewer: tokens, Signer: a.authority, Rule: rule, TLS: a.serverTLS.Config(),
+		Store: a.store, Reviewer: tokens, Signer: a.authority, Trust: a.authority, TrustDomain: engine.TrustDomain, Rule: rule, TLS: a.serverTLS.Config(),
 		Log: boot.Scoped(log, "xds"), Metrics: reg, MaxConnectionAge: c.MaxConnectionAge,
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -89,5 +90,41 @@ func registerMetrics(reg prometheus.Registerer, a *ambitd) error {
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "ambit_ambitd_ca_expiry_timestamp_seconds", Help: "When the CA certificate ends, as Unix time.",
 		}, func() float64 { return float64(a.authority.Info().NotAfter.Unix()) })),
+		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ambit_ambitd_trust_followers", Help: "Proxies that learn of roots and revocations at once.",
+		}, func() float64 { return float64(a.server.TrustFollowers()) })),
+		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ambit_ambitd_ca_files_broken", Help: "1 while the CA's files are not in force as they are.",
+		}, func() float64 {
+			if a.authority.Problem() != nil {
+				return 1
+			}
+			return 0
+		})),
+		reg.Register(caExpiry{a}),
 	)
+}
+
+// caExpiry has a series per CA certificate, so that one that went leaves none
+// behind. There are as many as the CA's files hold.
+type caExpiry struct{ a *ambitd }
+
+var caExpiryDesc = prometheus.NewDesc("ambit_ambitd_ca_certificate_expiry_seconds",
+	"Seconds until a CA certificate expires, by role (signing, intermediate, root) and the start of its SHA-256 fingerprint.", []string{"role", "fingerprint"}, nil)
+
+func (c caExpiry) Describe(ch chan<- *prometheus.Desc) { ch <- caExpiryDesc }
+
+// maxExpirySeries bounds what a file with many roots makes of a scrape.
+const maxExpirySeries = 32
+
+func (c caExpiry) Collect(ch chan<- prometheus.Metric) {
+	seen := map[string]bool{}
+	for _, cert := range c.a.authority.Info().Certs {
+		key := cert.Role + cert.Fingerprint
+		if seen[key] || len(seen) == maxExpirySeries {
+			continue
+		}
+		seen[key] = true
+		ch <- prometheus.MustNewConstMetric(caExpiryDesc, prometheus.GaugeValue, time.Until(cert.NotAfter).Seconds(), cert.Role, cert.Fingerprint)
+	}
 }

@@ -32,6 +32,7 @@ type Status struct {
 	Unenforced  map[string]int `json:"unenforced"`
 	Proxies     []serve.Proxy  `json:"proxies"`
 	CA          ca.Info        `json:"ca"`
+	Followers   int            `json:"trust_followers"` // proxies that learn of roots and revocations at once
 	ServerCert  time.Time      `json:"server_certificate_not_after"`
 }
 
@@ -54,7 +55,7 @@ func (a *ambitd) status() Status {
 		Version: boot.Version, Started: a.started.UTC(), Pending: a.ready.Pending(),
 		ClusterID: a.cfg.ClusterID, TrustDomain: a.pipe.engine.TrustDomain(), Sources: a.cfg.Sources,
 		Resources: map[string]int{}, Problems: []Problem{}, Proxies: a.server.Proxies(),
-		CA: a.authority.Info(), ServerCert: a.serverTLS.NotAfter().UTC(),
+		CA: a.authority.Info(), Followers: a.server.TrustFollowers(), ServerCert: a.serverTLS.NotAfter().UTC(),
 	}
 	for _, t := range a.store.Types() {
 		s.Resources[t[strings.LastIndexByte(t, '/')+1:]] = a.store.Len(t)
@@ -86,10 +87,10 @@ func (a *ambitd) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	_ = enc.Encode(a.status()) // the client has gone: nothing to do
 }
 
-// Healthy reports whether everything is in force as written and every proxy
-// took it.
+// Healthy reports whether everything is in force as written, every proxy took
+// it, and no CA certificate is in the last quarter of its life.
 func (s *Status) Healthy() bool {
-	return len(s.Problems) == 0 && len(s.Pending) == 0 && !slices.ContainsFunc(s.Proxies, rejecting)
+	return len(s.Problems) == 0 && len(s.CA.Warnings) == 0 && len(s.Pending) == 0 && !slices.ContainsFunc(s.Proxies, rejecting)
 }
 
 func rejecting(p serve.Proxy) bool { return rejection(p) != "" }
@@ -122,9 +123,13 @@ func (s *Status) WriteText(w io.Writer, now time.Time) error {
 		kind = "self-signed"
 	}
 	fmt.Fprintf(t, "ca\t%s, %s, valid until %s\n", kind, s.CA.Subject, s.CA.NotAfter.Format(time.DateOnly))
-	fmt.Fprintf(t, "problems\t%d\n", len(s.Problems))
+	fmt.Fprintf(t, "trust\tgeneration %d, %d proxies follow\n", s.CA.Generation, s.Followers)
+	fmt.Fprintf(t, "problems\t%d\n", len(s.Problems)+len(s.CA.Warnings))
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	for _, text := range s.CA.Warnings {
+		fmt.Fprintln(w, "  ca: "+text)
 	}
 	for _, p := range s.Problems {
 		fmt.Fprintln(w, "  "+p.Text)

@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/xds/identity"
@@ -52,12 +54,27 @@ type Config struct {
 	Now        func() time.Time
 }
 
-// Authority signs certificates.
+// Authority signs certificates. What it signs with is replaced as a whole when
+// the files change (see Run); each request uses one state from end to end.
 type Authority struct {
-	cfg    Config
-	issuer *issuer
-	roots  string // PEM bundle, the last element of every chain
+	cfg   Config
+	state atomic.Pointer[state]
+
+	mu      sync.Mutex
+	changec chan struct{} // closed at the next change; guarded by mu
+	problem error         // why the files are not in force as they are; guarded by mu
 }
+
+// state is what the files said when they were last good. Immutable.
+type state struct {
+	issuer     *issuer
+	roots      string // PEM bundle, the last element of every chain
+	revoked    []byte // PEM revocation lists
+	generation uint64
+	files      string // stamps of the files it was read from
+}
+
+func (a *Authority) inForce() *state { return a.state.Load() }
 
 // Open loads the CA, or makes a self-signed one on first use.
 func Open(c Config) (*Authority, error) {
@@ -78,32 +95,37 @@ func Open(c Config) (*Authority, error) {
 		return nil, err
 	}
 	defer unlock()
-	iss, err := c.open()
+	files := c.stamps()
+	iss, err := c.open(nil)
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{cfg: c, issuer: iss, roots: string(encodeCerts(iss.roots...))}
-	if c.PluggedDir != "" {
-		// Proxies read the bundle from the state directory in both cases.
-		err = writeFile(filepath.Join(c.StateDir, RootFile), []byte(a.roots), 0o644)
+	a := &Authority{cfg: c, changec: make(chan struct{})}
+	st, err := c.complete(iss, files)
+	if err != nil {
+		return nil, err
 	}
-	return a, err
+	a.state.Store(st)
+	return a, nil
 }
 
-func (c Config) open() (*issuer, error) {
+// open loads what signs. A key that is missing is taken from before, if that
+// had the same certificate: a running CA outlives the loss of its key file.
+func (c Config) open(before *issuer) (*issuer, error) {
 	if c.PluggedDir != "" {
-		iss, err := loadIssuer(c.PluggedDir, os.ReadFile, c.Now()) // a mounted Secret is readable by default
+		iss, err := loadIssuer(c.PluggedDir, os.ReadFile, nil, c.Now()) // a mounted Secret is readable by default
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w (--ca-dir needs %s, %s, %s and %s)", err, certFile, keyFile, chainFile, RootFile)
 		}
 		return iss, err
 	}
-	iss, err := loadIssuer(c.StateDir, readKey, c.Now())
+	iss, err := loadIssuer(c.StateDir, readKey, before, c.Now())
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return iss, err
 	}
-	if _, exists := os.Stat(filepath.Join(c.StateDir, certFile)); exists == nil {
-		return nil, fmt.Errorf("%w (restore the file, or remove %s to begin with another root)", err, filepath.Join(c.StateDir, certFile))
+	if _, exists := os.Stat(filepath.Join(c.StateDir, certFile)); exists == nil || before != nil {
+		return nil, fmt.Errorf("%w (`ambitd ca restore` puts a saved key back; without one, `ambitd ca rotate` and `ambitd ca promote` begin another root, or remove %s)",
+			err, filepath.Join(c.StateDir, certFile))
 	}
 	if iss, err = newRoot(c.TrustDomain, c.Now()); err != nil {
 		return nil, err
@@ -112,28 +134,10 @@ func (c Config) open() (*issuer, error) {
 }
 
 // Roots is the PEM bundle that peers verify against.
-func (a *Authority) Roots() string { return a.roots }
+func (a *Authority) Roots() string { return a.inForce().roots }
 
 // RootPool is Roots as a pool; the caller owns it.
-func (a *Authority) RootPool() *x509.CertPool { return pool(a.issuer.roots) }
-
-// Info describes the CA for status pages.
-type Info struct {
-	Subject    string    `json:"subject"`
-	SelfSigned bool      `json:"self_signed"`
-	NotAfter   time.Time `json:"not_after"`
-	MaxLeaf    string    `json:"max_leaf_lifetime"`
-}
-
-// Info describes the CA.
-func (a *Authority) Info() Info {
-	return Info{
-		Subject:    a.issuer.cert.Subject.String(),
-		SelfSigned: a.cfg.PluggedDir == "",
-		NotAfter:   a.issuer.notAfter().UTC(),
-		MaxLeaf:    a.cfg.MaxTTL.String(),
-	}
-}
+func (a *Authority) RootPool() *x509.CertPool { return pool(a.inForce().issuer.roots) }
 
 // Sign answers a PEM certificate request with a chain for id: the leaf, each
 // intermediate, and last the root bundle. Only the request's key counts; it
@@ -147,7 +151,8 @@ func (a *Authority) Sign(csrPEM []byte, id identity.ID, ttl time.Duration) ([]st
 	if id.IsZero() {
 		return nil, &InvalidError{"no identity to sign for"}
 	}
-	cert, err := a.sign(pub, ttl, func(c *x509.Certificate) error {
+	st := a.inForce()
+	cert, err := a.sign(st.issuer, pub, ttl, func(c *x509.Certificate) error {
 		ext, err := uriSAN(id)
 		c.ExtraExtensions = append(c.ExtraExtensions, ext)
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
@@ -157,25 +162,25 @@ func (a *Authority) Sign(csrPEM []byte, id identity.ID, ttl time.Duration) ([]st
 		return nil, err
 	}
 	chain := []string{string(encodeCerts(cert))}
-	for _, c := range a.issuer.chain {
+	for _, c := range st.issuer.chain {
 		chain = append(chain, string(encodeCerts(c)))
 	}
-	return append(chain, a.roots), nil
+	return append(chain, st.roots), nil
 }
 
 // sign makes a leaf from the template that shape completes.
-func (a *Authority) sign(pub *ecdsa.PublicKey, ttl time.Duration, shape func(*x509.Certificate) error) (*x509.Certificate, error) {
+func (a *Authority) sign(by *issuer, pub *ecdsa.PublicKey, ttl time.Duration, shape func(*x509.Certificate) error) (*x509.Certificate, error) {
 	now := a.cfg.Now()
 	end := now.Add(a.lifetime(ttl))
-	if last := a.issuer.notAfter(); end.After(last) {
+	if last := by.notAfter(); end.After(last) {
 		end = last
 	}
 	if !end.After(now) {
-		return nil, fmt.Errorf("the CA certificate expired at %s: renew it", a.issuer.notAfter().UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("the CA certificate expired at %s: renew it", by.notAfter().UTC().Format(time.RFC3339))
 	}
 	begin := now.Add(-clockSkew)
-	if begin.Before(a.issuer.cert.NotBefore) {
-		begin = a.issuer.cert.NotBefore
+	if begin.Before(by.cert.NotBefore) {
+		begin = by.cert.NotBefore
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -188,7 +193,7 @@ func (a *Authority) sign(pub *ecdsa.PublicKey, ttl time.Duration, shape func(*x5
 	if err := shape(tmpl); err != nil {
 		return nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.issuer.cert, pub, a.issuer.key)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, by.cert, pub, by.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
@@ -254,11 +259,15 @@ func uriSAN(id identity.ID) (ext pkix.Extension, err error) {
 // ServerCertificate makes a certificate for ambitd's own TLS port, valid for
 // these DNS names and IP addresses.
 func (a *Authority) ServerCertificate(names []string) (*tls.Certificate, error) {
+	return a.serverCertificate(a.inForce().issuer, names)
+}
+
+func (a *Authority) serverCertificate(by *issuer, names []string) (*tls.Certificate, error) {
 	key, err := newKey()
 	if err != nil {
 		return nil, err
 	}
-	cert, err := a.sign(&key.PublicKey, a.cfg.MaxTTL, func(c *x509.Certificate) error {
+	cert, err := a.sign(by, &key.PublicKey, a.cfg.MaxTTL, func(c *x509.Certificate) error {
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		for _, n := range slices.Compact(slices.Sorted(slices.Values(names))) {
 			if ip := net.ParseIP(n); ip != nil {
@@ -273,7 +282,7 @@ func (a *Authority) ServerCertificate(names []string) (*tls.Certificate, error) 
 		return nil, fmt.Errorf("server certificate: %w", err)
 	}
 	out := &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
-	for _, c := range a.issuer.chain {
+	for _, c := range by.chain {
 		out.Certificate = append(out.Certificate, c.Raw)
 	}
 	return out, nil

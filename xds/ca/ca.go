@@ -7,8 +7,9 @@
 // the names inside the signing request are ignored. There is no anonymous way
 // in. The package knows no gRPC: the three error types say which status fits.
 //
-// All exported types are immutable after construction and safe for concurrent
-// use. No goroutines are started.
+// All exported types are safe for concurrent use. Authority.Run, once it runs,
+// follows the files of the CA, which the commands of rotation.go change; no
+// other goroutines are started.
 package ca
 
 import (

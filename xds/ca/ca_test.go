@@ -136,9 +136,9 @@ func TestLeafLifetime(t *testing.T) {
 				t.Fatal(err)
 			}
 			// As if time had passed until only issuerLife is left.
-			now = a.issuer.cert.NotAfter.Add(-tt.issuerLife)
+			now = a.inForce().issuer.cert.NotAfter.Add(-tt.issuerLife)
 			if tt.issuerLife == rootLifetime {
-				now = a.issuer.cert.NotBefore.Add(clockSkew)
+				now = a.inForce().issuer.cert.NotBefore.Add(clockSkew)
 			}
 			chain, err := a.Sign(testCSR(t, testKey(t)), bookinfo, tt.asked)
 			if err != nil {
@@ -191,7 +191,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 	}{
 		{"empty", nil, "PEM block"},
 		{"not PEM", []byte("hello"), "PEM block"},
-		{"a certificate", encodeCerts(testAuthority(t).issuer.cert), "PEM block"},
+		{"a certificate", encodeCerts(testAuthority(t).inForce().issuer.cert), "PEM block"},
 		{"garbage inside", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: []byte{1, 2, 3}}), "parsed"},
 		{"two blocks", append(append([]byte(nil), good...), good...), "one PEM block"},
 		{"too long", make([]byte, maxCSR+1), "at most"},
@@ -235,7 +235,7 @@ func TestRootIsKept(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("key file: mode %v, %v", info.Mode(), err)
 	}
-	if left := time.Until(a.issuer.cert.NotAfter); left < 9*365*24*time.Hour {
+	if left := time.Until(a.inForce().issuer.cert.NotAfter); left < 9*365*24*time.Hour {
 		t.Errorf("root lives for %v", left)
 	}
 	entries, err := os.ReadDir(dir)
@@ -441,7 +441,7 @@ func TestAHalfLostStateIsNotReplaced(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, keyFile)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(Config{TrustDomain: domain, StateDir: dir}); err == nil || !strings.Contains(err.Error(), "restore the file") {
+	if _, err := Open(Config{TrustDomain: domain, StateDir: dir}); err == nil || !strings.Contains(err.Error(), "ambitd ca restore") {
 		t.Fatalf("got %v: a lost key must not make a mesh's root change silently", err)
 	}
 }

@@ -7,7 +7,8 @@ import (
 )
 
 // ServerTLS holds ambitd's own certificate and renews it when a handshake
-// finds it in the second half of its life. Streams that are open keep theirs:
+// finds it in the second half of its life, or of another CA than the one that
+// signs now. Streams that are open keep theirs:
 // TLS looks at a certificate once.
 type ServerTLS struct {
 	authority *Authority
@@ -15,6 +16,7 @@ type ServerTLS struct {
 
 	mu      sync.Mutex
 	current *tls.Certificate // guarded by mu
+	by      *issuer          // of current; guarded by mu
 }
 
 // ServerTLS issues the first certificate for these DNS names and addresses.
@@ -44,20 +46,20 @@ func (s *ServerTLS) NotAfter() time.Time {
 func (s *ServerTLS) certificate() (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.authority.cfg.Now()
-	if s.current != nil {
+	now, by := s.authority.cfg.Now(), s.authority.inForce().issuer
+	if s.current != nil && s.by.cert.Equal(by.cert) {
 		leaf := s.current.Leaf
 		if now.Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)) {
 			return s.current, nil
 		}
 	}
-	renewed, err := s.authority.ServerCertificate(s.names)
+	renewed, err := s.authority.serverCertificate(by, s.names)
 	if err != nil {
 		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
 			return s.current, nil // still good; the next handshake tries again
 		}
 		return nil, err
 	}
-	s.current = renewed
+	s.current, s.by = renewed, by
 	return renewed, nil
 }

@@ -31,6 +31,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/api/ca"
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
+	"github.com/ambit-mesh/ambit/xds/api/trust"
 	authority "github.com/ambit-mesh/ambit/xds/ca"
 	"github.com/ambit-mesh/ambit/xds/delta"
 	"github.com/ambit-mesh/ambit/xds/identity"
@@ -76,10 +77,14 @@ type Config struct {
 	Store    *delta.Store
 	Reviewer authority.TokenReviewer
 	Signer   signer
-	Rule     identityRule
-	TLS      *tls.Config
-	Log      *slog.Logger
-	Metrics  prometheus.Registerer
+	// Trust is pushed to proxies that ask, as that of TrustDomain; nil: the
+	// service is not offered.
+	Trust       bundler
+	TrustDomain func() string
+	Rule        identityRule
+	TLS         *tls.Config
+	Log         *slog.Logger
+	Metrics     prometheus.Registerer
 	// MaxConnectionAge makes clients reconnect now and then, ±10 %, so that
 	// they spread over replicas. 0: never.
 	MaxConnectionAge time.Duration
@@ -100,6 +105,7 @@ type Server struct {
 	stop    sync.Once
 	nextID  atomic.Uint64
 	large   turns
+	trust   *trustService // nil: not offered
 
 	mu      sync.Mutex
 	streams map[*stream]struct{} // guarded by mu
@@ -135,6 +141,10 @@ func New(c Config) (*Server, error) {
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
 	s.grpc.RegisterService(&certificateService, s)
+	if c.Trust != nil {
+		s.trust = &trustService{server: s, watch: c.Trust, domain: c.TrustDomain, watchers: map[string]int{}}
+		trust.RegisterTrustServiceServer(s.grpc, s.trust)
+	}
 	return s, nil
 }
 

@@ -13,6 +13,7 @@ import (
 const usage = `Usage:
   ambitd [serve] --source dir:PATH[,PATH] --state-dir DIR [flags]   run the control plane
   ambitd token --state-dir DIR --node N --pod P --uid U [flags]     print a token for a node proxy
+  ambitd ca COMMAND --state-dir DIR [flags]                         rotate, revoke, restore: ambitd ca -h
   ambitd status [--addr URL] [-o json]                              ask a running ambitd how it is
   ambitd version [-o json]
 
@@ -32,7 +33,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	commands := map[string]func([]string, io.Writer, io.Writer) error{
-		"serve": serveCommand, "token": tokenCommand, "status": statusCommand, "version": versionCommand,
+		"serve": serveCommand, "token": tokenCommand, "ca": caCommand, "status": statusCommand, "version": versionCommand,
 	}
 	f, ok := commands[command]
 	if !ok {
