@@ -211,9 +211,17 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 			case 3:
 				return object("Node", "", "node", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{corev1.LabelTopologyZone: pick("1", "2")}}})
 			case 4:
+				if rnd.IntN(8) > 0 { // it hides what smaller changes miss
+					return testPeer(ns, "p3", selector(), crd.ModeStrict)
+				}
 				m := &crd.Mesh{Config: crd.MeshConfig{TrustDomain: pick("", "td"), RootNamespace: pick("", "", "m")}}
 				return object("MeshConfig", pick("ambit-system", "istio-system"), "istio", m)
 			case 5:
+				if was := e.namespaces[ns]; was != nil && rnd.IntN(2) == 0 { // what only selectors look at
+					now := was.DeepCopy()
+					now.Labels["team"] = pick("a", "b")
+					return object("Namespace", "", ns, now)
+				}
 				return object("Namespace", "", ns, &corev1.Namespace{ObjectMeta: randomLabels(rnd, metav1.ObjectMeta{Name: ns, Annotations: map[string]string{trafficDistributionAnnotation: pick("", "PreferClose")}})})
 			case 7:
 				return randomGateway(rnd, ns)
@@ -227,7 +235,7 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 				return randomPod(rnd, testPod(ns, pick("pod1", "pod2", "pod3"), pick("node", "other"), "sa", pick("a", "b"), rnd.IntN(50)))
 			}
 		}
-		for range 200 {
+		for i := range 200 {
 			var c dir.Change
 			for range 1 + rnd.IntN(3) {
 				if o := change(); rnd.IntN(4) == 0 {
@@ -248,6 +256,11 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 					t.Fatalf("seed %d: sends %s unchanged", seed, u.Name)
 				}
 				held[Name{u.Type, u.Name}] = string(u.Bytes)
+			}
+			if i%5 == 4 {
+				if sameAsFromScratch(t, e); t.Failed() {
+					t.Fatalf("seed %d, change %d", seed, i)
+				}
 			}
 		}
 		n := 0

@@ -410,7 +410,11 @@ func (e *Engine) gatewayConditions(k nn, w *waypoint, n notes) []Condition {
 		return nil
 	}
 	class := g.Spec.GatewayClassName
-	if class == classIngress && w.tunnel == nil && hboneListener(g) == nil && g.Labels[waypointForLabel] == "" {
+	forUs := w.isClass || w.tunnel != nil || hboneListener(g) != nil || g.Labels[waypointForLabel] != ""
+	if !forUs && class != classIngress && len(n) == 0 {
+		return nil // somebody else's
+	}
+	if !forUs && class == classIngress {
 		n.add("spec.gatewayClassName %s: this build runs no ingress gateways and programs none", class)
 	}
 	if class == classWaypoint {

@@ -2,8 +2,11 @@ package derive
 
 import (
 	"fmt"
+	"maps"
 	"strconv"
+	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -88,6 +91,7 @@ func (e *Engine) bind(b bound) binding {
 		out.waypoint = addr
 	case addr == nil: // weighted traffic never falls back to none
 		out.waypoint = canary
+		cond.Message = strings.TrimSuffix(cond.Message, direct) + "; everything goes to the canary waypoint"
 	default:
 		out.waypoint = addr
 		out.weighted = []*workload.WeightedWaypoint{{Destination: addr, Weight: 100 - weight}, {Destination: canary, Weight: weight}}
@@ -125,6 +129,8 @@ func (e *Engine) attach(b bound, name nn) (*workload.GatewayAddress, Condition) 
 		return refuse(ReasonAttachmentDenied, "label %s: Gateway %s does not admit namespace %s: set allowedRoutes.namespaces of its listener", useWaypointLabel, name, b.ns)
 	case b.private && name.ns != b.ns:
 		return refuse(ReasonCrossNamespaceBound, "label %s: an object visible in its namespace only cannot use Gateway %s of another one", useWaypointLabel, name)
+	case w.serves == trafficNone:
+		return refuse(ReasonUnsupportedTraffic, "label %s: Gateway %s takes no traffic: set its label %s", useWaypointLabel, name, waypointForLabel)
 	case b.traffic != "" && w.serves != b.traffic && w.serves != trafficAll:
 		return refuse(ReasonUnsupportedTraffic, "label %s: Gateway %s takes %s traffic only: label it %s=%s or all", useWaypointLabel, name, w.serves, waypointForLabel, b.traffic)
 	}
@@ -147,9 +153,10 @@ func (e *Engine) admits(w *waypoint, name nn, ns string) bool {
 		if err != nil {
 			return false // the selector was validated when it was read
 		}
-		var have labels.Set
+		// Kubernetes gives every namespace its name as a label; files may not.
+		have := labels.Set{corev1.LabelMetadataName: ns}
 		if o := e.namespaces[ns]; o != nil {
-			have = o.Labels
+			maps.Copy(have, o.Labels)
 		}
 		return s.Matches(have)
 	}
@@ -235,9 +242,6 @@ func (e *Engine) namespaceConditions(name string) []Condition {
 	inNs.nn.ns = name // where its objects are
 	if wp, ok := waypointName(ns.Labels, name, useWaypointLabel, waypointNamespaceLabel); ok {
 		_, cond := e.attach(inNs, wp)
-		if w := e.gw.points[wp]; cond.Status == "True" && w.serves == trafficNone {
-			cond = b.waypointCondition("False", ReasonUnsupportedTraffic, fmt.Sprintf("label %s: Gateway %s takes no traffic: set its label %s", useWaypointLabel, wp, waypointForLabel)+direct)
-		}
 		cond.Namespace = ""
 		out = append(out, cond)
 	}

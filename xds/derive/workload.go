@@ -13,6 +13,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 )
 
@@ -317,6 +318,9 @@ func (e *Engine) sliceWorkloads(k nn) []*workload.Workload {
 		}
 		if ep.Conditions.Ready != nil && !*ep.Conditions.Ready { // unknown counts as ready
 			w.Status = workload.WorkloadStatus_UNHEALTHY
+		}
+		if isHeadless(svc) {
+			extend(w, &ambit.WorkloadExtension{DnsNames: e.appendName(nil, hostnameOf(ep), svcKey)})
 		}
 		out = append(out, w)
 	}
