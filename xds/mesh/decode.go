@@ -259,11 +259,11 @@ func DecodeService(in *workload.Service) (*Service, error) {
 		d.vip(s, a)
 	}
 	for _, uri := range in.GetSubjectAltNames() {
-		id, err := identity.Parse(uri)
-		if err != nil {
-			d.fail("subject_alt_names", err)
+		// Other names, such as the DNS names of a server outside the mesh, are for
+		// clients that verify certificates of the web. Leaving them out accepts less.
+		if id, err := identity.Parse(uri); err == nil {
+			s.SANs = append(s.SANs, id)
 		}
-		s.SANs = append(s.SANs, id)
 	}
 	for _, ww := range in.GetWeightedWaypoints() {
 		g := d.gateway("weighted_waypoints.destination", ww.GetDestination())

@@ -132,7 +132,6 @@ func TestDecodeErrorsNameResourceAndField(t *testing.T) {
 		{"scope", &workload.Service{Namespace: "a", Hostname: "b", LoadBalancing: &workload.LoadBalancing{RoutingPreference: []workload.LoadBalancing_Scope{0}}}, `service "a/b": load_balancing.routing_preference: scope is not specified`},
 		{"mode", &workload.Service{Namespace: "a", Hostname: "b", LoadBalancing: &workload.LoadBalancing{Mode: 9}}, "load_balancing.mode: value 9"},
 		{"prefix", &workload.Service{Namespace: "a", Hostname: "b", Addresses: []*workload.NetworkAddress{{Address: []byte{1, 2, 3, 4}, Length: proto.Uint32(33)}}}, "prefix length 33 does not fit 1.2.3.4"},
-		{"san", &workload.Service{Namespace: "a", Hostname: "b", SubjectAltNames: []string{"x"}}, "subject_alt_names"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if _, err := DecodeService(tt.in); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -140,10 +139,11 @@ func TestDecodeErrorsNameResourceAndField(t *testing.T) {
 			}
 		})
 	}
-	s, err := DecodeService(&workload.Service{Namespace: "a", Hostname: "b", Visibility: 9, Addresses: []*workload.NetworkAddress{
+	s, err := DecodeService(&workload.Service{Namespace: "a", Hostname: "b", Visibility: 9, SubjectAltNames: []string{"x.example.com", "spiffe://td/ns/n/sa/s", "spiffe://td"}, Addresses: []*workload.NetworkAddress{
 		{Address: []byte{1, 2, 3, 4}}, {Address: []byte{1, 2, 3, 4}, Length: proto.Uint32(32)}, {Address: []byte{1, 2, 3, 4}, Length: proto.Uint32(24)},
 		{Address: ip("::ffff:5.6.7.8").AsSlice(), Length: proto.Uint32(120)}}})
-	if err != nil || s.Visibility != workload.Service_PUBLIC || len(s.VIPs) != 2 || fmt.Sprint(s.CIDRs) != "[{ 1.2.3.0/24} { 5.6.7.0/24}]" {
+	if err != nil || s.Visibility != workload.Service_PUBLIC || len(s.VIPs) != 2 || fmt.Sprint(s.CIDRs) != "[{ 1.2.3.0/24} { 5.6.7.0/24}]" ||
+		fmt.Sprint(s.SANs) != "[spiffe://td/ns/n/sa/s]" {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
