@@ -94,7 +94,9 @@ func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority 
 	a := &app{cfg: cfg, log: log, ready: boot.NewReady(), syncedc: make(chan struct{})}
 	a.node = newNode(cfg, log, reg, authority)
 	a.gate = &gate{ready: a.ready, blocked: map[string]func(){}}
+	dnsAddrs, _ := cfg.dnsAddrs() // checked with the configuration
 	a.pods = inpod.New(inpod.Config{
+		DNSAddrs: dnsAddrs,
 		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
 			return a.node.serve(p, podNet{connect: p.NS.Dial, originalDst: originalDst}), nil
 		},
@@ -144,6 +146,12 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	}
 	g.Go("xds client", xds.Run)
 	g.Go("certificates", a.node.certs.Run)
+	if w, ok := a.ca.(cert.TrustWatcher); ok {
+		g.Go("trust", func(ctx context.Context) error { return a.node.certs.FollowTrust(ctx, w) })
+	}
+	if path := a.cfg.CARootCA; path != "SYSTEM" && !strings.Contains(path, "-----BEGIN") {
+		g.Go("root file", func(ctx context.Context) error { return a.node.certs.FollowRootFile(ctx, path) })
+	}
 	if a.cfg.CRLPath != "" {
 		g.Go("revocation lists", func(ctx context.Context) error { return a.node.certs.FollowCRL(ctx, a.cfg.CRLPath) })
 	}

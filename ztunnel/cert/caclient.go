@@ -52,6 +52,24 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Sign asks for id in the name of this node.
 func (c *Client) Sign(ctx context.Context, id identity.ID, csrPEM string, ttl time.Duration) ([]string, error) {
+	ctx, err := c.outgoing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	meta, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": id.String()})
+	if err != nil {
+		return nil, fmt.Errorf("certificate request for %s: %w", id, err)
+	}
+	resp, err := ca.NewIstioCertificateServiceClient(c.conn).CreateCertificate(ctx,
+		&ca.IstioCertificateRequest{Csr: csrPEM, ValidityDuration: int64(ttl.Seconds()), Metadata: meta})
+	if err != nil {
+		return nil, fmt.Errorf("CA %s: %w", c.cfg.Target, explain(err))
+	}
+	return resp.GetCertChain(), nil
+}
+
+// outgoing adds who asks. The token is read anew: it is rotated on disk.
+func (c *Client) outgoing(ctx context.Context) (context.Context, error) {
 	token, err := c.cfg.Token()
 	if err != nil {
 		return nil, fmt.Errorf("token for the CA: %w", err)
@@ -60,16 +78,7 @@ func (c *Client) Sign(ctx context.Context, id identity.ID, csrPEM string, ttl ti
 	for k, v := range c.cfg.Headers {
 		md.Set(k, v)
 	}
-	meta, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": id.String()})
-	if err != nil {
-		return nil, fmt.Errorf("certificate request for %s: %w", id, err)
-	}
-	resp, err := ca.NewIstioCertificateServiceClient(c.conn).CreateCertificate(metadata.NewOutgoingContext(ctx, md),
-		&ca.IstioCertificateRequest{Csr: csrPEM, ValidityDuration: int64(ttl.Seconds()), Metadata: meta})
-	if err != nil {
-		return nil, fmt.Errorf("CA %s: %w", c.cfg.Target, explain(err))
-	}
-	return resp.GetCertChain(), nil
+	return metadata.NewOutgoingContext(ctx, md), nil
 }
 
 // explain adds what to do to the answers that an operator can act on.

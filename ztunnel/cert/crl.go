@@ -2,6 +2,7 @@ package cert
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/pem"
@@ -35,8 +36,9 @@ func (e *RevokedError) Error() string {
 // list does not name: that a list is old must not stop a mesh. Both are the
 // reference's choices.
 type revocations struct {
-	lists map[string][]revocationList // by raw issuer name
-	count int
+	lists  map[string][]revocationList // by raw issuer name
+	count  int
+	digest [sha256.Size]byte // of what was read
 }
 
 type revocationList struct {
@@ -54,7 +56,7 @@ func parseCRLs(data []byte) (*revocations, error) {
 	if len(data) > maxCRL {
 		return nil, fmt.Errorf("revocation lists have %d bytes, at most %d are read", len(data), maxCRL)
 	}
-	r := &revocations{lists: map[string][]revocationList{}}
+	r := &revocations{lists: map[string][]revocationList{}, digest: sha256.Sum256(data)}
 	if !bytes.Contains(data, []byte("-----BEGIN")) {
 		return r, r.add(data)
 	}

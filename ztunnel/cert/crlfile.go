@@ -99,17 +99,47 @@ func (m *Manager) setCRL(data []byte, from string) error {
 	if err := r.check(m.issuers()); err != nil {
 		return err
 	}
-	now := m.cfg.Now()
-	m.trust.revoked.Store(r)
-	cut := m.rejudge(false)
+	m.crlMu.Lock()
+	defer m.crlMu.Unlock()
+	if old := m.crls[from]; old != nil && old.digest == r.digest {
+		return nil
+	}
+	m.crls[from] = r
+	cut := m.putCRLsLocked()
 	m.cfg.Logger.Info("revocation lists in force", "from", from, "lists", len(r.lists), "revoked", r.count, "tunnels_cut", cut)
-	if old := r.expired(now); len(old) > 0 {
+	if old := r.expired(m.cfg.Now()); len(old) > 0 {
 		m.cfg.Logger.Warn("revocation lists are past their next update: what they name stays revoked, what was revoked since is not known", "expired", old)
 	}
 	m.replaceOwn("revoked", func(c *Certificate) bool {
 		return r.find(c.shown(), func() []*x509.Certificate { return c.Roots }) != nil
 	})
 	return nil
+}
+
+// unsetCRL takes the lists of a source back.
+func (m *Manager) unsetCRL(from string) error {
+	m.crlMu.Lock()
+	defer m.crlMu.Unlock()
+	if m.crls[from] == nil {
+		return nil
+	}
+	delete(m.crls, from)
+	m.putCRLsLocked()
+	m.cfg.Logger.Info("no revocation lists any more", "from", from)
+	return nil
+}
+
+// putCRLsLocked makes what all sources say the one set that handshakes ask.
+func (m *Manager) putCRLsLocked() (cut int) {
+	all := &revocations{lists: map[string][]revocationList{}}
+	for _, r := range m.crls {
+		for issuer, lists := range r.lists {
+			all.lists[issuer] = append(all.lists[issuer], lists...)
+		}
+		all.count += r.count
+	}
+	m.trust.revoked.Store(all)
+	return m.rejudge(false)
 }
 
 // issuers are the CAs that this node knows: roots, and intermediates of its own
