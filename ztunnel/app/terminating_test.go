@@ -62,7 +62,11 @@ func handshakes(t *testing.T, n *testNode) (sum float64) {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			sum += m.GetCounter().GetValue()
+			for _, l := range m.Label {
+				if l.GetName() == "side" && l.GetValue() == "server" {
+					sum += m.GetCounter().GetValue()
+				}
+			}
 		}
 	}
 	return sum

@@ -173,6 +173,7 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 	}
 	stage = StageTLS
 	t, err = d.secure(ctx, set, conn, account)
+	d.met.handshake(clientSide, err)
 	if err != nil {
 		_ = conn.Close()
 		releaseConn()
@@ -184,6 +185,7 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 		defer d.wg.Done()
 		defer releaseConn()
 		defer t.opened(d.cfg.Opened)()
+		defer d.met.open(clientSide)()
 		_ = t.run() // its streams have been told
 	}()
 	if err := t.awaitSettings(ctx); err != nil {

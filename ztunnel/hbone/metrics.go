@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	dials      *prometheus.CounterVec
 	handshakes *prometheus.CounterVec
+	tunnels    *prometheus.GaugeVec
 	streams    prometheus.Counter
 	retries    prometheus.Counter
 	requests   prometheus.Counter
@@ -26,8 +27,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"stage", "result"})),
 		handshakes: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ambit_ztunnel_hbone_handshakes_total",
-			Help: "TLS handshakes of accepted HBONE connections, by result.",
-		}, []string{"result"})),
+			Help: "TLS handshakes of HBONE tunnels, by side and result; limited were refused before they began.",
+		}, []string{"side", "result"})),
+		tunnels: register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "ambit_ztunnel_hbone_tunnels_open",
+			Help: "HBONE tunnels now open, by side.",
+		}, []string{"side"})),
 		streams:  counter("ambit_ztunnel_hbone_streams_total", "CONNECT streams opened to peers."),
 		retries:  counter("ambit_ztunnel_hbone_retries_total", "CONNECTs tried again because a pooled tunnel was lost or refused them."),
 		requests: counter("ambit_ztunnel_hbone_requests_total", "CONNECT requests received."),
@@ -52,11 +57,29 @@ func (m *metrics) dial(stage Stage, err error) {
 	m.dials.WithLabelValues(string(stage), result(err)).Inc()
 }
 
-func (m *metrics) handshake(err error) { m.handshakes.WithLabelValues(result(err)).Inc() }
+// The two sides of a tunnel, as metric labels.
+const (
+	clientSide = "client"
+	serverSide = "server"
+)
+
+func (m *metrics) handshake(side string, err error) {
+	m.handshakes.WithLabelValues(side, result(err)).Inc()
+}
+
+// open counts a tunnel until closed is called.
+func (m *metrics) open(side string) (closed func()) {
+	g := m.tunnels.WithLabelValues(side)
+	g.Inc()
+	return g.Dec
+}
 
 func result(err error) string {
 	if err == nil {
 		return "ok"
+	}
+	if errors.Is(err, ErrTooManyHandshakes) {
+		return "limited"
 	}
 	if (&DialError{Err: err}).Timeout() {
 		return "timeout"

@@ -62,7 +62,7 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) error {
 		return err
 	default:
 		resetConn(c)
-		s.met.handshake(err)
+		s.met.handshake(serverSide, err)
 		return &ServeError{StageLocal, remote, err}
 	}
 	defer s.wg.Done()
@@ -73,7 +73,7 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) error {
 	defer s.cfg.Account.Release(ledger.Connections, 1)
 
 	t, err := s.secure(ctx, c)
-	s.met.handshake(err)
+	s.met.handshake(serverSide, err)
 	if err != nil {
 		s.leave(c)
 		return &ServeError{StageTLS, remote, err}
@@ -86,8 +86,9 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) error {
 	if !s.promote(c, t) {
 		t.cut(ErrServerClosed)
 	}
-	ended := t.opened(s.cfg.Opened)
+	ended, closed := t.opened(s.cfg.Opened), s.met.open(serverSide)
 	err = t.run()
+	closed()
 	ended()
 	s.mu.Lock()
 	delete(s.tunnels, t)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // Stream is one CONNECT tunnel: a net.Conn with half-close and reset.
@@ -55,6 +56,9 @@ type Stream struct {
 	inLine                 bool
 	prevInLine, nextInLine *Stream
 	writeBy                deadline
+	waits                  waits
+
+	infoAt sockopt.TCPInfo // of the tunnel's socket when the stream was opened
 }
 
 const (

@@ -63,7 +63,8 @@ type tunnel struct {
 	closedc   chan struct{} // closed when the transport is closed
 	donec     chan struct{} // closed when the tunnel has ended and its reader is gone
 
-	in reader // owned by the reader goroutine
+	in   reader // owned by the reader goroutine
+	info socketInfo
 
 	mu         sync.Mutex
 	streams    map[uint32]*Stream // guarded by mu, as are all below
@@ -351,6 +352,7 @@ func (t *tunnel) newStream(id uint32) *Stream {
 	s := &Stream{t: t, id: id, recvWindow: t.windows.base(), window: t.windows.base()}
 	s.recvCond.L = &s.mu
 	s.sendCond.L = &t.w.mu
+	s.infoAt, _ = t.info.read(t.conn)
 	return s
 }
 

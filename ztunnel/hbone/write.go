@@ -281,7 +281,7 @@ func (w *writer) reserveLocked(s *Stream, want int) (int, error) {
 		} else {
 			w.leaveLocked(s)
 		}
-		s.sendCond.Wait()
+		s.waitLocked()
 	}
 }
 

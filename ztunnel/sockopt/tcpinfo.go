@@ -1,0 +1,53 @@
+package sockopt
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// TCPInfo is what the kernel knows of a connection's past (TCP_INFO, tcp(7);
+// struct tcp_info in linux/tcp.h). Its clock ticks with the kernel's, every 1
+// to 10 ms.
+type TCPInfo struct {
+	RTT         time.Duration // smoothed
+	Retransmits uint32        // segments sent again
+	// Busy is how long there was data to send or to be acknowledged. Of that
+	// time, RwndLimited passed because the receiver took no more, and
+	// SndbufLimited because our buffer held no more; the rest is the network's.
+	Busy, RwndLimited, SndbufLimited time.Duration
+}
+
+// Since is what has happened after an earlier look; the round trip stays the
+// latest.
+func (i TCPInfo) Since(earlier TCPInfo) TCPInfo {
+	i.Retransmits -= earlier.Retransmits
+	i.Busy -= earlier.Busy
+	i.RwndLimited -= earlier.RwndLimited
+	i.SndbufLimited -= earlier.SndbufLimited
+	return i
+}
+
+// Info reads TCP_INFO.
+func Info(c *net.TCPConn) (TCPInfo, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return TCPInfo{}, fmt.Errorf("read TCP_INFO: %w", err)
+	}
+	var ti unix.TCPInfo // an older kernel fills less of it: the rest stays zero
+	if err := control(raw, func(fd int) error {
+		return os.NewSyscallError("getsockopt TCP_INFO", getsockopt(fd, unix.SOL_TCP, unix.TCP_INFO, unsafe.Pointer(&ti), unsafe.Sizeof(ti)))
+	}); err != nil {
+		return TCPInfo{}, err
+	}
+	return TCPInfo{
+		RTT: micros(uint64(ti.Rtt)), Retransmits: ti.Total_retrans,
+		Busy: micros(ti.Busy_time), RwndLimited: micros(ti.Rwnd_limited), SndbufLimited: micros(ti.Sndbuf_limited),
+	}, nil
+}
+
+func micros(n uint64) time.Duration { return time.Duration(n) * time.Microsecond }
