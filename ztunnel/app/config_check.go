@@ -32,6 +32,9 @@ func (c *Config) check(env map[string]string) (errs []error) {
 	if c.OnDemand && c.XDSAddress == "" {
 		bad("XDS_ON_DEMAND", "needs a control plane to ask; set XDS_ADDRESS")
 	}
+	if _, err := c.dnsAddrs(); err != nil {
+		bad("ISTIO_META_DNS_PROXY_ADDR", "%v", err)
+	}
 	if !c.EnableProxy && !c.DNSCapture {
 		bad("ENABLE_PROXY", "is false and DNS capture is off: nothing would be served")
 	}

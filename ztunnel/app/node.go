@@ -54,6 +54,7 @@ type node struct {
 	health  *outbound.Health
 	names   *resolve.Resolver
 	changed *broadcast
+	dns     *resolver // nil: not served
 
 	mu      sync.Mutex
 	pods    map[string]podNet    // by stay
@@ -70,6 +71,7 @@ type podServe struct {
 
 func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
 	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
+	n.dns = n.newResolver()
 	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
 		TLS12: cfg.TLS12, PostQuantum: cfg.CompliancePolicy == "pqc",
@@ -233,6 +235,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	if !n.cfg.EnableProxy {
 		h.Outbound, h.Plaintext, h.HBONE = nil, nil, nil
 	}
+	n.serveDNS(p, pn, account, &h)
 	return h
 }
 

@@ -46,29 +46,62 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// Enter counts a pod of a canonical service in; leave ends its series when it was
+// enter counts a pod of a canonical service in; leave ends its series when it was
 // the last.
-func (m *Metrics) Enter(w *mesh.Workload) (leave func()) {
-	if m == nil || w == nil {
-		return func() {}
-	}
-	s := source{unknown(w.CanonicalName), unknown(w.CanonicalRevision)}
+func (m *Metrics) enter(s source) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.used[s]++
-	m.mu.Unlock()
-	return sync.OnceFunc(func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.used[s]--; m.used[s] > 0 {
-			return
-		}
-		delete(m.used, s)
-		match := prometheus.Labels{"source_canonical_service": s.service, "source_canonical_revision": s.revision}
-		m.requests.DeletePartialMatch(match)
-		m.upstreams.DeletePartialMatch(match)
-		m.failures.DeletePartialMatch(match)
-		m.duration.DeletePartialMatch(match)
-	})
+}
+
+func (m *Metrics) leave(s source) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.used[s]--; m.used[s] > 0 {
+		return
+	}
+	delete(m.used, s)
+	match := prometheus.Labels{"source_canonical_service": s.service, "source_canonical_revision": s.revision}
+	m.requests.DeletePartialMatch(match)
+	m.upstreams.DeletePartialMatch(match)
+	m.failures.DeletePartialMatch(match)
+	m.duration.DeletePartialMatch(match)
+}
+
+// member is one pod's part in the metrics.
+type member struct {
+	m *Metrics
+
+	mu     sync.Mutex
+	source source
+	in     bool
+	closed bool
+}
+
+// see follows the pod's canonical service, which its workload may change.
+func (p *member) see(w *mesh.Workload) {
+	if p.m == nil || w == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.in && p.source.service == unknown(w.CanonicalName) && p.source.revision == unknown(w.CanonicalRevision) {
+		return
+	}
+	if p.in {
+		p.m.leave(p.source)
+	}
+	p.source, p.in = source{unknown(w.CanonicalName), unknown(w.CanonicalRevision)}, true
+	p.m.enter(p.source)
+}
+
+func (p *member) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.in && !p.closed {
+		p.m.leave(p.source)
+	}
+	p.closed = true
 }
 
 func unknown(s string) string {

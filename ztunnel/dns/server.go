@@ -66,6 +66,7 @@ type Server struct {
 	ttl     uint32
 	log     *slog.Logger
 	streams atomic.Int64
+	member  member
 }
 
 // NewServer returns a server without sockets.
@@ -77,7 +78,18 @@ func NewServer(cfg Config) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.member.m = cfg.Metrics
 	return s
+}
+
+// Close ends the pod's series. The Serve calls end with their contexts.
+func (s *Server) Close() { s.member.close() }
+
+// workload is the pod's own, nil while it is unknown.
+func (s *Server) workload() *mesh.Workload {
+	w := s.cfg.Known()
+	s.member.see(w)
+	return w
 }
 
 // PacketConn is a bound UDP socket; *net.UDPConn is one.
@@ -131,7 +143,7 @@ func (s *Server) decide(m *message, a *answer, limit int) verdict {
 const typeIXFR = 251
 
 // ServePacket answers datagrams until ctx ends, and closes pc.
-func (s *Server) ServePacket(ctx context.Context, pc PacketConn) error {
+func (s *Server) ServePacket(ctx context.Context, pc PacketConn) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var queries sync.WaitGroup
 	defer queries.Wait()
@@ -149,7 +161,7 @@ func (s *Server) ServePacket(ctx context.Context, pc PacketConn) error {
 		n, client, err := pc.ReadFromUDPAddrPort(in[:])
 		switch {
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
-			return nil
+			return
 		case err != nil:
 			// An ICMP error about an answer nobody waited for, or memory pressure:
 			// neither must end the pod's DNS, nor spin.
@@ -198,10 +210,10 @@ func (s *Server) datagram(b []byte, m *message, a *answer, out []byte) (verdict,
 	v := s.decide(m, a, m.limit())
 	switch {
 	case v == refuse:
-		s.cfg.Metrics.request(s.cfg.Known(), m.qtype, "udp")
+		s.cfg.Metrics.request(s.workload(), m.qtype, "udp")
 		return v, appendError(out, m, dnsmessage.RCodeNotImplemented)
-	case v == ours && s.cfg.Known() != nil:
-		s.cfg.Metrics.request(s.cfg.Known(), m.qtype, "udp")
+	case v == ours && s.workload() != nil:
+		s.cfg.Metrics.request(s.workload(), m.qtype, "udp")
 		s.logAnswer(m, "udp", a)
 		return v, s.cfg.Resolver.appendAnswer(out, m, a, s.ttl, m.limit())
 	}
@@ -221,7 +233,7 @@ func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn
 		_, _ = pc.WriteToUDPAddrPort(s.known(ctx, &m, &a, nil, "udp", m.limit()), client) // the client asks again
 		return
 	}
-	w := s.cfg.Known()
+	w := s.workload()
 	s.cfg.Metrics.request(w, m.qtype, "udp")
 	buf := buffers.Get().(*[maxMessage + 2]byte)
 	defer buffers.Put(buf)
@@ -246,7 +258,7 @@ func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn
 
 // known answers with the mesh's knowledge once the pod itself is known to it.
 func (s *Server) known(ctx context.Context, m *message, a *answer, out []byte, proto string, limit int) []byte {
-	w := s.cfg.Known()
+	w := s.workload()
 	var err error
 	if w == nil {
 		ctx, cancel := context.WithTimeout(ctx, selfWait)
@@ -342,7 +354,7 @@ func (s *Server) relay(ctx context.Context, c net.Conn, m *message, v verdict, u
 		return writeMessage(c, out, appendError(nil, m, dnsmessage.RCodeServerFailure)) == nil
 	}
 	defer s.cfg.Account.Release(ledger.Queries, 1)
-	w := s.cfg.Known()
+	w := s.workload()
 	s.cfg.Metrics.request(w, m.qtype, "tcp")
 	start := time.Now()
 	var err error

@@ -1,7 +1,7 @@
 // Package inpod keeps the proxy's listeners in the network namespaces of
 // enrolled pods.
 //
-//	handoff ─→ AddPod ─→ listeners 15001 15006 15008 in the pod ─→ Handlers
+//	handoff ─→ AddPod ─→ listeners 15001 15006 15008 15053 in the pod ─→ Handlers
 //	        ─→ DelPod ─→ stop accepting → GOAWAY → deadline → cut
 //	        ─→ SnapshotDone ─→ pods the agent no longer names: as DelPod
 //
@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -38,6 +39,8 @@ type Config struct {
 	Mark int
 	// IPv6 listens on [::]; false, or a kernel without IPv6, on 0.0.0.0.
 	IPv6 bool
+	// DNSAddrs is where DNS is served; default port 15053 of both loopbacks.
+	DNSAddrs []netip.AddrPort
 	// NoPortReuse keeps another proxy from listening beside this one.
 	NoPortReuse bool
 	// Liveness of accepted connections.
@@ -264,14 +267,23 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 		}
 		ln, err := m.listen(ctx, info.NS, l.port)
 		if err != nil {
-			p.stopAccepting()
-			p.cancel(ErrClosing)
-			if h.Close != nil {
-				h.Close()
-			}
+			p.abandon()
 			return nil, fmt.Errorf("listen in pod %s/%s on port %s: %w", info.Namespace, info.Name, l.port, err)
 		}
 		p.accept(ln, l.account, l.serve)
 	}
+	if err := m.startDNS(ctx, info, p); err != nil {
+		p.abandon()
+		return nil, err
+	}
 	return p, nil
+}
+
+// abandon ends a pod that could not be served in full.
+func (p *pod) abandon() {
+	p.stopAccepting()
+	p.cancel(ErrClosing)
+	if p.handlers.Close != nil {
+		p.handlers.Close()
+	}
 }

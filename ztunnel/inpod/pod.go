@@ -22,6 +22,9 @@ type Handler func(ctx context.Context, c *net.TCPConn)
 // Handlers are what serves a pod. A port without a handler is not listened on.
 type Handlers struct {
 	Outbound, Plaintext, HBONE Handler
+	// DNS of the pod: its UDP sockets and TCP connections, or neither.
+	DNSPacket PacketHandler
+	DNSStream Handler
 	// Account is the pod's share of the node; nil means no limits.
 	Account *ledger.Account
 	// Drain asks peers to leave (GOAWAY) and returns when they have or ctx
@@ -40,12 +43,13 @@ type pod struct {
 	cancel    context.CancelCauseFunc
 	listeners []net.Listener // until stopAccepting
 	stopc     chan struct{}  // closed by stopAccepting
+	endDNS    context.CancelCauseFunc
 	accepting sync.WaitGroup
 	conns     sync.WaitGroup
 }
 
 func newPod(info handoff.Pod, h Handlers, liveness sockopt.Liveness, log *slog.Logger) *pod {
-	p := &pod{info: info, handlers: h, liveness: liveness, log: log, stopc: make(chan struct{})}
+	p := &pod{info: info, handlers: h, liveness: liveness, log: log, stopc: make(chan struct{}), endDNS: func(error) {}}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	return p
 }
@@ -115,6 +119,7 @@ func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) 
 // stopAccepting closes the listeners, once; connections go on.
 func (p *pod) stopAccepting() {
 	close(p.stopc)
+	p.endDNS(flow.ErrDrained)
 	for _, ln := range p.listeners {
 		_ = ln.Close() // nothing to lose on a listener
 	}

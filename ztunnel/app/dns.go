@@ -1,0 +1,89 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/xds/boot"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+// resolver is what the pods' DNS servers have in common.
+type resolver struct {
+	names   *dns.Resolver
+	metrics *dns.Metrics
+}
+
+func (n *node) newResolver() *resolver {
+	if !n.cfg.DNSCapture {
+		return nil
+	}
+	return &resolver{
+		names: dns.NewResolver(dns.ResolverConfig{
+			Domain: n.cfg.ClusterDomain, Preferred: n.cfg.PreferredServiceNamespace, NoIPv6: !n.cfg.IPv6Enabled,
+		}),
+		metrics: dns.NewMetrics(n.reg),
+	}
+}
+
+// serveDNS adds the pod's DNS to what serves it. A pod without a namespace of its
+// own has no redirected queries.
+func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *inpod.Handlers) {
+	if n.dns == nil || p.NS == nil {
+		return
+	}
+	track := dns.NewConntrack(p.NS)
+	s := dns.NewServer(dns.Config{
+		Resolver: n.dns.names, Namespace: p.Namespace, Network: n.cfg.Network,
+		Mesh:  func() *mesh.Snapshot { return n.store.View().Mesh },
+		Known: func() *mesh.Workload { return n.lookup(p) }, Self: n.self(p),
+		Dial: func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) {
+			d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: int(n.cfg.PacketMark)})}
+			return pn.connect(ctx, d, network, server.String())
+		},
+		OriginalDst: pn.originalDst, DatagramDst: track.UDP, Account: account,
+		Metrics: n.dns.metrics, Logger: boot.Scoped(n.log, "dns"),
+	})
+	h.DNSPacket = func(ctx context.Context, c *net.UDPConn) { s.ServePacket(ctx, c) }
+	h.DNSStream = func(ctx context.Context, c *net.TCPConn) { s.ServeStream(ctx, c) }
+	rest := h.Close
+	h.Close = func() {
+		s.Close()
+		track.Close()
+		rest()
+	}
+}
+
+// dnsAddrs is where the pods' DNS listens; nil means where the rules lead.
+func (c *Config) dnsAddrs() ([]netip.AddrPort, error) {
+	if c.DNSProxyAddr == "" {
+		return nil, nil
+	}
+	host, port, err := net.SplitHostPort(c.DNSProxyAddr)
+	if err != nil {
+		return nil, err
+	}
+	hosts := []string{host}
+	if host == "localhost" {
+		hosts = []string{"127.0.0.1", "::1"}
+	}
+	var out []netip.AddrPort
+	for _, h := range hosts {
+		a, err := netip.ParseAddrPort(net.JoinHostPort(h, port))
+		if err != nil {
+			return nil, err
+		}
+		if !a.Addr().IsLoopback() {
+			return nil, fmt.Errorf("%s is no loopback address: the resolver is for its pod only", a.Addr())
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
