@@ -286,11 +286,31 @@ func testRefusedPodIsRetried(t *testing.T) {
 	w.wantStatus("a", agent.Pending, "port 15008 is taken")
 	w.failing("add a web", nil)
 	w.wantStatus("a", agent.Enabled, "")
-	// A proxy that comes later and refuses makes it pending again.
+	// A proxy that comes later and refuses does not make the pod one that clients
+	// may reach in clear text.
 	w.failing("add a web", errors.New("still no"))
 	a.SnapshotResult("a", errors.New("no"))
-	w.wantStatus("a", agent.Pending, "still no")
+	w.wantStatus("a", agent.Enabled, "still no")
 	a.SnapshotResult("unknown", nil)
+}
+
+// While the next agent waits for the proxy, the pods of the one before it are
+// captured as they were; clients that heard otherwise would send clear text.
+func TestRestartedAgentKeepsPodsEnabled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := w.pod("a")
+		if err := w.status.Write(agent.Status{UID: "a", Namespace: p.Namespace, Name: p.Name, NetNS: p.NetNS, Redirection: agent.Enabled, Reason: p.Why}); err != nil {
+			t.Fatal(err)
+		}
+		w.failing("add a web", errors.New("no proxy is connected"))
+		w.start()
+		w.pods <- []agent.Pod{p}
+		w.want("tried", "add a web")
+		w.wantStatus("a", agent.Enabled, "no proxy is connected")
+		w.failing("add a web", nil)
+		w.wantStatus("a", agent.Enabled, p.Why)
+	})
 }
 
 func TestFailingRulesAreRetried(t *testing.T) { synctest.Test(t, testFailingRulesAreRetried) }

@@ -147,13 +147,26 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 		w.phase = serving
 		err := w.enrol(ctx, *d, check)
 		if err != nil && ctx.Err() == nil {
-			w.show(*d, Pending, err.Error())
+			w.show(*d, w.despite(*d), err.Error())
 			w.agent.metrics.failures.Inc()
 		}
 		return w.retry(err), false
 	default:
 		return w.unenrol(ctx, d.Why)
 	}
+}
+
+// despite is what a pod is called that cannot be enrolled at the moment. One
+// that was enabled and is still captured stays so, without a proxy and after a
+// restart of the agent: clients that were told otherwise would reach it in clear
+// text, or try to.
+func (w *worker) despite(p Pod) Redirection {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.applied && w.shown.Redirection == Enabled && w.shown.NetNS == p.NetNS {
+		return Enabled
+	}
+	return Pending
 }
 
 // retry returns how long to wait after err, jittered so that pods of one cause
@@ -397,7 +410,7 @@ func (w *worker) show(p Pod, r Redirection, reason string) {
 	w.shown = s
 	w.mu.Unlock()
 	level := slog.LevelInfo
-	if r == Pending {
+	if r == Pending || reason != p.Why {
 		level = slog.LevelWarn
 	}
 	w.log.Log(context.Background(), level, "pod redirection", "redirection", string(r), "why", reason)
