@@ -16,13 +16,13 @@ import (
 // connect routes and dials, and when an endpoint cannot be reached, tries one
 // other. The application has sent nothing that anybody has seen by then, so
 // nothing can happen twice.
-func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (relay.Conn, error) {
+func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, error) {
 	m := p.cfg.View().Mesh
 	r.Avoid = p.cfg.Health.avoid(p.cfg.Pod)
 	plan, err := Route(m, r)
 	describe(c.Record(), plan, r.Dst)
 	if err != nil {
-		return nil, nowhere(err)
+		return way{}, nowhere(err)
 	}
 	up, err := p.reach(ctx, c, &plan, r)
 	if err == nil || ctx.Err() != nil || !endpointFault(err) {
@@ -31,7 +31,7 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (relay.Con
 	p.cfg.Health.failed(p.cfg.Pod, plan.Hop, err)
 	other, ok := another(m, r, plan)
 	if !ok {
-		return nil, explain(err, plan)
+		return way{}, explain(err, plan)
 	}
 	c.Record().Retries = 1
 	describe(c.Record(), other, r.Dst)
@@ -41,6 +41,22 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (relay.Con
 		p.cfg.Health.failed(p.cfg.Pod, other.Hop, err)
 	}
 	return up, explain(err, other)
+}
+
+// way is an open connection to the destination.
+type way struct {
+	relay.Conn
+	local *LocalPath // of a neighbour's
+}
+
+// join relays until both ends have ended.
+func (w way) join(ctx context.Context, c *flow.Conn, down relay.Conn) error {
+	if w.local == nil {
+		return flow.Cause(ctx, relay.Join(ctx, down, w.Conn, c.Stats))
+	}
+	err := flow.Cause(w.local.Ctx, relay.Join(w.local.Ctx, down, w.Conn, c.Stats))
+	w.local.End(err)
+	return deniedByNeighbour(err)
 }
 
 // another is a plan for the same request that dials somebody else. It must not
@@ -60,19 +76,29 @@ func another(m *mesh.Snapshot, r Request, first Plan) (Plan, bool) {
 }
 
 // reach resolves what is to be resolved and dials.
-func (p *Proxy) reach(ctx context.Context, c *flow.Conn, plan *Plan, r Request) (relay.Conn, error) {
+func (p *Proxy) reach(ctx context.Context, c *flow.Conn, plan *Plan, r Request) (way, error) {
 	if !plan.Addr.IsValid() {
 		if p.cfg.Resolver == nil {
-			return nil, &ResolveError{plan.Hop, errors.New("no resolver is configured")}
+			return way{}, &ResolveError{plan.Hop, errors.New("no resolver is configured")}
 		}
 		a, err := p.cfg.Resolver.Resolve(ctx, r.Src, plan.Hostname, r.Dst.Addr().Is6())
 		if err != nil {
-			return nil, &ResolveError{plan.Hop, err}
+			return way{}, &ResolveError{plan.Hop, err}
 		}
 		*plan = plan.At(a)
 		describe(c.Record(), *plan, r.Dst)
 	}
-	return p.dial(ctx, c, *plan, r)
+	path, err := p.local(ctx, c, *plan, r)
+	if !errors.Is(err, ErrNotLocal) {
+		*plan = plan.asLocal()
+		describe(c.Record(), *plan, r.Dst)
+		if err != nil {
+			return way{}, err
+		}
+		return way{path.Conn, path}, nil
+	}
+	up, err := p.dial(ctx, c, *plan, r)
+	return way{Conn: up}, err
 }
 
 // ResolveError is a workload whose host name has no address to be had.
@@ -96,6 +122,9 @@ func endpointFault(err error) bool {
 		return false
 	}
 	if _, ok := errors.AsType[*hbone.StatusError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[*neighbourError](err); ok {
 		return false
 	}
 	d, ok := errors.AsType[*hbone.DialError](err)

@@ -15,6 +15,9 @@ func explain(err error, plan Plan) error {
 	if err == nil {
 		return nil
 	}
+	if n, ok := errors.AsType[*neighbourError](err); ok {
+		return deniedByNeighbour(n.err) // it has said why
+	}
 	if _, ok := errors.AsType[*ResolveError](err); ok {
 		return flow.Failed(flow.ReasonNoEndpoint, err)
 	}

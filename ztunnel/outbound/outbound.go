@@ -5,7 +5,8 @@
 //	                                    pure function ───┘        └ HBONE, plain TCP or passthrough
 //
 // Files in the order a connection meets them: outbound.go, route.go,
-// waypoint.go, connect.go (one retry), health.go, header.go.
+// waypoint.go, connect.go (one retry), local.go and lease.go
+// (pods of the same node), health.go, header.go, baggage.go.
 //
 // A Proxy serves one pod; Serve is called once per connection and returns when
 // it has ended. A connection that cannot be served is reset, so that the
@@ -20,6 +21,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/store"
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
@@ -48,6 +50,8 @@ type Config struct {
 	// Resolver finds the addresses of workloads that have only a host name;
 	// nil: such workloads cannot be reached.
 	Resolver Resolver
+	// Neighbours is the way to pods of the same node; nil: tunnels to all.
+	Neighbours Neighbours
 	// Health is shared by the pods of the node; nil: one of this pod's own.
 	Health *Health
 }
@@ -112,7 +116,7 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	if err != nil {
 		return flow.Cause(ctx, err)
 	}
-	return flow.Cause(ctx, relay.Join(ctx, down, up, c.Stats))
+	return up.join(ctx, c, down)
 }
 
 // describe completes the record. The reference logs as dst.addr what is
@@ -122,6 +126,7 @@ func describe(rec *flow.Record, plan Plan, dst netip.AddrPort) {
 	if plan.Addr.IsValid() {
 		rec.DstAddr = plan.Addr
 	}
+	rec.HBONEAddr, rec.DstID = "", identity.ID{}
 	if plan.Transport == flow.HBONE {
 		rec.HBONEAddr = plan.Authority
 		if len(plan.Peers) > 0 {
