@@ -82,8 +82,9 @@ var (
 
 // lab is a running lab of one test.
 type lab struct {
-	t    *testing.T
-	name string
+	t     *testing.T
+	name  string
+	began map[string]int // restarts awaited, by component
 }
 
 type result struct {
@@ -94,7 +95,7 @@ type result struct {
 // up starts a lab of four nodes that ends with the test.
 func up(t *testing.T, args ...string) *lab {
 	t.Helper()
-	l := &lab{t, fmt.Sprintf("interop-%d-%s", os.Getpid(), strings.ToLower(t.Name()))}
+	l := &lab{t, fmt.Sprintf("interop-%d-%s", os.Getpid(), strings.ToLower(t.Name())), map[string]int{}}
 	args = append([]string{"up", "--nodes", "4"}, args...)
 	for _, n := range theirNodes {
 		args = append(args, "--ztunnel", n+"="+theirs)

@@ -276,9 +276,10 @@ func (x *KeepWorkload) GetUid() string {
 	return ""
 }
 
+// DelWorkload: its uid is field 2, unlike that of its siblings.
 type DelWorkload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -595,9 +596,9 @@ const file_zds_zds_proto_rawDesc = "" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12E\n" +
 	"\rworkload_info\x18\x02 \x01(\v2 .istio.workload.zds.WorkloadInfoR\fworkloadInfo\" \n" +
 	"\fKeepWorkload\x12\x10\n" +
-	"\x03uid\x18\x01 \x01(\tR\x03uid\"\x1f\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\"%\n" +
 	"\vDelWorkload\x12\x10\n" +
-	"\x03uid\x18\x01 \x01(\tR\x03uid\"\x0e\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uidJ\x04\b\x01\x10\x02\"\x0e\n" +
 	"\fSnapshotSent\"\x87\x02\n" +
 	"\x0fWorkloadRequest\x123\n" +
 	"\x03add\x18\x01 \x01(\v2\x1f.istio.workload.zds.AddWorkloadH\x00R\x03add\x123\n" +
