@@ -38,7 +38,7 @@ type Engine struct {
 	meshes     map[nn]*crd.Mesh
 	gw         gateways
 	tel        telemetries
-	elsewhere  set[nn] // pods with a network of their own
+	elsewhere  set[source] // pods and WorkloadEntries with a network of their own
 	entries    entries
 	set        settings
 
@@ -93,7 +93,7 @@ func New(cfg Config) *Engine {
 		servicesIn: multi[string, nn]{}, serviceSelectors: newSelectorIndex(), slicesOf: multi[nn, nn]{}, slicesTo: multi[nn, nn]{},
 		policySelectors: newSelectorIndex(), peerSelectors: newSelectorIndex(),
 		wide: map[string]map[nn]*crd.PeerAuthentication{},
-		gw:   newGateways(), tel: newTelemetries(), elsewhere: set[nn]{},
+		gw:   newGateways(), tel: newTelemetries(), elsewhere: set[source]{},
 		entries: newEntries(),
 		made:    map[source][]Resource{}, conditions: map[source][]Condition{}, dropped: map[Name]Resource{},
 	}

@@ -298,6 +298,14 @@ func (e *Engine) inputWorkloadEntry(k nn, w *crd.WorkloadEntry) {
 	}
 	e.entries.vips.declare(source{"WorkloadEntry", k}, declared)
 	e.dirty.workloads[k] = struct{}{}
+	var before, after map[string]string
+	if was != nil {
+		before = entryLabels(was)
+	}
+	if w != nil {
+		after = entryLabels(w)
+	}
+	e.inputNetwork(source{"WorkloadEntry", k}, entryNetworkOf(was), entryNetworkOf(w), before, after)
 }
 
 // computeEntries makes the resources of dirty entries again.

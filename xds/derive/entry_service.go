@@ -90,6 +90,9 @@ func (e *Engine) entryService(k nn, se *crd.ServiceEntry, host string, b binding
 			w.SubjectAltNames = append(w.SubjectAltNames, san)
 		}
 	}
+	if len(se.Spec.SubjectAltNames) == 0 {
+		w.SubjectAltNames = e.entryIdentities(k, se)
+	}
 	if exportOf(se) == exportPrivate {
 		w.Visibility = workload.Service_NAMESPACE
 	}

@@ -3,6 +3,7 @@ package derive
 import (
 	"maps"
 
+	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/crd"
 )
@@ -29,7 +30,8 @@ func (e *Engine) workloadEntry(k nn) ([]Resource, []Condition) {
 	if !reachable(w) {
 		j.add(ReasonNoAddress, "there is no address, and no gateway leads into network %s: it is not used", w.Network)
 	}
-	conditions := b.conditions
+	extend(w, &ambit.WorkloadExtension{AccessLog: e.podLog(k, spec.Labels, o.Annotations)})
+	conditions := append(b.conditions, accessLogConditions(source{"WorkloadEntry", k}, o.Annotations)...)
 	if len(j.notes) > 0 {
 		conditions = append(conditions, j.condition())
 	}

@@ -1,7 +1,6 @@
 package derive
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -77,23 +76,30 @@ func (e *Engine) sameNode(k nn, p *corev1.Pod, w *workload.Workload) crd.SameNod
 }
 
 // extensionConditions judges our annotations on a pod or a namespace.
-func (e *Engine) extensionConditions(src source, annotations map[string]string) []Condition {
-	var out []Condition
-	bad := func(typ, annotation, value, valid, effect string) {
-		out = append(out, Condition{
-			Kind: src.kind, Namespace: src.ns, Name: src.name, Type: typ, Status: "False", Reason: ReasonUnsupported,
-			Message: fmt.Sprintf("annotation %s: %q: valid are %s; %s", annotation, value, valid, effect),
-		})
-	}
-	if v := annotations[accessLogAnnotation]; v != "" {
-		if _, ok := parseAccessLog(v); !ok {
-			bad(ConditionAccessLog, accessLogAnnotation, v, "all, failures, off", "it is ignored")
-		}
-	}
+func extensionConditions(src source, annotations map[string]string) []Condition {
+	out := accessLogConditions(src, annotations)
 	if v := annotations[sameNodeAnnotation]; v != "" && !slices.Contains(crd.SameNode("").Values(), v) {
-		bad(ConditionSameNode, sameNodeAnnotation, v, "hbone, local", "hbone holds, the stricter one")
+		out = append(out, src.unsupported(ConditionSameNode,
+			"annotation %s: %q: valid are hbone, local; hbone holds, the stricter one", sameNodeAnnotation, v))
 	}
 	return out
+}
+
+func accessLogConditions(src source, annotations map[string]string) []Condition {
+	v := annotations[accessLogAnnotation]
+	if _, ok := parseAccessLog(v); v == "" || ok {
+		return nil
+	}
+	return []Condition{src.unsupported(ConditionAccessLog,
+		"annotation %s: %q: valid are all, failures, off; it is ignored", accessLogAnnotation, v)}
+}
+
+// unsupported is a condition that says what of an object has no effect.
+func (s source) unsupported(typ, format string, args ...any) Condition {
+	return Condition{
+		Kind: s.kind, Namespace: s.ns, Name: s.name, Type: typ, Status: "False", Reason: ReasonUnsupported,
+		Message: fmt.Sprintf(format, args...),
+	}
 }
 
 // dnsNames are the pod's own names: <hostname>.<service>... of the headless
@@ -139,71 +145,4 @@ func (e *Engine) appendName(names []string, host string, svc nn) []string {
 		return names
 	}
 	return append(names, name)
-}
-
-// subjectAltNames are the identities of a service's endpoints in other networks:
-// the proxy there is authenticated through a tunnel whose end is known by the
-// service alone.
-func (e *Engine) subjectAltNames(k nn, s *corev1.Service) []string {
-	if len(e.elsewhere) == 0 {
-		return nil
-	}
-	seen := set[string]{}
-	add := func(pod nn) {
-		p := e.pods[pod]
-		if p == nil || terminal(p) || e.podNetwork(p) == e.set.network {
-			return
-		}
-		seen["spiffe://"+e.set.trustDomain+"/ns/"+pod.ns+"/sa/"+serviceAccountOf(p)] = struct{}{}
-	}
-	if len(s.Spec.Selector) > 0 {
-		e.podLabels.selected(k.ns, s.Spec.Selector, add)
-	} else {
-		for slice := range e.slicesOf[k] {
-			for pod := range slicePods(e.slices[slice]) {
-				add(pod)
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(seen))
-}
-
-// networkOf is the network a pod says it is on, "" for its mesh's.
-func networkOf(p *corev1.Pod) string {
-	if p == nil {
-		return ""
-	}
-	return cmp.Or(p.Labels[networkLabel], p.Annotations[networkLabel])
-}
-
-// listsElsewhere marks a service whose slices change while there are endpoints in
-// other networks.
-func (e *Engine) listsElsewhere(svc nn) {
-	if len(e.elsewhere) > 0 {
-		e.dirty.services[svc] = struct{}{}
-	}
-}
-
-// inputNetwork marks the services of a pod that is, or was, in a network of its
-// own choice: they name its identity.
-func (e *Engine) inputNetwork(k nn, was, now *corev1.Pod) {
-	if networkOf(was) == "" && networkOf(now) == "" {
-		return
-	}
-	if networkOf(now) == "" {
-		delete(e.elsewhere, k)
-	} else {
-		e.elsewhere[k] = struct{}{}
-	}
-	mark := func(svc nn) { e.dirty.services[svc] = struct{}{} }
-	for _, p := range []*corev1.Pod{was, now} {
-		if p != nil {
-			e.serviceSelectors.choosing(k.ns, p.Labels, mark)
-		}
-	}
-	for slice := range e.slicesTo[k] {
-		if svc, ok := sliceService(e.slices[slice]); ok {
-			mark(svc)
-		}
-	}
 }

@@ -83,7 +83,7 @@ func (e *Engine) inputPod(k nn, p *corev1.Pod) {
 		e.entries.vips.declare(source{"Pod", k}, nil)
 	}
 	e.dirty.pods[k] = struct{}{}
-	e.inputNetwork(k, was, p)
+	e.inputNetwork(source{"Pod", k}, networkOf(was), networkOf(p), labelsOf(was), labelsOf(p))
 	e.use(source{"Pod", k}, labelsOf(was), labelsOf(p))
 }
 

@@ -1,7 +1,6 @@
 package derive
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -123,7 +122,7 @@ func (e *Engine) service(k nn) (*workload.Service, []Condition) {
 		LoadBalancing: e.loadBalancing(s),
 		IpFamilies:    families(s.Spec.IPFamilies),
 		Waypoint:      b.waypoint, WeightedWaypoints: b.weighted, IngressUseWaypoint: b.ingress,
-		SubjectAltNames: e.subjectAltNames(k, s),
+		SubjectAltNames: e.serviceIdentities(k, s),
 	}
 	for _, a := range clusterIPs(s) {
 		w.Addresses = append(w.Addresses, &workload.NetworkAddress{Network: e.set.network, Address: a.AsSlice()})
@@ -146,20 +145,17 @@ const (
 // serviceConditions says which of a service's settings mean nothing here.
 func serviceConditions(k nn, s *corev1.Service) []Condition {
 	var out []Condition
-	bad := func(typ, format string, args ...any) {
-		out = append(out, Condition{
-			Kind: "Service", Namespace: k.ns, Name: k.name, Type: typ, Status: "False", Reason: ReasonUnsupported, Message: fmt.Sprintf(format, args...),
-		})
-	}
+	src := source{"Service", k}
 	v, where := s.Annotations[trafficDistributionAnnotation], "annotation "+trafficDistributionAnnotation
 	if s.Spec.TrafficDistribution != nil {
 		v, where = *s.Spec.TrafficDistribution, "spec.trafficDistribution"
 	}
 	if v != "" && !strings.EqualFold(v, "any") && preference(v) == nil {
-		bad(ConditionTrafficDistribution, "%s: %q: valid are PreferClose, PreferSameZone, PreferSameNode; endpoints everywhere are used alike", where, v)
+		out = append(out, src.unsupported(ConditionTrafficDistribution,
+			"%s: %q: valid are PreferClose, PreferSameZone, PreferSameNode; endpoints everywhere are used alike", where, v))
 	}
 	if v := strings.TrimSpace(s.Annotations[exportToAnnotation]); v != "" && v != "." && v != "*" {
-		bad(ConditionExportTo, "annotation %s: %q: node proxies know \".\" (its own namespace) and \"*\" only, every namespace sees the service: write . to hide it, or deny with an AuthorizationPolicy", exportToAnnotation, v)
+		out = append(out, src.unsupported(ConditionExportTo, "annotation %s: %q: node proxies know \".\" (its own namespace) and \"*\" only, every namespace sees the service: write . to hide it, or deny with an AuthorizationPolicy", exportToAnnotation, v))
 	}
 	return out
 }

@@ -43,14 +43,13 @@ func targetsWaypoint(t *crd.Telemetry) bool {
 }
 
 func (e *Engine) inputTelemetry(k nn, t *crd.Telemetry) {
-	mark := func(pod nn) { e.dirty.pods[pod] = struct{}{} }
 	before, beforeMesh := e.inheritedLog(k.ns), e.meshLog()
 	was := put(e.tel.all, k, t)
 	e.tel.dirty[k] = struct{}{}
 	if logs(was) {
 		if sel := was.Spec.Selector.Labels(); len(sel) > 0 {
 			e.tel.selectors.remove(k)
-			e.podLabels.selected(k.ns, sel, mark)
+			e.markWorkloads(k.ns, sel)
 		} else if delete(e.tel.wide[k.ns], k); len(e.tel.wide[k.ns]) == 0 {
 			delete(e.tel.wide, k.ns)
 		}
@@ -58,7 +57,7 @@ func (e *Engine) inputTelemetry(k nn, t *crd.Telemetry) {
 	if logs(t) {
 		if sel := t.Spec.Selector.Labels(); len(sel) > 0 {
 			e.tel.selectors.put(k, sel)
-			e.podLabels.selected(k.ns, sel, mark)
+			e.markWorkloads(k.ns, sel)
 		} else {
 			if e.tel.wide[k.ns] == nil {
 				e.tel.wide[k.ns] = map[nn]*crd.Telemetry{}
@@ -77,8 +76,9 @@ func (e *Engine) inputTelemetry(k nn, t *crd.Telemetry) {
 	switch {
 	case root && beforeMesh != e.meshLog():
 		markAll(e.dirty.pods, e.pods)
+		markAll(e.dirty.workloads, e.entries.workloads)
 	case before != e.inheritedLog(k.ns):
-		e.podLabels.selected(k.ns, nil, mark)
+		e.markWorkloads(k.ns, nil)
 	}
 }
 

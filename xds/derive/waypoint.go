@@ -67,7 +67,7 @@ type binding struct {
 // object with the label says so.
 func (e *Engine) bind(b bound) binding {
 	var out binding
-	own, fallback := b.meta.Labels, map[string]string{}
+	own, fallback := b.meta.Labels, map[string]string(nil)
 	from, annotations := own, b.meta.Annotations
 	if ns := e.namespaces[b.ns]; ns != nil {
 		fallback = ns.Labels
@@ -188,9 +188,8 @@ func (e *Engine) canary(b bound, from, annotations map[string]string, named bool
 	weight, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || weight > 100 {
 		if named {
-			c := b.waypointCondition("False", ReasonUnsupported, fmt.Sprintf("annotation %s: %q is not a number from 0 to 100, only the primary waypoint is used", canaryWeightAnnotation, text))
-			c.Type = ConditionCanary
-			out.conditions = append(out.conditions, c)
+			out.conditions = append(out.conditions, b.unsupported(ConditionCanary,
+				"annotation %s: %q is not a number from 0 to 100, only the primary waypoint is used", canaryWeightAnnotation, text))
 		}
 		return nil, 0
 	}
@@ -223,9 +222,8 @@ func (e *Engine) ingressUses(b bound, own, fallback map[string]string, out *bind
 	}
 	use, err := strconv.ParseBool(v)
 	if err != nil && mine {
-		c := b.waypointCondition("False", ReasonUnsupported, fmt.Sprintf("label %s: %q is not true or false, ingress gateways go past the waypoint", ingressWaypointLabel, v))
-		c.Type = ConditionIngressWaypoint
-		out.conditions = append(out.conditions, c)
+		out.conditions = append(out.conditions, b.unsupported(ConditionIngressWaypoint,
+			"label %s: %q is not true or false, ingress gateways go past the waypoint", ingressWaypointLabel, v))
 	}
 	return use
 }
@@ -253,5 +251,5 @@ func (e *Engine) namespaceConditions(name string) []Condition {
 		c.Namespace = ""
 		out = append(out, c)
 	}
-	return append(out, e.extensionConditions(b.source, ns.Annotations)...)
+	return append(out, extensionConditions(b.source, ns.Annotations)...)
 }

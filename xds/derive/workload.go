@@ -61,7 +61,7 @@ func (e *Engine) workload(k nn) (*workload.Workload, []Condition) {
 	}
 	src := source{"Pod", k}
 	b := e.bind(bound{source: src, meta: &p.ObjectMeta, traffic: trafficWorkload})
-	conditions := append(b.conditions, e.extensionConditions(src, p.Annotations)...)
+	conditions := append(b.conditions, extensionConditions(src, p.Annotations)...)
 	addrs := podAddrs(p)
 	if terminal(p) || len(addrs) == 0 {
 		return nil, conditions
