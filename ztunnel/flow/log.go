@@ -165,6 +165,7 @@ func (c *Conn) attrs(final bool) []slog.Attr {
 		dry := c.verdict.DryRun
 		c.mu.Unlock()
 		str("dry_run", dry)
+		a = c.timeAttrs(a)
 	}
 	return a
 }

@@ -1,20 +1,3 @@
-// Package flow is the table of live connections: what each one is, why it was
-// allowed, and what it moved.
-//
-//	Begin ─→ Describe ─→ Authorize ─→ (relay) ─→ End
-//	  │          │            │                   └ access log, metrics, denials
-//	  │          │            └ decided under generation g, again if g moved
-//	  │          └ labels resolved, "connection opened"
-//	  └ registered: from here a sweep sees it
-//
-// A connection registers before it authorizes and decides again if the
-// configuration's generation moved meanwhile; a sweep re-decides, after a
-// change, the decided connections that it can concern. Whatever the interleaving, each connection is
-// judged by the newest configuration (revoke_test.go steps through them).
-//
-// A Conn belongs to the goroutine that serves it; the sweep and the metrics
-// only touch the parts under its mutex and its atomic counters. The package
-// knows no sockets: it cuts a connection by cancelling its context.
 package flow
 
 import (

@@ -4,7 +4,8 @@ import "sync"
 
 // joint is the state that both directions share: whether and why the pair was cut.
 type joint struct {
-	a, b Conn
+	a, b  Conn
+	times *Times
 
 	mu    sync.Mutex
 	cause error // guarded by mu; the first one counts
@@ -19,6 +20,7 @@ func (j *joint) cut(cause error) {
 		return
 	}
 	j.over, j.cause = true, cause
+	j.times.measure(j.a, j.b)
 	Reset(j.a)
 	Reset(j.b)
 }
@@ -29,6 +31,7 @@ func (j *joint) end() error {
 	defer j.mu.Unlock()
 	if !j.over {
 		j.over = true
+		j.times.measure(j.a, j.b)
 		linger(j.a, -1)
 		linger(j.b, -1)
 		_ = j.a.Close() // both directions have ended: nothing can be lost

@@ -16,6 +16,7 @@ import (
 	"net"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
@@ -33,6 +34,7 @@ type Resetter interface{ Reset() error }
 type Stats struct {
 	Sent     atomic.Uint64 // from a to b
 	Received atomic.Uint64 // from b to a
+	Times    Times         // once Join has returned
 }
 
 // sender is a side that takes its input straight from a socket, placing it where its frames want it.
@@ -61,7 +63,8 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 	if st == nil {
 		st = new(Stats)
 	}
-	j := &joint{a: a, b: b}
+	st.Times.Began = time.Now()
+	j := &joint{a: a, b: b, times: &st.Times}
 	linger(a, 0)
 	linger(b, 0)
 	stop := context.AfterFunc(ctx, func() { j.cut(context.Cause(ctx)) })
@@ -74,6 +77,8 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 	}()
 	j.direction("a", "b", a, b, &st.Sent)
 	<-donec
+	st.Times.add(a)
+	st.Times.add(b)
 	return j.end()
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/test/memnet"
@@ -187,6 +188,47 @@ func descriptors(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(fds)
+}
+
+// waiting is a side that has waited and has a socket below.
+type waiting struct{ Conn }
+
+func (waiting) Waits() (stream, tunnel, queue time.Duration) { return 1, 2, 3 }
+
+func (waiting) TCPInfo() (sockopt.TCPInfo, bool) { return sockopt.TCPInfo{Retransmits: 4}, true }
+
+// Join leaves behind where the time went: what tunnels waited for, and whose socket took no more.
+func TestJoinTellsWhereTimeWent(t *testing.T) {
+	client, a := tcpPair(t)
+	server, b := memPair(t)
+	st := new(Stats)
+	donec := make(chan error, 1)
+	go func() { donec <- Join(t.Context(), a, waiting{b}, st) }()
+	go func() {
+		data := make([]byte, 64<<10)
+		for { // until nobody takes it any more
+			if _, err := server.Write(data); err != nil {
+				return
+			}
+		}
+	}()
+	for { // the client does not read
+		if info, err := sockopt.Info(a.(*net.TCPConn)); err != nil || info.RwndLimited > 0 {
+			break
+		}
+	}
+	resetConn(client)
+	if err := <-donec; !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("Join: %v", err)
+	}
+	_ = server.Close()
+	tm := st.Times
+	if tm.A.RwndLimited == 0 || tm.A.Busy < tm.A.RwndLimited {
+		t.Errorf("a did not read, and its socket says %+v", tm.A)
+	}
+	if tm.Stream != 1 || tm.Tunnel != 2 || tm.Queue != 3 || tm.B.Retransmits != 4 || tm.Began.IsZero() {
+		t.Errorf("b: %+v", tm)
+	}
 }
 
 func TestSockoptReset(t *testing.T) {
