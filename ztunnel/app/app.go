@@ -180,6 +180,7 @@ func (a *app) shutdown() {
 	a.pods.Shutdown(ctx)
 	a.node.flow.CutPod("", flow.ErrDrained)
 	_ = a.node.tunnels.Close() // every stream has ended or was cut
+	a.node.leases.Close()
 	a.log.Info("drained")
 }
 

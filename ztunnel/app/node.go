@@ -60,6 +60,9 @@ type node struct {
 	pods    map[string]podNet    // by stay
 	serving map[string]*podServe // by stay
 	stays   uint64
+
+	leases     *outbound.Leases
+	neighbours map[podName]*neighbour // latest stays; guarded by mu
 }
 
 // podServe is what peers reach of one stay of a pod.
@@ -79,10 +82,11 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), PolicyLogger: boot.Scoped(log, "policy"),
 		PolicyInfo: cfg.PolicyInfoLogging, Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
-		DialTransport: n.dialTransport, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
+		DialTransport: n.dialTransport, GatewayHeader: n.gatewayHeader, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
 		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
+	n.leases, n.neighbours = outbound.NewLeases(n.handshake, 0), map[podName]*neighbour{}
 	n.health, n.names = outbound.NewHealth(reg), resolve.New(resolve.Config{Registerer: reg})
 	n.certs.Trust().OnChange(func(removed bool) {
 		if removed { // a tunnel's peer may no longer be trusted: each proves itself again
@@ -107,6 +111,22 @@ func (n *node) dialTransport(ctx context.Context, k hbone.Key) (net.Conn, error)
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(k.SrcAddr, 0))
 	}
 	return n.dialed(p.connect(ctx, d, "tcp", k.Addr.String()))
+}
+
+// gatewayHeader says to the gateway of another network who its client is. The
+// rest is for whom the gateway hands on to: connections share the tunnel.
+func (n *node) gatewayHeader(k hbone.Key) []hbone.HeaderField {
+	n.mu.Lock()
+	s := n.serving[k.Pod]
+	n.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	w := n.lookup(s.pod)
+	if w == nil {
+		return nil
+	}
+	return []hbone.HeaderField{{Name: "baggage", Value: outbound.Baggage(w)}}
 }
 
 // dialed gives a new socket the mesh's keepalive.
@@ -196,7 +216,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
 		Pod: p.UID, Tunnel: stay, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
-		Resolver: n.names, Health: n.health,
+		Resolver: n.names, Health: n.health, Neighbours: n,
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
@@ -211,6 +231,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		Windows: n.cfg.windows(), Account: account, AmbitRecords: n.cfg.TLSRecords == "ambit",
 		Logger: boot.Scoped(n.log, "hbone"), Registerer: n.reg,
 	})
+	nb := n.settle(p, stay, in)
 	n.mu.Lock()
 	n.serving[stay] = &podServe{pod: p, hbone: srv}
 	n.mu.Unlock()
@@ -222,6 +243,8 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			n.refused(p, c, srv.ServeConn(ctx, c))
 		},
 		Drain: func(ctx context.Context) { _ = srv.Shutdown(ctx) }, // past the deadline Close cuts
+		Wait:  func() { n.leave(nb); nb.conns.Wait() },
+		Cut:   func(cause error) { n.leave(nb); nb.cut(cause) },
 		Close: func() {
 			_ = srv.Close() // idempotent, nothing to report
 			n.tunnels.ClosePod(stay)
@@ -229,6 +252,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			delete(n.pods, stay)
 			delete(n.serving, stay)
 			n.mu.Unlock()
+			n.leave(nb) // also of a pod that never came to be served
 			account.Close()
 		},
 	}

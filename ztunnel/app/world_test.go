@@ -162,6 +162,7 @@ func (w *world) addNode(name string) *testNode {
 		defer dcancel()
 		n.pods.Shutdown(dctx)
 		_ = n.tunnels.Close()
+		n.leases.Close()
 		cancel()
 		wg.Wait()
 		n.store.Close()

@@ -31,6 +31,11 @@ type Handlers struct {
 	// ends. Close cuts what is left and frees the rest.
 	Drain func(ctx context.Context)
 	Close func()
+	// Wait ends and awaits what reaches the pod by other ways than its
+	// listeners: through the handlers of pods on the same node. Cut ends it at
+	// once. Nil: nothing does.
+	Wait func()
+	Cut  func(cause error)
 }
 
 // pod is one served pod.
@@ -132,6 +137,9 @@ func (p *pod) drain(ctx context.Context) {
 	go func() {
 		defer close(donec)
 		p.conns.Wait()
+		if p.handlers.Wait != nil {
+			p.handlers.Wait()
+		}
 	}()
 	// Its context ends after the connections, so that each of these ends with
 	// the cause below and not with that of a tunnel that vanished under it.
@@ -146,6 +154,9 @@ func (p *pod) drain(ctx context.Context) {
 	case <-ctx.Done():
 	}
 	p.cancel(flow.ErrDrained)
+	if p.handlers.Cut != nil {
+		p.handlers.Cut(flow.ErrDrained)
+	}
 	<-donec
 	dcancel()
 	draining.Wait()
