@@ -62,6 +62,10 @@ type Config struct {
 	// TLS12 takes and offers TLS 1.2 too. PostQuantum takes only the hybrid key
 	// exchange X25519MLKEM768, which TLS 1.2 does not have.
 	TLS12, PostQuantum bool
+	// ReplaceSpread is the time over which certificates are replaced that are
+	// good but of yesterday's CA: a mesh must not ask at once for all of its
+	// certificates. Default 1 min.
+	ReplaceSpread time.Duration
 	// Grace is how long an identity that left the node keeps its certificate:
 	// a job's pods come and go. Default 1 min.
 	Grace      time.Duration
@@ -73,6 +77,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.TTL == 0 {
 		c.TTL = 24 * time.Hour
+	}
+	if c.ReplaceSpread == 0 {
+		c.ReplaceSpread = time.Minute
 	}
 	if c.Grace == 0 {
 		c.Grace = time.Minute

@@ -6,11 +6,6 @@ import (
 	"time"
 )
 
-// replaceSpread is the time over which certificates are replaced that still
-// are good but of yesterday's CA: a mesh must not ask at once for all of its
-// certificates.
-const replaceSpread = time.Minute
-
 // replaceOwn asks for another certificate in place of each that is bad, without
 // delay. Until it comes the old one is shown: peers judge it by themselves.
 func (m *Manager) replaceOwn(why string, bad func(*Certificate) bool) {

@@ -129,7 +129,7 @@ func (m *Manager) applyBundle(b *trust.Bundle, older bool) bool {
 		m.cfg.Logger.Info("trust bundle in force", "generation", b.GetGeneration(), "roots", len(roots))
 	}
 	if issuer := b.GetIssuer(); len(issuer) > 0 {
-		m.replace("another CA signs", replaceSpread, func(c *Certificate) bool {
+		m.replace("another CA signs", m.cfg.ReplaceSpread, func(c *Certificate) bool {
 			return len(c.Leaf.AuthorityKeyId) > 0 && !bytes.Equal(c.Leaf.AuthorityKeyId, issuer)
 		})
 	}
@@ -162,7 +162,7 @@ func (m *Manager) FollowRootFile(ctx context.Context, path string) error {
 		if m.pushed.Load() {
 			return
 		}
-		m.replace("the CA's roots changed", replaceSpread, func(*Certificate) bool { return true })
+		m.replace("the CA's roots changed", m.cfg.ReplaceSpread, func(*Certificate) bool { return true })
 	})
 	return nil
 }
