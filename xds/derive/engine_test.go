@@ -99,6 +99,45 @@ func testWorkloadEntry(ns, name, app string, i int) *dir.Object {
 	return object("WorkloadEntry", ns, name, w)
 }
 
+// testWaypoint is a Gateway that is ready.
+func testWaypoint(ns, name string, port int32) *dir.Object {
+	g := &crd.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
+	g.Spec.GatewayClassName = classWaypoint
+	g.Spec.Listeners = []*crd.Listener{{Name: "mesh", Port: port, Protocol: protocolHBONE}}
+	g.Status.Addresses = []crd.GatewayAddress{{Type: crd.AddressHostname, Value: name + "." + ns + ".svc.cluster.local"}}
+	return object("Gateway", ns, name, g)
+}
+
+// testWayInto is a Gateway that leads into a network.
+func testWayInto(ns, network string) *dir.Object {
+	o := labelled(testWaypoint(ns, "to-"+network, 15008), networkLabel, network)
+	g := o.Value.(*crd.Gateway)
+	g.Spec.GatewayClassName, g.Spec.Addresses = classRemote, []crd.GatewayAddress{{Value: "192.0.2.1"}}
+	return o
+}
+
+// testTelemetry turns access logs off.
+func testTelemetry(ns, name string, selector map[string]string) *dir.Object {
+	off := true
+	t := &crd.Telemetry{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
+	t.Spec.AccessLogging = []*crd.AccessLogging{{Disabled: &off}}
+	if selector != nil {
+		t.Spec.Selector = &crd.Selector{MatchLabels: selector}
+	}
+	return object("Telemetry", ns, name, t)
+}
+
+func labelled(o *dir.Object, key, value string) *dir.Object {
+	m := o.Value.(metav1.Object)
+	labels := maps.Clone(m.GetLabels())
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[key] = value
+	m.SetLabels(labels)
+	return o
+}
+
 // cluster makes pods in namespaces of 100, each with 10 services of 10 pods.
 func cluster(pods int) dir.Change {
 	var c dir.Change
@@ -138,6 +177,18 @@ func TestOneChangeRecomputesWhatItTouches(t *testing.T) {
 		{"a second one changes nothing", dir.Change{Upserts: []*dir.Object{testPeer("ns-5", "q", nil, crd.ModePermissive)}}, computed{Peers: 2}, 0, 0},
 		{"a node's heartbeat", dir.Change{Upserts: []*dir.Object{object("Node", "", "node-3", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-3", Labels: map[string]string{corev1.LabelTopologyZone: "0", "x": "y"}}})}}, computed{}, 0, 0},
 		{"a node's zone", dir.Change{Upserts: []*dir.Object{object("Node", "", "node-3", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-3"}})}}, computed{Pods: 10}, 10, 0},
+		{"a waypoint nobody uses", dir.Change{Upserts: []*dir.Object{testWaypoint("ns-6", "wp", 15008)}}, computed{Gateways: 1}, 0, 0},
+		{"a service uses it", dir.Change{Upserts: []*dir.Object{labelled(testService("ns-6", "app-1", "app-1", 61), useWaypointLabel, "wp")}}, computed{Pods: 10, Services: 1}, 1, 0},
+		{"it has another port", dir.Change{Upserts: []*dir.Object{testWaypoint("ns-6", "wp", 15009)}}, computed{Services: 1, Gateways: 1}, 1, 0},
+		{"its status again", dir.Change{Upserts: []*dir.Object{testWaypoint("ns-6", "wp", 15009)}}, computed{Gateways: 1}, 0, 0},
+		{"a namespace uses it", dir.Change{Upserts: []*dir.Object{labelled(object("Namespace", "", "ns-6", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-6"}}), useWaypointLabel, "wp")}}, computed{Pods: 100, Services: 10}, 9, 0},
+		{"its class", dir.Change{Upserts: []*dir.Object{object("GatewayClass", "", classWaypoint, &crd.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: classWaypoint}})}}, computed{Gateways: 1}, 0, 0},
+		{"no logs of one app", dir.Change{Upserts: []*dir.Object{testTelemetry("ns-7", "t", map[string]string{"app": "app-1"})}}, computed{Pods: 10, Telemetries: 1}, 10, 0},
+		{"no logs of a namespace", dir.Change{Upserts: []*dir.Object{testTelemetry("ns-7", "u", nil)}}, computed{Pods: 100, Telemetries: 1}, 90, 0},
+		{"a second one changes nothing", dir.Change{Upserts: []*dir.Object{testTelemetry("ns-7", "v", nil)}}, computed{Telemetries: 2}, 0, 0},
+		{"a way into a network where nobody is", dir.Change{Upserts: []*dir.Object{testWayInto("ns-8", "far")}}, computed{Gateways: 1}, 1, 0},
+		{"somebody is there now", dir.Change{Upserts: []*dir.Object{labelled(testPod("ns-8", "pod-810", "node-10", "sa-app-1", "app-1", 810), networkLabel, "far")}}, computed{Pods: 1, Services: 1}, 2, 0},
+		{"the way is closed", dir.Change{Deletes: []dir.Key{{Kind: "Gateway", Namespace: "ns-8", Name: "to-far"}}}, computed{Pods: 1, Gateways: 1}, 1, 1},
 		{"a namespace's label", dir.Change{Upserts: []*dir.Object{object("Namespace", "", "ns-1", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-1", Labels: map[string]string{"x": "y"}}})}}, computed{}, 0, 0},
 		{"an entry with endpoints", upsert(testEntry("ns-6", "out", 1, nil, 1, "a.example.com", "b.example.com")), computed{Entries: 1}, 3, 0},
 		{"the same again", upsert(testEntry("ns-6", "out", 1, nil, 1, "a.example.com", "b.example.com")), computed{Entries: 1}, 0, 0},

@@ -2,6 +2,7 @@ package derive
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/xds/api/ambit"
@@ -210,24 +211,30 @@ func filterMeaning(expression string) (accessLog, bool) {
 	case "false":
 		return logOff, true
 	}
-	for part := range strings.SplitSeq(text, "||") {
-		if !isFailureFilter(part) {
-			return logAll, false
-		}
+	if !meansFailure(text) {
+		return logAll, false
 	}
 	return logFailures, true
 }
 
-func isFailureFilter(text string) bool {
-	for strings.HasPrefix(text, "(") && strings.HasSuffix(text, ")") {
-		text = text[1 : len(text)-1]
-	}
-	for _, f := range failureFilters {
-		if text == f {
-			return true
+// meansFailure reads alternatives joined by "||", in parentheses or not.
+func meansFailure(text string) bool {
+	depth, outer := 0, true
+	for i := range len(text) {
+		switch {
+		case text[i] == '(':
+			depth++
+		case text[i] == ')':
+			depth--
+		case depth == 0 && strings.HasPrefix(text[i:], "||"):
+			return meansFailure(text[:i]) && meansFailure(text[i+2:])
 		}
+		outer = outer && (depth > 0 || i == len(text)-1)
 	}
-	return false
+	if outer && depth == 0 && len(text) > 2 && text[0] == '(' {
+		return meansFailure(text[1 : len(text)-1])
+	}
+	return slices.Contains(failureFilters, text)
 }
 
 // accessLogAnnotation is ours, on pods and namespaces.
