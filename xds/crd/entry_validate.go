@@ -235,6 +235,11 @@ func (fs *faults) resolution(s *ServiceEntrySpec) {
 		if exact := slices.IndexFunc(s.Hosts, func(h string) bool { return !Wildcard(h) }); exact >= 0 {
 			fs.add(fmt.Sprintf("spec.hosts[%d]", exact), "use resolution: DNS", "%q is one host: DYNAMIC_DNS is for wildcards", s.Hosts[exact])
 		}
+		for i, p := range s.Ports {
+			if p.Protocol != "" && !sniffable(p.Protocol) {
+				fs.add(fmt.Sprintf("spec.ports[%d].protocol", i), "valid are HTTP, HTTP2, GRPC, HTTPS, TLS", "a %s connection does not say which host is meant, as DYNAMIC_DNS needs", p.Protocol)
+			}
+		}
 		if n > 0 || s.WorkloadSelector != nil || len(s.Addresses) > 0 {
 			fs.add("spec.resolution", "remove them", "DYNAMIC_DNS has no endpoints, workloadSelector or addresses")
 		}
@@ -274,7 +279,7 @@ func (fs *faults) workload(path string, w *WorkloadEntrySpec) {
 			fs.add(at, "use an IP address or a host name", "is missing")
 		}
 	case isUnix(w.Address):
-		fs.add(at, "use an IP address and a port", "%q is a socket of another process's machine: a node proxy reaches endpoints by IP only", w.Address)
+		fs.add(at, "use an IP address and a port", "%q is a unix socket: node proxies reach endpoints by IP address only", w.Address)
 	case !isAddr(w.Address) && !isHost(HostName(w.Address), false):
 		fs.add(at, "examples are 10.1.2.3 and vm1.example.com", "%q is neither an IP address nor a host name", w.Address)
 	}

@@ -232,13 +232,22 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 				// Hosts of one object, of two in a namespace, in two namespaces, and of a service.
 				hosts := []string{pick("a.example.com", "b.example.com"), pick("c.example.com", "*.example.com", "s1.n.svc.cluster.local")}
 				se := testEntry(ns, pick("e1", "e2", "e3"), rnd.IntN(2), selector(), rnd.IntN(3), hosts[:1+rnd.IntN(2)]...)
-				spec := &se.Value.(*crd.ServiceEntry).Spec
+				o := se.Value.(*crd.ServiceEntry)
+				o.ObjectMeta = randomLabels(rnd, o.ObjectMeta)
+				spec := &o.Spec
+				for _, ep := range spec.Endpoints {
+					ep.Network = pick("", "net1", "net2")
+				}
 				spec.ExportTo = [][]string{nil, {"."}, {"~"}}[rnd.IntN(3)]
-				spec.Resolution = crd.Resolution(pick("STATIC", "STATIC", "DNS", "NONE"))
+				spec.Resolution = crd.Resolution(pick("STATIC", "STATIC", "DNS", "NONE", "DYNAMIC_DNS"))
 				spec.Addresses = [][]string{nil, nil, {"240.240.0.0/17"}, {"2001:2::/49", "10.9.9.9"}}[rnd.IntN(4)]
 				return se
 			case 15, 16:
-				return testWorkloadEntry(ns, pick("w1", "w2"), pick("a", "b"), rnd.IntN(3))
+				w := testWorkloadEntry(ns, pick("w1", "w2"), pick("a", "b"), rnd.IntN(3))
+				o := w.Value.(*crd.WorkloadEntry)
+				o.ObjectMeta = randomLabels(rnd, o.ObjectMeta)
+				o.Spec.Network = pick("", "", "net1", "net2")
+				return w
 			case 0:
 				o := testService(ns, pick("s1", "s2", "wp"), pick("a", "b"), rnd.IntN(100))
 				s := o.Value.(*corev1.Service)

@@ -338,6 +338,10 @@ func (e *Engine) entry(k nn) ([]Resource, []Condition) {
 		j.add(ReasonWaypointMissing, "resolution DYNAMIC_DNS needs a waypoint, which resolves the host of each request: label the entry %s; it was not sent", useWaypointLabel)
 		return nil, append(b.conditions, j.condition())
 	}
+	if se.Spec.EffectiveResolution() == crd.ResolutionDynamic && se.Spec.Location == crd.LocationInternal {
+		j.add(ReasonUnsupported, "resolution DYNAMIC_DNS finds servers outside the mesh, location is MESH_INTERNAL: the entry was not sent")
+		return nil, append(b.conditions, j.condition())
+	}
 	e.judgeEntry(&j, se, mine)
 	var out []Resource
 	if exportOf(se) != exportNowhere {
