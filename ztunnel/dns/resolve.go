@@ -85,7 +85,7 @@ type query struct {
 // have grown.
 func (r *Resolver) resolve(s *mesh.Snapshot, c *Client, q query, a *answer) {
 	a.owned, a.cluster, a.cname, a.addrs, a.targets = false, false, nil, a.addrs[:0], a.targets[:0]
-	l := lookup{Resolver: r, s: s, c: c, q: &q, a: a}
+	l := lookup{Resolver: r, s: s, c: c, q: q, a: a}
 	if q.qtype == dnsmessage.TypeSRV {
 		l.resolveSRV()
 		return
@@ -96,7 +96,7 @@ func (r *Resolver) resolve(s *mesh.Snapshot, c *Client, q query, a *answer) {
 	}
 	a.owned, a.cluster, a.cname = true, h.cluster, h.cname
 	l.addresses(h)
-	shuffle(a.addrs, &q.rnd)
+	shuffle(a.addrs, &l.q.rnd)
 }
 
 // lookup is one resolution under way.
@@ -104,7 +104,7 @@ type lookup struct {
 	*Resolver
 	s *mesh.Snapshot
 	c *Client
-	q *query
+	q query
 	a *answer
 }
 

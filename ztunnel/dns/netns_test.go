@@ -1,0 +1,402 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/ambit-mesh/ambit/ebpf/agent"
+	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/test/netlab"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
+)
+
+// lab is a pod with real rules, the proxy's DNS in it, and servers behind a
+// router. Each server says who it is.
+//
+//	pod 10.8.0.2 ── 10.8.0.1 servers 10.9.0.1 10.9.0.2 (and fd00:8::1, fd00:9::1)
+type lab struct {
+	t       *testing.T
+	pod     *netlab.Host
+	servers *netlab.Host
+	rules   *redirect.Dataplane
+	pods    *inpod.Manager
+	account *ledger.Account
+}
+
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	netlab.Require(t)
+	l := &lab{t: t, pod: netlab.MustHost(t, "pod"), servers: netlab.MustHost(t, "servers")}
+	p := netip.MustParsePrefix
+	must(t, netlab.Cable(l.pod, "eth0", l.servers, "pod"), l.pod.Up("eth0"), l.servers.Up("pod"),
+		l.pod.Addr("eth0", p("10.8.0.2/24")), l.servers.Addr("pod", p("10.8.0.1/24")),
+		l.servers.Addr("pod", p("10.9.0.1/32")), l.servers.Addr("pod", p("10.9.0.2/32")),
+		l.pod.Route(netlab.Route{Dst: p("0.0.0.0/0"), Via: ip("10.8.0.1")}),
+		l.pod.Sysctl("net/ipv4/conf/all/rp_filter", "1"))
+	if netlab.IPv6() {
+		must(t, l.pod.Addr("eth0", p("fd00:8::2/64")), l.servers.Addr("pod", p("fd00:8::1/64")), l.servers.Addr("pod", p("fd00:9::1/128")),
+			l.pod.Route(netlab.Route{Dst: p("::/0"), Via: ip("fd00:8::1")}))
+	}
+	var err error
+	l.rules, err = redirect.New(redirect.Config{})
+	must(t, err)
+	return l
+}
+
+// proxy serves the pod's DNS as ztunnel does, and then captures it.
+func (l *lab) proxy(s *mesh.Snapshot) {
+	l.t.Helper()
+	self := endpoint("shop", "client", "10.8.0.2", "")
+	books := ledger.New(ledger.DefaultLimits())
+	l.account = books.Pod("client")
+	l.pods = inpod.New(inpod.Config{
+		Mark: redirect.MarkProxy, IPv6: true, DrainTimeout: time.Second,
+		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
+			track := NewConntrack(p.NS)
+			srv := NewServer(Config{
+				Resolver: NewResolver(ResolverConfig{}), Namespace: "shop", Mesh: func() *mesh.Snapshot { return s },
+				Known: func() *mesh.Workload { return self },
+				Dial: func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) {
+					d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: redirect.MarkProxy})}
+					return p.NS.Dial(ctx, d, network, server.String())
+				},
+				OriginalDst: func(c net.Conn) (netip.AddrPort, error) { return sockopt.OriginalDst(c.(*net.TCPConn)) },
+				DatagramDst: track.UDP, Account: l.account,
+			})
+			refuse := func(_ context.Context, c *net.TCPConn) {}
+			return inpod.Handlers{
+				Outbound: refuse, Plaintext: refuse, HBONE: refuse, Account: l.account,
+				DNSPacket: func(ctx context.Context, c *net.UDPConn) { srv.ServePacket(ctx, c) },
+				DNSStream: func(ctx context.Context, c *net.TCPConn) { srv.ServeStream(ctx, c) },
+				Close:     func() { srv.Close(); track.Close() },
+			}, nil
+		},
+	})
+	if listens, err := agent.ResolverListens(l.pod.NS); listens || err != nil {
+		l.t.Fatalf("a resolver listens before there is one: %v", err)
+	}
+	ns, err := l.pod.NS.Dup()
+	must(l.t, err, l.pods.AddPod(l.t.Context(), handoff.Pod{UID: "u", Name: "client", Namespace: "shop", ServiceAccount: "default", NS: ns}))
+	l.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		l.pods.Shutdown(ctx)
+		if n := l.account.InUse(ledger.Queries) + l.account.InUse(ledger.Connections); n != 0 {
+			l.t.Errorf("%d queries and connections are still accounted to a pod that is gone", n)
+		}
+	})
+	if listens, err := agent.ResolverListens(l.pod.NS); !listens || err != nil {
+		l.t.Fatalf("the resolver is not found: %v", err)
+	}
+	must(l.t, l.rules.Apply(l.pod.NS, redirect.PodRules{DNS: true, IPv6: netlab.IPv6()}))
+}
+
+// serve runs a DNS server in ns. It knows who.test, and from where it was asked.
+func serve(t *testing.T, ns *netns.NS, addr string, h mdns.HandlerFunc) {
+	t.Helper()
+	pc, err := ns.ListenPacket(t.Context(), &net.ListenConfig{}, "udp", addr)
+	must(t, err)
+	ln, err := ns.Listen(t.Context(), &net.ListenConfig{}, "tcp", addr)
+	must(t, err)
+	for _, s := range []*mdns.Server{{PacketConn: pc, Handler: h}, {Listener: ln, Handler: h}} {
+		started, ended := make(chan struct{}), make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		go func() { defer close(ended); _ = s.ActivateAndServe() }()
+		<-started
+		t.Cleanup(func() { _ = s.Shutdown(); <-ended })
+	}
+}
+
+// named answers TXT with its name, the protocol and the client's address.
+func named(name string) mdns.HandlerFunc {
+	return func(w mdns.ResponseWriter, q *mdns.Msg) {
+		m := new(mdns.Msg)
+		m.SetReply(q)
+		m.RecursionAvailable = true
+		host, _, _ := net.SplitHostPort(w.RemoteAddr().String())
+		switch q.Question[0].Name {
+		case "who.test.":
+			m.Answer = append(m.Answer, &mdns.TXT{Hdr: mdns.RR_Header{Name: q.Question[0].Name, Rrtype: mdns.TypeTXT, Class: 1, Ttl: 7},
+				Txt: []string{name, w.LocalAddr().Network(), host}})
+		case "big.test.":
+			for i := range 60 {
+				m.Answer = append(m.Answer, &mdns.TXT{Hdr: mdns.RR_Header{Name: q.Question[0].Name, Rrtype: mdns.TypeTXT, Class: 1, Ttl: 7},
+					Txt: []string{strings.Repeat(fmt.Sprint(i%10), 50)}})
+			}
+		case "refused.test.":
+			m.Rcode = mdns.RcodeRefused
+		default:
+			m.Rcode = mdns.RcodeNameError
+		}
+		size := mdns.MinMsgSize
+		if o := q.IsEdns0(); o != nil {
+			size = int(o.UDPSize())
+			m.SetEdns0(4096, o.Do())
+			m.IsEdns0().Option = o.Option // cookies come back as they were
+		}
+		if w.LocalAddr().Network() == "udp" {
+			m.Truncate(size)
+		}
+		_ = w.WriteMsg(m)
+	}
+}
+
+// ask queries from the pod.
+func (l *lab) ask(network, server, name string, qtype uint16, change ...func(*mdns.Msg)) (*mdns.Msg, error) {
+	l.t.Helper()
+	c, err := l.pod.NS.Dial(l.t.Context(), &net.Dialer{Timeout: 3 * time.Second}, network, netip.AddrPortFrom(ip(server), 53).String())
+	if err != nil {
+		return nil, err
+	}
+	conn := &mdns.Conn{Conn: c, UDPSize: 65535}
+	defer conn.Close()
+	q := new(mdns.Msg)
+	q.SetQuestion(name, qtype)
+	for _, f := range change {
+		f(q)
+	}
+	_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+	if err := conn.WriteMsg(q); err != nil {
+		return nil, err
+	}
+	m, err := conn.ReadMsg()
+	if err == nil && m.Id != q.Id {
+		err = errors.New("the answer has another id")
+	}
+	return m, err
+}
+
+func records(m *mdns.Msg) string {
+	var out []string
+	for _, rr := range m.Answer {
+		f := strings.Fields(rr.String())
+		out = append(out, strings.Join(f[3:], " "))
+	}
+	slices.Sort(out)
+	s := mdns.RcodeToString[m.Rcode]
+	if m.Truncated {
+		s += " TC"
+	}
+	return strings.TrimSpace(s + " " + strings.Join(out, ", "))
+}
+
+func TestCapturedQueries(t *testing.T) {
+	l := newLab(t)
+	servers := map[string]string{"10.9.0.1": "10.8.0.2", "10.9.0.2": "10.8.0.2"}
+	if netlab.IPv6() {
+		servers["fd00:9::1"] = "fd00:8::2"
+	}
+	for s := range servers {
+		serve(t, l.servers.NS, netip.AddrPortFrom(ip(s), 53).String(), named(s))
+	}
+	serve(t, l.pod.NS, "127.0.0.53:53", named("stub"))
+	serve(t, l.pod.NS, "10.8.0.2:53", named("own"))
+	l.proxy(shop())
+	for _, network := range []string{"udp", "tcp"} {
+		for s, from := range servers {
+			for _, tc := range []struct {
+				name  string
+				qtype uint16
+				want  string
+			}{
+				{"who.test.", mdns.TypeTXT, fmt.Sprintf("NOERROR TXT %q %q %q", s, network, from)},
+				{"refused.test.", mdns.TypeA, "REFUSED"},
+				{"nowhere.test.", mdns.TypeA, "NXDOMAIN"},
+				{"web.shop.svc.cluster.local.", mdns.TypeA, "NOERROR A 10.96.0.1"},
+				{"Web.Shop.svc.cluster.LOCAL.", mdns.TypeAAAA, "NOERROR AAAA fd00:96::1"},
+				{"db.shop.svc.cluster.local.", mdns.TypeA, "NOERROR A 10.1.0.1, A 10.1.0.2"},
+				{"db-0.db.shop.svc.cluster.local.", mdns.TypeA, "NOERROR A 10.1.0.1"},
+				{"_http._tcp.web.shop.svc.cluster.local.", mdns.TypeSRV, "NOERROR SRV 0 100 80 web.shop.svc.cluster.local."},
+				{"api.example.com.shop.svc.cluster.local.", mdns.TypeA, "NOERROR A 240.240.0.1, CNAME api.example.com."},
+				{"v4.shop.svc.cluster.local.", mdns.TypeAAAA, "NOERROR"},
+				{"api.example.com.", mdns.TypeMX, "NOERROR"}, // NXDOMAIN upstream, but the mesh knows the name
+			} {
+				m, err := l.ask(network, s, tc.name, tc.qtype)
+				if err != nil {
+					t.Errorf("%s to %s over %s: %v", tc.name, s, network, err)
+				} else if got := records(m); got != tc.want {
+					t.Errorf("%s to %s over %s: %s, want %s", tc.name, s, network, got, tc.want)
+				}
+			}
+		}
+		for addr, name := range map[string]string{"127.0.0.53": "stub", "10.8.0.2": "own"} { // servers inside the pod
+			m, err := l.ask(network, addr, "who.test.", mdns.TypeTXT)
+			if err != nil || !strings.Contains(records(m), name) {
+				t.Errorf("%s over %s: %v, %v", addr, network, m, err)
+			}
+		}
+	}
+	// Truncation and EDNS are the server's.
+	m, err := l.ask("udp", "10.9.0.1", "big.test.", mdns.TypeTXT)
+	if err != nil || !m.Truncated {
+		t.Errorf("a large answer to an old client: %v, %v", m, err)
+	}
+	m, err = l.ask("udp", "10.9.0.1", "big.test.", mdns.TypeTXT, func(q *mdns.Msg) { q.SetEdns0(4096, true) })
+	if err != nil || m.Truncated || len(m.Answer) != 60 || !m.IsEdns0().Do() {
+		t.Errorf("a large answer to a client that takes 4096 bytes: %v, %v", m, err)
+	}
+	m, err = l.ask("tcp", "10.9.0.1", "big.test.", mdns.TypeTXT)
+	if err != nil || m.Truncated || len(m.Answer) != 60 {
+		t.Errorf("a large answer over TCP: %v, %v", m, err)
+	}
+	cookie := &mdns.EDNS0_COOKIE{Code: mdns.EDNS0COOKIE, Cookie: "24a5ac1122334455"}
+	m, err = l.ask("udp", "10.9.0.1", "who.test.", mdns.TypeTXT, func(q *mdns.Msg) {
+		q.SetEdns0(1232, false)
+		q.IsEdns0().Option = append(q.IsEdns0().Option, cookie)
+	})
+	if err != nil || len(m.IsEdns0().Option) != 1 || m.IsEdns0().Option[0].String() != cookie.String() {
+		t.Errorf("an EDNS cookie: %v, %v", m, err)
+	}
+}
+
+// TestTwoServersFromOneSocket: each answer comes from the server that was asked,
+// although both were redirected to the same port of the same socket.
+func TestTwoServersFromOneSocket(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.servers.NS, "10.9.0.1:53", named("first"))
+	serve(t, l.servers.NS, "10.9.0.2:53", named("second"))
+	l.proxy(shop())
+	pc, err := l.pod.NS.ListenPacket(t.Context(), &net.ListenConfig{}, "udp", "10.8.0.2:0")
+	must(t, err)
+	defer pc.Close()
+	must(t, pc.SetDeadline(time.Now().Add(8*time.Second)))
+	for round := range 3 {
+		want := map[string]string{}
+		for i, name := range []string{"first", "second"} {
+			q := new(mdns.Msg)
+			q.SetQuestion("who.test.", mdns.TypeTXT)
+			q.Id = uint16(2*round + i)
+			b, err := q.Pack()
+			must(t, err)
+			to := netip.AddrPortFrom(ip(fmt.Sprint("10.9.0.", i+1)), 53)
+			_, err = pc.WriteTo(b, net.UDPAddrFromAddrPort(to))
+			must(t, err)
+			want[to.String()] = fmt.Sprint(q.Id, name)
+		}
+		got := map[string]string{}
+		for range want {
+			b := make([]byte, 1500)
+			n, from, err := pc.ReadFrom(b)
+			must(t, err)
+			m := new(mdns.Msg)
+			must(t, m.Unpack(b[:n]))
+			got[from.String()] = fmt.Sprint(m.Id, m.Answer[0].(*mdns.TXT).Txt[0])
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("answers %v, want %v", got, want)
+		}
+	}
+}
+
+// TestSourcePortOfAnEarlierSocket: the kernel may give the proxy the port of a
+// socket that an app has closed, whose connection tracking entry lives on and
+// would redirect the proxy's query to the proxy.
+func TestSourcePortOfAnEarlierSocket(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.servers.NS, "10.9.0.1:53", named("first"))
+	l.proxy(shop())
+	app, err := l.pod.NS.Dial(t.Context(), &net.Dialer{}, "udp", "10.9.0.1:53")
+	must(t, err)
+	local := app.LocalAddr()
+	exchange := func(c net.Conn) (string, error) {
+		conn := &mdns.Conn{Conn: c}
+		_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+		q := new(mdns.Msg)
+		q.SetQuestion("who.test.", mdns.TypeTXT)
+		if err := conn.WriteMsg(q); err != nil {
+			return "", err
+		}
+		m, err := conn.ReadMsg()
+		if err != nil {
+			return "", err
+		}
+		return records(m), nil
+	}
+	const want = `NOERROR TXT "first" "udp" "10.8.0.2"`
+	if got, err := exchange(app); got != want {
+		t.Fatalf("the app's query: %s, %v", got, err)
+	}
+	must(t, app.Close())
+	proxy, err := l.pod.NS.Dial(t.Context(), &net.Dialer{LocalAddr: local,
+		Control: sockopt.ControlFor(sockopt.Options{Mark: redirect.MarkProxy})}, "udp", "10.9.0.1:53")
+	must(t, err)
+	defer proxy.Close()
+	conn := &mdns.Conn{Conn: proxy}
+	_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+	if got, err := exchange(proxy); got != want {
+		t.Errorf("the proxy's query from the same port: %s, %v, want %s", got, err, want)
+	}
+	// And the next app with that port is captured again.
+	must(t, proxy.Close())
+	app, err = l.pod.NS.Dial(t.Context(), &net.Dialer{LocalAddr: local}, "udp", "10.9.0.1:53")
+	must(t, err)
+	defer app.Close()
+	q := new(mdns.Msg)
+	q.SetQuestion("web.shop.svc.cluster.local.", mdns.TypeA)
+	c := &mdns.Conn{Conn: app}
+	_ = c.SetDeadline(time.Now().Add(8 * time.Second))
+	must(t, c.WriteMsg(q))
+	m, err := c.ReadMsg()
+	if err != nil || records(m) != "NOERROR A 10.96.0.1" {
+		t.Errorf("the next app's query: %v, %v", m, err)
+	}
+}
+
+// TestDig asks with the tool that operators use.
+func TestDig(t *testing.T) {
+	dig, err := exec.LookPath("dig")
+	if err != nil {
+		t.Skip("needs dig (bind9-dnsutils)")
+	}
+	l := newLab(t)
+	serve(t, l.servers.NS, "10.9.0.1:53", named("first"))
+	l.proxy(shop())
+	for _, tc := range []struct {
+		args string
+		want string
+	}{
+		{"web.shop.svc.cluster.local A", "10.96.0.1"},
+		{"web.shop.svc.cluster.local AAAA", "fd00:96::1"},
+		{"+tcp web.shop.svc.cluster.local A", "10.96.0.1"},
+		{"+search +domain=shop.svc.cluster.local +ndots=5 web A", "10.96.0.1"},
+		{"_pg._tcp.db.shop.svc.cluster.local SRV", "0 100 13432 10-1-0-2.db.shop.svc.cluster.local.\n0 100 13432 db-0.db.shop.svc.cluster.local."},
+		{"api.example.com.shop.svc.cluster.local A", "240.240.0.1\napi.example.com."},
+		{"who.test TXT", `"first" "udp" "10.8.0.2"`},
+		{"+tcp who.test TXT", `"first" "tcp" "10.8.0.2"`},
+		{"+nocookie +bufsize=4096 +dnssec who.test TXT", `"first" "udp" "10.8.0.2"`},
+		{"+keepopen +tcp who.test TXT web.shop.svc.cluster.local A who.test TXT", "\"first\" \"tcp\" \"10.8.0.2\"\n\"first\" \"tcp\" \"10.8.0.2\"\n10.96.0.1"},
+	} {
+		cmd := exec.CommandContext(t.Context(), dig, append([]string{"@10.9.0.1", "+short", "+tries=1", "+time=8"}, strings.Fields(tc.args)...)...)
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		must(t, l.pod.NS.Do(cmd.Start))
+		err := cmd.Wait()
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		slices.Sort(lines)
+		if got := strings.Join(lines, "\n"); got != tc.want || err != nil {
+			t.Errorf("dig %s: %q, %v, want %q", tc.args, got, err, tc.want)
+		}
+	}
+}
