@@ -37,8 +37,7 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	if fs.NArg() != 1 || *conns < 1 || *size < 1 {
 		return errors.New("load wants HOST:PORT of a TCP echo server, and at least one connection and byte")
 	}
-	ctx, cancel := context.WithTimeout(ctx, *for_)
-	defer cancel()
+	until := time.Now().Add(*for_)
 	var (
 		mu     sync.Mutex
 		times  []time.Duration
@@ -48,7 +47,7 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	began := time.Now()
 	for range *conns {
 		wg.Go(func() {
-			seen, errs, first := closedLoop(ctx, fs.Arg(0), *size, *fresh)
+			seen, errs, first := closedLoop(ctx, until, fs.Arg(0), *size, *fresh)
 			mu.Lock()
 			defer mu.Unlock()
 			times, report.Errors = append(times, seen...), report.Errors+errs
@@ -68,7 +67,7 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	return json.NewEncoder(out).Encode(report)
 }
 
-func closedLoop(ctx context.Context, addr string, size int, fresh bool) (times []time.Duration, errs int, first error) {
+func closedLoop(ctx context.Context, until time.Time, addr string, size int, fresh bool) (times []time.Duration, errs int, first error) {
 	buf, answer := make([]byte, size), make([]byte, size)
 	var c net.Conn
 	once := func() (err error) {
@@ -89,7 +88,7 @@ func closedLoop(ctx context.Context, addr string, size int, fresh bool) (times [
 		}
 		return err
 	}
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && time.Now().Before(until) {
 		began := time.Now()
 		if err := once(); err != nil {
 			if ctx.Err() != nil {

@@ -22,7 +22,7 @@ const usage = `Usage: ambit-sample ROLE [flags]
   load          HOST:PORT: closed loop of requests to a TCP echo server; rate and latency as JSON
   soak          HOST:PORT...: random bytes to TCP echo servers, every one compared; fails if one is wrong
   attack        handshakes|stalled|connects HOST:PORT: a neighbour that others must not notice
-  sniff         INTERFACE MARKER: look at packets until a signal, then say what was seen
+  sniff         INTERFACE MARKER [DURATION]: look at packets until then or a signal, and say what was seen
   pause         wait for a signal
   productpage, details, ratings, reviews --version v1|v2|v3 [--addr :9080]
   version

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,10 +25,20 @@ type capture struct {
 }
 
 // sniff looks at all packets of an interface until it is told to end: INTERFACE
-// MARKER. It prints "ready" first and what it saw last.
+// MARKER, and for how long if not until a signal. It prints "ready" first and
+// what it saw last.
 func sniff(ctx context.Context, args []string, out io.Writer) error {
-	if len(args) != 2 {
-		return errors.New("sniff wants INTERFACE MARKER")
+	if len(args) < 2 || len(args) > 3 {
+		return errors.New("sniff wants INTERFACE MARKER [DURATION]")
+	}
+	if len(args) == 3 {
+		d, err := time.ParseDuration(args[2])
+		if err != nil {
+			return err
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
 	}
 	ifi, err := net.InterfaceByName(args[0])
 	if err != nil {

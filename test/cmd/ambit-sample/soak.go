@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
 )
@@ -32,6 +33,7 @@ func soak(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("soak", flag.ContinueOnError)
 	conns := fs.Int("conns", 16, "connections at a time")
 	most := fs.Int("max", 4<<20, "bytes of the largest connection")
+	marker := fs.String("marker", "", "text at the start of each connection, for a sniffer to look for")
 	for_ := fs.Duration("for", 10*time.Second, "how long")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -50,7 +52,7 @@ func soak(ctx context.Context, args []string, out io.Writer) error {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(rand.Uint64(), uint64(i)))
 			for until.Err() == nil {
-				n, err := compare(fs.Arg(r.IntN(fs.NArg())), size(r, *most), r.Uint64())
+				n, err := compare(fs.Arg(r.IntN(fs.NArg())), len(*marker)+size(r, *most), *marker, r.Uint64())
 				mu.Lock()
 				report.Bytes += n
 				if w, ok := errors.AsType[*wrongError](err); ok {
@@ -96,17 +98,17 @@ type wrongError struct{ what string }
 
 func (e *wrongError) Error() string { return e.what }
 
-// pattern is a stream of bytes that only its seed tells.
-func pattern(seed uint64) *rand.ChaCha8 {
+// pattern is the marker, then a stream of bytes that only its seed tells.
+func pattern(marker string, seed uint64) io.Reader {
 	var key [32]byte
 	for i := range 8 {
 		key[i] = byte(seed >> (8 * i))
 	}
-	return rand.NewChaCha8(key)
+	return io.MultiReader(strings.NewReader(marker), rand.NewChaCha8(key))
 }
 
 // compare sends n bytes, ends its side, and reads to the end.
-func compare(addr string, n int, seed uint64) (int64, error) {
+func compare(addr string, n int, marker string, seed uint64) (int64, error) {
 	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
 	if err != nil {
 		return 0, err
@@ -115,18 +117,18 @@ func compare(addr string, n int, seed uint64) (int64, error) {
 	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 	sent := make(chan error, 1)
 	go func() {
-		_, err := io.CopyN(c, pattern(seed), int64(n))
+		_, err := io.CopyN(c, pattern(marker, seed), int64(n))
 		if err == nil {
 			err = c.(*net.TCPConn).CloseWrite()
 		}
 		sent <- err
 	}()
-	want := pattern(seed)
+	want := pattern(marker, seed)
 	got, expected := make([]byte, 64<<10), make([]byte, 64<<10)
 	total := 0
 	for {
 		k, err := c.Read(got)
-		_, _ = want.Read(expected[:k]) // never fails
+		_, _ = io.ReadFull(want, expected[:k]) // never ends
 		if total+k > n || !bytes.Equal(got[:k], expected[:k]) {
 			return int64(total), &wrongError{fmt.Sprintf("%s: bytes %d to %d of %d differ", addr, total, total+k, n)}
 		}
