@@ -525,6 +525,28 @@ func BenchmarkOnePodAmong(b *testing.B) {
 	}
 }
 
+// One of 10,000 ServiceEntries, each selecting WorkloadEntries of its namespace.
+func BenchmarkOneEntryAmong(b *testing.B) {
+	e := New(Config{})
+	c := dir.Change{}
+	for i := range 10_000 {
+		ns, app := fmt.Sprintf("ns-%d", i/100), fmt.Sprintf("app-%d", i%100)
+		c.Upserts = append(c.Upserts,
+			testEntry(ns, app, 1, map[string]string{"app": app}, 0, app+"."+ns+".example.com"), testWorkloadEntry(ns, "vm-"+app, app, i%250))
+	}
+	e.Apply(c)
+	i := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		i++
+		se := testEntry("ns-3", "app-7", 1, map[string]string{"app": "app-7"}, 0, "app-7.ns-3.example.com")
+		se.Value.(*crd.ServiceEntry).Spec.Ports[0].Number = uint32(80 + i%2)
+		if r := e.Apply(upsert(se)); len(r.Upserts) != 2 {
+			b.Fatalf("sent %d", len(r.Upserts))
+		}
+	}
+}
+
 func BenchmarkFullState(b *testing.B) {
 	c := cluster(10_000)
 	b.ReportAllocs()

@@ -136,6 +136,11 @@ func (e *Engine) judgeEntry(j *judgement, se *crd.ServiceEntry, mine []string) {
 			j.add(ReasonUnsupported, "subjectAltNames %s: node proxies check identities of the form spiffe://<trust domain>/ns/<namespace>/sa/<account>, this one was left out", san)
 		}
 	}
+	for _, h := range mine {
+		if crd.Wildcard(h) && !strings.HasPrefix(h, "*.") {
+			j.add(ReasonUnsupported, "host %s: node proxies find names by *.<domain> only", h)
+		}
+	}
 	for _, p := range s.Ports {
 		if strings.EqualFold(p.Protocol, "UDP") {
 			j.add(ReasonUnsupported, "port %s: UDP does not go through the mesh", p.Name)

@@ -8,7 +8,9 @@ import (
 
 	"github.com/ambit-mesh/ambit/test/golden"
 	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/dir"
+	"github.com/ambit-mesh/ambit/xds/mesh"
 )
 
 // TestScripts runs testdata/*.txtar. Commands:
@@ -108,9 +110,24 @@ func sameAsFromScratch(t *testing.T, e *Engine) {
 			t.Errorf("%s: incremental result differs from a fresh one:\n%v\n%v", typ, names(got), names(want))
 		}
 	}
+	for _, r := range e.Resources(api.AddressType) {
+		if err := decodable(r.Message.(*workload.Address)); err != nil {
+			t.Errorf("a proxy refuses %s: %v", r.Name, err)
+		}
+	}
 	if !slices.Equal(e.Status(), fresh.Status()) {
 		t.Errorf("status differs from a fresh one:\n%v\n%v", e.Status(), fresh.Status())
 	}
+}
+
+// decodable reports why a proxy would refuse a resource.
+func decodable(a *workload.Address) error {
+	if w := a.GetWorkload(); w != nil {
+		_, err := mesh.DecodeWorkload(w)
+		return err
+	}
+	_, err := mesh.DecodeService(a.GetService())
+	return err
 }
 
 func names(rs []Resource) (out []string) {

@@ -47,7 +47,7 @@ func TestDecodeReportsWithPlaceAndHint(t *testing.T) {
 		{"validation", "# c\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  rules:\n  - from:\n    - source:\n        ipBlocks: [10.0.0.0/8, 10.0/8]\n",
 			`f.yaml:10 AuthorizationPolicy default/a spec.rules[0].from[0].source.ipBlocks[1]: "10.0/8" is not an IP address or CIDR, examples are 10.0.0.0/8, 10.1.2.3, fd00::/8`},
 		{"service entry", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec:\n  hosts: [a.com]\n  resolution: STATC\n  endpoint: []\n",
-			"f.yaml:6 ServiceEntry default/a spec.resolution: unsupported value \"STATC\", did you mean \"STATIC\"?\n"+
+			"f.yaml:6 ServiceEntry default/a spec.resolution: unsupported value \"STATC\", did you mean \"STATIC\"?\n" +
 				`f.yaml:7 ServiceEntry default/a spec.endpoint: unknown field "endpoint", did you mean "endpoints"?`},
 		{"service entry's rules", "apiVersion: networking.istio.io/v1alpha3\nkind: ServiceEntry\nmetadata: {name: a}\nspec:\n  hosts: [a.com]\n  resolution: STATIC\n  endpoints:\n  - address: unix:///a\n",
 			`f.yaml:8 ServiceEntry default/a spec.endpoints[0].address: "unix:///a" is a unix socket: node proxies reach endpoints by IP address only, use an IP address and a port`},
