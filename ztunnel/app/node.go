@@ -86,7 +86,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
-	n.leases, n.neighbours = outbound.NewLeases(n.handshake, 0), map[podName]*neighbour{}
+	n.leases, n.neighbours = outbound.NewLeases(outbound.LeaseConfig{Probe: n.handshake}), map[podName]*neighbour{}
 	n.health, n.names = outbound.NewHealth(reg), resolve.New(resolve.Config{Registerer: reg})
 	n.certs.Trust().OnChange(func(removed bool) {
 		if removed { // a tunnel's peer may no longer be trusted: each proves itself again

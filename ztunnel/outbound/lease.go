@@ -12,18 +12,26 @@ import (
 )
 
 const (
-	// leaseEvery is how often the network is asked again while a lease is in
-	// use: NetworkPolicy takes effect on live connections within that time.
-	leaseEvery = 30 * time.Second
-	// leaseFirst bounds the first handshake, for which a connection waits: one
-	// SYN may be lost. leaseAgain bounds later ones, for which nobody waits, and
-	// whose failure cuts connections: three may be.
-	leaseFirst, leaseAgain = 2 * time.Second, 8 * time.Second
 	// leaseDenied is how long a failure holds before it is tried again.
 	leaseDenied = 10 * time.Second
 	// maxLeases is when unused ones are swept.
 	maxLeases = 1024
 )
+
+// LeaseConfig configures Leases. Probe is required.
+type LeaseConfig struct {
+	// Probe makes a handshake over the network.
+	Probe func(ctx context.Context, k LeaseKey) error
+	// Every is how often the network is asked again while a lease is in use:
+	// NetworkPolicy takes effect on live connections within that time. 30 s.
+	Every time.Duration
+	// First bounds the first handshake, for which a connection waits: one SYN
+	// may be lost. 2 s.
+	First time.Duration
+	// Again bounds later ones, for which nobody waits, and whose failure cuts
+	// connections: three SYNs may be lost. 8 s.
+	Again time.Duration
+}
 
 // LeaseKey is who talks to whom. The addresses are part of it because
 // NetworkPolicy is about addresses, of which a pod may have two.
@@ -37,9 +45,8 @@ type LeaseKey struct {
 // NetworkPolicy is enforced, so that a handshake that does cross it has to show,
 // now and then, that it could. Safe for use by any goroutine.
 type Leases struct {
-	every time.Duration
-	probe func(ctx context.Context, k LeaseKey) error
-	wg    sync.WaitGroup // renewals
+	cfg LeaseConfig
+	wg  sync.WaitGroup // renewals
 
 	mu     sync.Mutex
 	leases map[LeaseKey]*lease // guarded by mu, as are the leases' fields
@@ -60,13 +67,17 @@ type leaseUse struct{ cut func(error) }
 // connection through, as far as can be seen.
 var ErrNoLease = errors.New("no handshake from pod to pod")
 
-// NewLeases returns no leases. probe makes a handshake over the network; every
-// 0 is 30 s.
-func NewLeases(probe func(ctx context.Context, k LeaseKey) error, every time.Duration) *Leases {
-	if every == 0 {
-		every = leaseEvery
+// NewLeases returns no leases.
+func NewLeases(cfg LeaseConfig) *Leases {
+	for _, d := range []struct {
+		p   *time.Duration
+		def time.Duration
+	}{{&cfg.Every, 30 * time.Second}, {&cfg.First, 2 * time.Second}, {&cfg.Again, 8 * time.Second}} {
+		if *d.p == 0 {
+			*d.p = d.def
+		}
 	}
-	return &Leases{every: every, probe: probe, leases: map[LeaseKey]*lease{}}
+	return &Leases{cfg: cfg, leases: map[LeaseKey]*lease{}}
 }
 
 // Acquire waits for a lease and holds it until release. When it ends before,
@@ -121,12 +132,12 @@ func (l *Leases) overLocked(ls *lease) bool {
 	if ls.err != nil {
 		return age >= leaseDenied
 	}
-	return len(ls.users) == 0 && age >= l.every
+	return len(ls.users) == 0 && age >= l.cfg.Every
 }
 
 // begin makes the first handshake, on behalf of all that wait.
 func (l *Leases) begin(ctx context.Context, k LeaseKey, ls *lease) {
-	err := l.handshake(context.WithoutCancel(ctx), k, leaseFirst)
+	err := l.handshake(context.WithoutCancel(ctx), k, l.cfg.First)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ls.err, ls.since = err, time.Now()
@@ -136,7 +147,7 @@ func (l *Leases) begin(ctx context.Context, k LeaseKey, ls *lease) {
 func (l *Leases) handshake(ctx context.Context, k LeaseKey, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if err := l.probe(ctx, k); err != nil {
+	if err := l.cfg.Probe(ctx, k); err != nil {
 		return fmt.Errorf("%w: %s → %s: %w", ErrNoLease, k.From, netip.AddrPortFrom(k.To, portHBONE), err)
 	}
 	return nil
@@ -151,7 +162,7 @@ func (l *Leases) hold(k LeaseKey, ls *lease, cut func(error)) (release func(), e
 	u := &leaseUse{cut}
 	ls.users[u] = struct{}{}
 	if ls.timer == nil {
-		ls.timer = time.AfterFunc(max(l.every-time.Since(ls.since), 0), func() { l.renew(k, ls) })
+		ls.timer = time.AfterFunc(max(l.cfg.Every-time.Since(ls.since), 0), func() { l.renew(k, ls) })
 	}
 	return func() { l.release(ls, u) }, nil
 }
@@ -177,7 +188,7 @@ func (l *Leases) renew(k LeaseKey, ls *lease) {
 	defer l.wg.Done()
 	l.mu.Unlock()
 
-	err := l.handshake(context.Background(), k, leaseAgain)
+	err := l.handshake(context.Background(), k, l.cfg.Again)
 
 	l.mu.Lock()
 	ls.err, ls.since = err, time.Now()
@@ -187,7 +198,7 @@ func (l *Leases) renew(k LeaseKey, ls *lease) {
 			users = append(users, u)
 		}
 	} else if ls.timer != nil && !l.closed {
-		ls.timer.Reset(l.every)
+		ls.timer.Reset(l.cfg.Every)
 	}
 	l.mu.Unlock()
 	for _, u := range users {

@@ -63,19 +63,19 @@ func acquire(t *testing.T, l *Leases, k LeaseKey, cut func(error)) func() {
 func TestLeaseIsRenewedWhileInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{}
-		l := NewLeases(n.probe, 0)
+		l := NewLeases(LeaseConfig{Probe: n.probe})
 		defer l.Close()
 		release := acquire(t, l, leaseAB, nil)
 		again := acquire(t, l, leaseAB, nil)
 		n.want(t, 1)
-		time.Sleep(10*leaseEvery + time.Second)
+		time.Sleep(10*l.cfg.Every + time.Second)
 		n.want(t, 11)
 		release()
 		release = acquire(t, l, leaseAB, nil) // while the other holds it
 		n.want(t, 11)
 		again()
 		release()
-		time.Sleep(10 * leaseEvery)
+		time.Sleep(10 * l.cfg.Every)
 		n.want(t, 11) // nobody uses it
 		acquire(t, l, leaseAB, nil)()
 		n.want(t, 12)
@@ -85,10 +85,10 @@ func TestLeaseIsRenewedWhileInUse(t *testing.T) {
 func TestLeaseUnusedHoldsForItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{}
-		l := NewLeases(n.probe, 0)
+		l := NewLeases(LeaseConfig{Probe: n.probe})
 		defer l.Close()
 		acquire(t, l, leaseAB, nil)()
-		time.Sleep(leaseEvery - time.Second)
+		time.Sleep(l.cfg.Every - time.Second)
 		release := acquire(t, l, leaseAB, nil)
 		n.want(t, 1)
 		time.Sleep(2 * time.Second) // renewed when its time is over, not 30 s after the second use
@@ -104,7 +104,7 @@ func TestLeaseUnusedHoldsForItsTime(t *testing.T) {
 func TestLeaseThatEndsCutsItsUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{}
-		l := NewLeases(n.probe, 0)
+		l := NewLeases(LeaseConfig{Probe: n.probe})
 		defer l.Close()
 		cuts := make(chan error, 10)
 		cut := func(err error) { cuts <- err }
@@ -113,7 +113,7 @@ func TestLeaseThatEndsCutsItsUsers(t *testing.T) {
 		other.Src = "c#1"
 		defer acquire(t, l, other, func(error) {})()
 		n.set(true)
-		time.Sleep(leaseEvery + leaseAgain + time.Second)
+		time.Sleep(l.cfg.Every + l.cfg.Again + time.Second)
 		for range 2 {
 			err := <-cuts
 			if f, ok := errors.AsType[*flow.FlagError](err); !ok || f.Flag != flow.FlagNetworkPolicy || !errors.Is(err, ErrNoLease) {
@@ -134,7 +134,7 @@ func TestLeaseThatEndsCutsItsUsers(t *testing.T) {
 func TestNoLeaseWithoutHandshake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{down: true}
-		l := NewLeases(n.probe, 0)
+		l := NewLeases(LeaseConfig{Probe: n.probe})
 		defer l.Close()
 		start := time.Now()
 		var wg sync.WaitGroup
@@ -146,7 +146,7 @@ func TestNoLeaseWithoutHandshake(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if d := time.Since(start); d != leaseFirst {
+		if d := time.Since(start); d != l.cfg.First {
 			t.Errorf("waited %v", d)
 		}
 		if _, err := l.Acquire(t.Context(), leaseAB, nil); !errors.Is(err, ErrNoLease) {
@@ -159,7 +159,7 @@ func TestNoLeaseWithoutHandshake(t *testing.T) {
 func TestLeaseWaiterGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{down: true}
-		l := NewLeases(n.probe, 0)
+		l := NewLeases(LeaseConfig{Probe: n.probe})
 		defer l.Close()
 		var wg sync.WaitGroup
 		wg.Go(func() { _, _ = l.Acquire(t.Context(), leaseAB, nil) })
@@ -175,13 +175,13 @@ func TestLeaseWaiterGivesUp(t *testing.T) {
 
 func TestLeasesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := NewLeases((&network{}).probe, 0)
+		l := NewLeases(LeaseConfig{Probe: (&network{}).probe})
 		defer l.Close()
 		k := leaseAB
 		for i := range 3 * maxLeases {
 			k.From = netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
 			acquire(t, l, k, nil)()
-			time.Sleep(leaseEvery / maxLeases * 2)
+			time.Sleep(l.cfg.Every / maxLeases * 2)
 		}
 		if n := len(l.leases); n > maxLeases {
 			t.Errorf("%d leases", n)
