@@ -3,6 +3,7 @@ package flow
 import (
 	"cmp"
 	"container/list"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"text/tabwriter"
 	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
 )
 
 // Bounds of the memory of refusals. A peer chooses addresses and authorities,
@@ -31,6 +34,7 @@ type groupKey struct {
 	pod      string
 	dir      Direction
 	reason   Reason
+	why      string // the policy, or the certificate and its fault
 	src, dst string
 }
 
@@ -137,7 +141,7 @@ func (r *refusals) placeLocked(k groupKey, now time.Time) (g, left *group) {
 	}
 	if p := r.pods[k.pod]; p != nil && p.normal >= maxPodGroups {
 		if left = p.oldest(); now.Sub(left.last) < r.interval {
-			left, k.src, k.dst = nil, others, others
+			left, k.why, k.src, k.dst = nil, "", others, others
 			if g := r.foundLocked(k); g != nil {
 				return g, nil
 			}
@@ -210,7 +214,20 @@ func (r *refusals) oldestLocked() (oldest *group) {
 
 func keyOf(c *Conn, o outcome) groupKey {
 	r := &c.rec
-	return groupKey{pod: r.Pod, dir: r.Direction, reason: o.reason, src: clip(r.source(), maxName), dst: clip(r.destination(), maxName)}
+	return groupKey{pod: r.Pod, dir: r.Direction, reason: o.reason, why: clip(whyOf(o.err), maxName),
+		src: clip(r.source(), maxName), dst: clip(r.destination(), maxName)}
+}
+
+// whyOf is what of an error tells apart causes of one reason. Errors as a whole
+// do not: they name ports.
+func whyOf(err error) string {
+	if d, ok := errors.AsType[*DenyError](err); ok {
+		return d.Why()
+	}
+	if v, ok := errors.AsType[*cert.VerifyError](err); ok {
+		return v.Error()
+	}
+	return ""
 }
 
 // source is who asked: the workload, else the identity, else the address.
@@ -273,6 +290,7 @@ func clip(s string, most int) string {
 // Refusal is one row of the admin page.
 type Refusal struct {
 	Reason      Reason    `json:"reason"`
+	Why         string    `json:"why,omitempty"`
 	Direction   Direction `json:"direction"`
 	Pod         string    `json:"pod,omitempty"`
 	Source      string    `json:"source"`
@@ -302,13 +320,13 @@ func (t *Table) Refusals() []Refusal {
 		if k.reason == ReasonReset {
 			continue // held for the sake of the log only
 		}
-		out = append(out, Refusal{Reason: k.reason, Direction: k.dir, Pod: k.pod, Source: k.src, Destination: k.dst,
+		out = append(out, Refusal{Reason: k.reason, Why: k.why, Direction: k.dir, Pod: k.pod, Source: k.src, Destination: k.dst,
 			Count: g.count, First: g.first.UTC(), Last: g.last.UTC(),
 			Example: Example{TraceID: g.example.trace.String(), Source: addrString(g.example.src), Identity: g.example.identity,
 				Destination: addrString(g.example.dst), Error: g.example.text}})
 	}
 	slices.SortFunc(out, func(a, b Refusal) int {
-		return cmp.Or(b.Last.Compare(a.Last), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Destination, b.Destination), cmp.Compare(a.Reason, b.Reason))
+		return cmp.Or(b.Last.Compare(a.Last), cmp.Compare(a.Source, b.Source), cmp.Compare(a.Destination, b.Destination), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Why, b.Why))
 	})
 	return out
 }

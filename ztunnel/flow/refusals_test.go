@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/store"
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -181,6 +182,25 @@ func TestPeersCannotFillLogOrMemory(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOtherCausesAreOtherRefusals: another policy, another fault of a
+// certificate is told at once.
+func TestOtherCausesAreOtherRefusals(t *testing.T) {
+	var book logbook
+	table := New(Config{Logger: book.logger("info")})
+	for _, err := range []error{
+		&DenyError{Reason: "policy x/y rule 1"}, &DenyError{Reason: "policy x/z rule 1"}, &DenyError{Reason: "policy x/y rule 1"},
+		&cert.VerifyError{Reason: "no certificate"}, &cert.VerifyError{Peer: "spiffe://x", Reason: "not a workload identity"},
+	} {
+		table.Refuse(Record{Direction: Inbound, Dst: dst}, err)
+	}
+	if got := book.take(); len(got) != 4 {
+		t.Errorf("%q", got)
+	}
+	if rows := table.Refusals(); len(rows) != 4 || rows[0].Why == "" {
+		t.Errorf("%+v", rows)
+	}
 }
 
 // TestEvictedGroupsTellTheirSum: what was held back by a group that makes room
