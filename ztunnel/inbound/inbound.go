@@ -147,7 +147,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 // that workload has the proven identity: behind a waypoint or SNAT it has not.
 func (p *Proxy) describe(rec *flow.Record, m *mesh.Snapshot, self *mesh.Workload, r *hbone.Request) {
 	rec.Dst, rec.DstID = self, self.Identity
-	if from := r.Header(outbound.NetworkHeader); from != "" && from != self.Network {
+	if from := r.Headers.Values(outbound.NetworkHeader); len(from) > 0 && from[0] != self.Network {
 		// The address is a gateway's; only the peer knows who it is.
 		rec.Src = outbound.FromBaggage(r.Headers.Values("baggage"), r.Peer)
 	} else {

@@ -18,7 +18,7 @@ func headers(c *flow.Conn, plan Plan, self *mesh.Workload) []hbone.HeaderField {
 		{Name: "forwarded", Value: forwarded},
 		{Name: "traceparent", Value: c.TraceParent()},
 	}
-	if plan.Inner != nil && self.Network != "" {
+	if plan.Inner != nil { // also the nameless network is one
 		h = append(h, hbone.HeaderField{Name: NetworkHeader, Value: self.Network})
 	}
 	return h
