@@ -16,7 +16,7 @@ func Compile(a *security.Authorization) (*Policy, error) {
 	bad := func(field, format string, args ...any) error {
 		return Problem{Policy: key, Field: field, Message: fmt.Sprintf(format, args...), Rejected: true}
 	}
-	p := &Policy{Key: key, Namespace: a.GetNamespace(), Name: a.GetName(), DryRun: a.GetDryRun()}
+	p := &Policy{Key: key, Namespace: a.GetNamespace(), Name: a.GetName(), DryRun: a.GetDryRun(), Source: a}
 	if p.Namespace == "" || p.Name == "" || strings.Contains(p.Namespace, "/") {
 		return nil, bad("name", "namespace %q and name %q must not be empty or contain a slash", p.Namespace, p.Name)
 	}

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/xds/api/security"
 	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
@@ -77,6 +78,7 @@ type Policy struct {
 	Action          Action
 	DryRun          bool
 	Problems        []Problem
+	Source          *security.Authorization // as received, for showing; never changed
 
 	rules []rule
 	own   *index   // of rules, when there are many
