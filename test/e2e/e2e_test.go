@@ -134,6 +134,7 @@ type status struct {
 	Components []struct {
 		Name  string
 		Ready bool
+		Pid   int
 	}
 }
 

@@ -21,6 +21,7 @@ const usage = `Usage: ambit-sample ROLE [flags]
   call          URL: client for http://, grpc://, tcp:// (--greeting), udp://
   load          HOST:PORT: closed loop of requests to a TCP echo server; rate and latency as JSON
   soak          HOST:PORT...: random bytes to TCP echo servers, every one compared; fails if one is wrong
+  hold          HOST:PORT: many idle connections to a TCP echo server
   attack        handshakes|stalled|connects HOST:PORT: a neighbour that others must not notice
   sniff         INTERFACE MARKER [DURATION]: look at packets until then or a signal, and say what was seen
   pause         wait for a signal
@@ -39,7 +40,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	roles := map[string]func(context.Context, []string, io.Writer) error{
 		"echo": echo, "tcp-echo": tcpEcho, "call": call, "sniff": sniff,
-		"load": load, "soak": soak, "attack": attack,
+		"load": load, "hold": hold, "soak": soak, "attack": attack,
 		"pause":       func(ctx context.Context, _ []string, _ io.Writer) error { <-ctx.Done(); return nil },
 		"productpage": bookinfo(productpage), "details": bookinfo(details), "ratings": bookinfo(ratings), "reviews": bookinfo(reviews),
 		"version": func(_ context.Context, args []string, w io.Writer) error {
