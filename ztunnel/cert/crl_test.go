@@ -359,3 +359,12 @@ func TestCRLFile(t *testing.T) {
 		t.Errorf("%d lines for 3 bad files", n)
 	}
 }
+
+// write replaces a file; each version has a time of its own.
+func write(t *testing.T, path string, data []byte, version int) {
+	t.Helper()
+	stamp := time.Unix(int64(1_000_000+version), 0)
+	if err := errors.Join(os.WriteFile(path, data, 0o644), os.Chtimes(path, stamp, stamp)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -43,8 +43,9 @@ const (
 	// such attempts the last answer is everybody's: connections neither wait out
 	// a backoff nor multiply the requests to a CA that refuses.
 	callRetry = 5 * time.Second
-	// patience is how long a connection waits for an attempt that is planned.
-	patience = time.Second
+	// patience is how long a connection waits for an attempt that is planned: the
+	// first after a failure, with its jitter, is within it.
+	patience = 1500 * time.Millisecond
 	// lookAgain bounds the scheduler's sleep. Timers follow the monotonic clock,
 	// the ends of certificates the wall clock: one that was set forward, or a
 	// machine that slept, is noticed within this time.

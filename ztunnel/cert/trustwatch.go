@@ -116,6 +116,7 @@ func (m *Manager) applyBundle(b *trust.Bundle, older bool) bool {
 	m.seq++
 	seq := m.seq
 	m.mu.Unlock()
+	m.Nudge() // whoever pushes can also sign
 	// Revocations before roots: a rotation that ends withdraws both.
 	if err := m.pushCRL(b.GetRevoked()); err != nil {
 		m.cfg.Logger.Error("pushed revocation lists not used: what was in force stays in force", "error", err.Error())
