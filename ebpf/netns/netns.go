@@ -35,6 +35,7 @@ type NS struct {
 	file  *os.File
 	raw   syscall.RawConn // counts users of the descriptor against Close
 	inode uint64
+	own   bool // the process's: entering it needs no visit, and no privileges
 
 	mu      sync.Mutex
 	home    *os.File // nil before the first visit
@@ -96,6 +97,18 @@ func Current() (*NS, error) {
 	return Open("/proc/thread-self/ns/net")
 }
 
+// Own is the namespace of the process, for code that works in namespaces where
+// there is only this one. Work in it happens on the caller's own threads and
+// needs no privileges; threads that were taken elsewhere do not count.
+func Own() (*NS, error) {
+	n, err := Open("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	n.own = true
+	return n, nil
+}
+
 // Inode returns the path's namespace number, or an error if there is none any
 // more. Comparing it with NS.Inode tells whether a path still is that namespace.
 func Inode(path string) (uint64, error) {
@@ -143,6 +156,7 @@ func (n *NS) Dup() (*NS, error) {
 		_ = unix.Close(fd) // err says more
 		return nil, fmt.Errorf("duplicate network namespace: %w", err)
 	}
+	d.own = n.own
 	return d, nil
 }
 
@@ -166,7 +180,12 @@ func (n *NS) Close() error {
 // block for long, and must not hand its thread on.
 //
 // If the thread cannot get back Do reports it, even when f succeeded.
-func (n *NS) Do(f func() error) error { return n.do(f, setns) }
+func (n *NS) Do(f func() error) error {
+	if n.own {
+		return f()
+	}
+	return n.do(f, setns)
+}
 
 func (n *NS) do(f func() error, leave func(home int) error) error {
 	// errExit stays when f ends its goroutine (runtime.Goexit, as t.FailNow does).

@@ -97,6 +97,9 @@ func literal(network, addr string) error {
 // registered with its poller yet. The descriptor's number stays, so the net
 // package goes on with ours. option is one SOL_SOCKET switch to carry over.
 func (n *NS) replace(rc syscall.RawConn, network string, option int) error {
+	if n.own {
+		return nil // it is where it belongs
+	}
 	var err error
 	if cerr := rc.Control(func(fd uintptr) { err = n.replaceFD(int(fd), network, option) }); cerr != nil {
 		return cerr

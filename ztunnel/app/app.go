@@ -56,6 +56,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelCo
 	if cfg.Workers > 0 && cfg.Workers != runtime.GOMAXPROCS(0) {
 		runtime.GOMAXPROCS(cfg.Workers)
 	}
+	if cfg.Mode == dedicated {
+		if err := cfg.degrade(log, probe); err != nil {
+			return err
+		}
+	}
 	a, err := newApp(cfg, log, reg)
 	if err != nil {
 		return err
@@ -79,7 +84,7 @@ type app struct {
 func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error) {
 	ca, err := cert.NewClient(cert.CAConfig{
 		Target: cfg.CAAddress, TLS: cfg.serverTLS("CA_ROOT_CA", cfg.CARootCA, cfg.CAAddress, cfg.AltCAHostname),
-		Token: cfg.token, ClusterID: cfg.ClusterID, Headers: cfg.CAHeaders,
+		Token: cfg.token, ClusterID: cfg.ClusterID, Headers: cfg.CAHeaders, Direct: cfg.Mode == dedicated,
 	})
 	if err != nil {
 		return nil, err
@@ -139,12 +144,10 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 		stop(err)
 		return errors.Join(err, g.Wait())
 	}
-	xds, err := a.xdsClient(reg)
-	if err != nil {
+	if err := a.describeMesh(g, reg); err != nil {
 		stop(err)
 		return errors.Join(err, g.Wait())
 	}
-	g.Go("xds client", xds.Run)
 	g.Go("certificates", a.node.certs.Run)
 	if w, ok := a.ca.(cert.TrustWatcher); ok {
 		g.Go("trust", func(ctx context.Context) error { return a.node.certs.FollowTrust(ctx, w) })
@@ -157,7 +160,11 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	}
 	g.Go("connections", a.node.flow.Run)
 	g.Go("identities", func(ctx context.Context) error { return a.node.identities(ctx, a.pods.Pods) })
-	g.Go("agent", func(gctx context.Context) error { return a.agent(ctx, gctx) })
+	if a.cfg.Mode == dedicated {
+		g.Go("workload", func(gctx context.Context) error { return a.serveOne(ctx, gctx) })
+	} else {
+		g.Go("agent", func(gctx context.Context) error { return a.agent(ctx, gctx) })
+	}
 	a.log.Info("ztunnel started", "node", a.cfg.NodeName, "xds", a.cfg.XDSAddress, "ca", a.cfg.CAAddress, "agent", a.cfg.InpodUDS, "version", boot.Version)
 
 	select {
@@ -236,9 +243,8 @@ func (a *app) xdsClient(reg prometheus.Registerer) (*client.Client, error) {
 		Token: a.cfg.token, Headers: a.cfg.XDSHeaders, ClusterID: a.cfg.ClusterID, Node: n,
 		Types: []string{api.AddressType, api.AuthorizationType}, Handler: a.node.store,
 		Synced: func() {
-			once.Do(func() { close(a.syncedc) })
+			once.Do(a.meshKnown)
 			a.node.certs.Nudge() // the certificate authority is usually back with it
-			a.gate.open("state manager")
 		},
 		Logger: boot.Scoped(a.log, "xds"), Registerer: reg,
 	})

@@ -55,6 +55,7 @@ type node struct {
 	names   *resolve.Resolver
 	changed *broadcast
 	dns     *resolver // nil: not served
+	only    only
 
 	mu      sync.Mutex
 	pods    map[string]podNet    // by stay
@@ -75,6 +76,7 @@ type podServe struct {
 func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
 	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
 	n.dns = n.newResolver()
+	n.only.ref = cfg.Workload
 	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
 		TLS12: cfg.TLS12, PostQuantum: cfg.CompliancePolicy == "pqc",
@@ -191,6 +193,9 @@ func (n *node) self(p handoff.Pod) func(context.Context) (*mesh.Workload, error)
 }
 
 func (n *node) lookup(p handoff.Pod) *mesh.Workload {
+	if n.cfg.Mode == dedicated {
+		return n.only.lookup(n.store.View().Mesh)
+	}
 	w := n.store.View().Mesh.LocalWorkload(n.cfg.NodeName, p.Namespace, p.Name)
 	if w == nil || w.ServiceAccount != p.ServiceAccount {
 		return nil
@@ -256,7 +261,11 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			account.Close()
 		},
 	}
+	if n.cfg.SOCKS5 {
+		h.SOCKS = n.socks(p, out, self)
+	}
 	if !n.cfg.EnableProxy {
+		h.SOCKS = nil
 		h.Outbound, h.Plaintext, h.HBONE = nil, nil, nil
 	}
 	n.serveDNS(p, pn, account, &h)

@@ -28,6 +28,9 @@ type CAConfig struct {
 	Token     func() (string, error) // read at each call: it is rotated on disk
 	ClusterID string
 	Headers   map[string]string // CA_HEADER_*
+	// Direct asks for the caller's own identity: a proxy of one workload has
+	// that workload's token and nobody to stand in for.
+	Direct bool
 }
 
 // Client is an Authority over gRPC.
@@ -56,9 +59,11 @@ func (c *Client) Sign(ctx context.Context, id identity.ID, csrPEM string, ttl ti
 	if err != nil {
 		return nil, err
 	}
-	meta, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": id.String()})
-	if err != nil {
-		return nil, fmt.Errorf("certificate request for %s: %w", id, err)
+	var meta *structpb.Struct
+	if !c.cfg.Direct {
+		if meta, err = structpb.NewStruct(map[string]any{"ImpersonatedIdentity": id.String()}); err != nil {
+			return nil, fmt.Errorf("certificate request for %s: %w", id, err)
+		}
 	}
 	resp, err := ca.NewIstioCertificateServiceClient(c.conn).CreateCertificate(ctx,
 		&ca.IstioCertificateRequest{Csr: csrPEM, ValidityDuration: int64(ttl.Seconds()), Metadata: meta})

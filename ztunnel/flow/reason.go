@@ -120,6 +120,9 @@ func reasonOf(err error) Reason {
 	return ReasonOther
 }
 
+// ReasonOf is the reason that err was given, or else what its types say.
+func ReasonOf(err error) Reason { return reasonOf(err) }
+
 // Classify finds the reason in an error's types. It is one function for both
 // sides, so that the same fault has one name wherever it is met.
 func Classify(err error) Reason {

@@ -25,6 +25,7 @@ type Handlers struct {
 	// DNS of the pod: its UDP sockets and TCP connections, or neither.
 	DNSPacket PacketHandler
 	DNSStream Handler
+	SOCKS     Handler // on loopback only
 	// Account is the pod's share of the node; nil means no limits.
 	Account *ledger.Account
 	// Drain asks peers to leave (GOAWAY) and returns when they have or ctx
@@ -37,6 +38,9 @@ type Handlers struct {
 	Wait func()
 	Cut  func(cause error)
 }
+
+// socksPort is the reference's. It is nobody's but the pod's own processes'.
+const socksPort = "15080"
 
 // pod is one served pod.
 type pod struct {
@@ -66,6 +70,9 @@ func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Li
 	lc := &net.ListenConfig{
 		KeepAlive: -1, // set on the accepted socket, with the mesh's values
 		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}),
+	}
+	if port == socksPort {
+		return ns.Listen(ctx, lc, "tcp4", "127.0.0.1:"+port)
 	}
 	if m.cfg.IPv6 {
 		ln, err := ns.Listen(ctx, lc, "tcp", "[::]:"+port)

@@ -17,7 +17,6 @@ package outbound
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 
@@ -106,15 +105,9 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	if dst == AddrPort(down.LocalAddr()) {
 		return flow.Failed(flow.ReasonSelfCall, ErrSelfCall) // nothing redirected it: it was made to this port
 	}
-	self, err := p.cfg.Self(ctx)
+	up, err := p.open(ctx, c, dst)
 	if err != nil {
 		return err
-	}
-	rec.Src, rec.SrcID = self, self.Identity
-	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
-	c.Describe() // whichever endpoint it was in the end
-	if err != nil {
-		return flow.Cause(ctx, err)
 	}
 	return up.join(ctx, c, down)
 }

@@ -1,0 +1,53 @@
+package outbound
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+)
+
+// ServeTo takes a connection whose application named the destination itself
+// (SOCKS). opened is told once what became of the way there, and answers the
+// application; its failure ends the connection. A connection that could not be
+// opened is left to the caller to close, so that the answer arrives.
+func (p *Proxy) ServeTo(ctx context.Context, down relay.Conn, dst netip.AddrPort, opened func(error) error) {
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr()), DstAddr: dst}
+	c, ctx := p.cfg.Flow.Begin(ctx, rec)
+	up, err := p.open(ctx, c, dst)
+	told := opened(err)
+	switch {
+	case err != nil:
+	case told != nil:
+		relay.Reset(up.Conn)
+		err = flow.Cause(ctx, flow.Failed(flow.ReasonClientGone, told))
+		if up.local != nil {
+			up.local.End(err)
+		}
+	default:
+		ResetOnDeath(down)
+		if err = up.join(ctx, c, down); err != nil {
+			relay.Reset(down)
+		}
+	}
+	c.End(err)
+}
+
+// open finds the way to dst and opens it.
+func (p *Proxy) open(ctx context.Context, c *flow.Conn, dst netip.AddrPort) (way, error) {
+	self, err := p.cfg.Self(ctx)
+	if err != nil {
+		return way{}, err
+	}
+	rec := c.Record()
+	rec.Src, rec.SrcID = self, self.Identity
+	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
+	c.Describe() // whichever endpoint it was in the end
+	if err != nil {
+		return way{}, flow.Cause(ctx, err)
+	}
+	return up, nil
+}
