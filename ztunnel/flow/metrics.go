@@ -249,18 +249,28 @@ func (m *metrics) dryRun(dir Direction, result string) {
 	m.dryRuns[d]++
 }
 
-// retire removes series that nobody uses and whose workloads are gone.
+// retire removes series that nobody uses: those whose workloads are gone, those
+// that name no workload (the address is all that is known of it), and, while
+// there are many, those that have long been idle, before new ones would have to
+// go without labels.
 func (m *metrics) retire(snap *mesh.Snapshot, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	crowded := len(m.byKey) > m.t.cfg.MaxSeries/4*3
 	for k, s := range m.byKey {
-		if s.refs > 0 || now.Sub(s.used) < m.t.cfg.SeriesDelay {
+		idle := now.Sub(s.used)
+		if s.refs > 0 || idle < m.t.cfg.SeriesDelay {
 			continue
 		}
-		if gone(snap, s.srcUID) || gone(snap, s.dstUID) || s.srcUID == "" && s.dstUID == "" {
+		nameless := s.srcUID == "" && s.dstUID == ""
+		if nameless || gone(snap, s.srcUID) || gone(snap, s.dstUID) || crowded && idle > crowdedDelay*m.t.cfg.SeriesDelay {
 			delete(m.byKey, k)
 		}
 	}
 }
+
+// crowdedDelay times Config.SeriesDelay is how long a series may be idle while
+// there are many: an hour, with the default.
+const crowdedDelay = 12
 
 func gone(snap *mesh.Snapshot, uid string) bool { return uid != "" && snap.Workload(uid) == nil }

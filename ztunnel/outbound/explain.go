@@ -3,6 +3,8 @@ package outbound
 import (
 	"errors"
 	"fmt"
+	"io"
+	"syscall"
 
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
@@ -18,15 +20,17 @@ func explain(err error, plan Plan) error {
 	if n, ok := errors.AsType[*neighbourError](err); ok {
 		return deniedByNeighbour(n.err) // it has said why
 	}
+	if f, ok := errors.AsType[*flow.FlagError](err); ok && f.Reason != "" {
+		return err // who failed said so: the same node's other side, without a tunnel between
+	}
 	if _, ok := errors.AsType[*ResolveError](err); ok {
 		return flow.Failed(flow.ReasonNoEndpoint, err)
 	}
-	_, dialled := errors.AsType[*hbone.DialError](err)
-	if _, answered := errors.AsType[*hbone.StatusError](err); plan.Transport != flow.HBONE && !dialled && !answered {
-		return flow.DialFailed(false, err)
-	}
 	r := flow.Classify(err)
-	if r == flow.ReasonOther {
+	switch {
+	case r == flow.ReasonOther && plan.Transport != flow.HBONE:
+		return flow.DialFailed(false, err)
+	case r == flow.ReasonOther:
 		r = flow.ReasonConnect
 	}
 	return flow.Failed(r, sentence(r, err, plan))
@@ -36,6 +40,9 @@ func explain(err error, plan Plan) error {
 func sentence(r flow.Reason, err error, plan Plan) error {
 	switch r {
 	case flow.ReasonPolicy:
+		if _, here := errors.AsType[*flow.DenyError](err); here {
+			return err // it names the policy
+		}
 		return fmt.Errorf("denied by destination's policy: %s refused %s: %w", plan.Addr, plan.Authority, err)
 	case flow.ReasonAppRefused:
 		return fmt.Errorf("%s could not reach %s (does the application listen there?): %w", plan.Addr, plan.Authority, err)
@@ -50,6 +57,11 @@ func sentence(r flow.Reason, err error, plan Plan) error {
 		return u // it names the identity and since when; where the tunnel would lead does not matter
 	case flow.ReasonHBONERefused:
 		return fmt.Errorf("nobody listens for HBONE at %s (is the destination still enrolled, its node's ztunnel running?): %w", plan.Addr, err)
+	case flow.ReasonTLS:
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			// What a node proxy does that has no certificate for the pod, or does not know it.
+			return fmt.Errorf("%s ended the handshake without a word (its ztunnel's log says why): %w", plan.Addr, err)
+		}
 	case flow.ReasonLimit:
 		return fmt.Errorf("bound of this node reached: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/netip"
@@ -70,6 +71,7 @@ func TestFailuresSayWhoRefusedAndWhy(t *testing.T) {
 		{"they refuse our certificate, crypto/tls", at(hbone.StageH2, &net.OpError{Op: "read", Err: &net.OpError{Op: "remote error", Err: tls.AlertError(48)}}),
 			flow.FlagTLS, flow.ReasonCertRefused, []string{"unknown certificate authority"}},
 		{"another alert", at(hbone.StageTLS, alert(record.InternalError)), flow.FlagTLS, flow.ReasonTLS, []string{"internal error"}},
+		{"no word", at(hbone.StageTLS, io.EOF), flow.FlagTLS, flow.ReasonTLS, []string{"10.0.0.2:15008 ended the handshake without a word"}},
 		{"no HTTP/2", at(hbone.StageH2, errors.New("no SETTINGS")), flow.FlagH2, flow.ReasonH2, []string{"10.0.0.2:15008", "no SETTINGS"}},
 		{"no certificate of our own", at(hbone.StageTLS, &cert.UnavailableError{ID: identity.MustParse(server), Since: time.Unix(0, 0), Err: errors.New("CA is away")}),
 			flow.FlagIdentity, flow.ReasonNoCertificate, []string{server, "since 1970-01-01", "CA is away"}},
@@ -106,6 +108,8 @@ func TestPlainFailuresHaveReasons(t *testing.T) {
 		{&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, flow.ReasonDstTimeout},
 		{&net.OpError{Op: "dial", Err: syscall.ENETUNREACH}, flow.ReasonDstUnreachable},
 		{context.Canceled, flow.ReasonClientGone},
+		{&flow.DenyError{Reason: "policy x/y rule 1"}, flow.ReasonPolicy},
+		{flow.DialFailed(true, syscall.ECONNREFUSED), flow.ReasonAppRefused},
 	} {
 		if f, ok := errors.AsType[*flow.FlagError](explain(c.err, plan)); !ok || f.Reason != c.reason {
 			t.Errorf("%v: %+v, want %s", c.err, f, c.reason)
