@@ -63,6 +63,13 @@ func (n *node) Open(ctx context.Context, r outbound.LocalRequest) (*outbound.Loc
 	if w := n.lookup(nb.pod); w == nil || w.UID != r.Dst.UID || !w.HasAddr(r.Target.Addr()) {
 		return nil, outbound.ErrNotLocal
 	}
+	// The certificate is not used here, and yet it says what no local knowledge
+	// does: that the control plane has this account run on this node, and still
+	// has. Without one there is no tunnel, and so nothing instead of a tunnel.
+	// What a CRL revokes is for a handshake to find out.
+	if _, err := n.certs.Get(ctx, r.Peer); err != nil || n.cfg.CRLPath != "" {
+		return nil, outbound.ErrNotLocal
+	}
 	release, err := n.leases.Acquire(ctx, outbound.LeaseKey{Src: r.Stay, Dst: nb.stay, From: r.Src.Addr(), To: r.Target.Addr()}, r.Cut)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", outbound.ErrNotLocal, err)

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/api/security"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 )
@@ -206,6 +208,21 @@ func TestSameNodePodLeaves(t *testing.T) {
 		t.Fatalf("read after the drain: %v, want a reset", err)
 	}
 	a.node.logs.want(t, "error\taccess", `direction="inbound"`, `transport="local"`, "connection drain")
+}
+
+// TestSameNodeNeedsAnIdentity: where no tunnel could be, there is nothing
+// instead of it.
+func TestSameNodeNeedsAnIdentity(t *testing.T) {
+	w, a, b := sameNode(t, outbound.LeaseConfig{})
+	w.mu.Lock()
+	w.authority["default/c"] = func(identity.ID, *ecdsa.PublicKey) ([]string, error) {
+		return nil, errors.New("no such pod on this node")
+	}
+	w.mu.Unlock()
+	c := w.addPod("c", "node-1")
+	w.wantRefused(c, fmt.Sprintf("%s:8080", b.ip))
+	a.node.logs.want(t, "error\taccess", `src.workload="c"`, `direction="outbound"`, `transport="hbone"`, "no such pod on this node")
+	a.node.logs.wantNone(t, `direction="inbound"`)
 }
 
 // wantNone asserts that no line contains all parts.
