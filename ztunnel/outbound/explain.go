@@ -8,7 +8,6 @@ import (
 
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
-	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 )
 
 // explain says who refused a connection and why, with the reason that the log,
