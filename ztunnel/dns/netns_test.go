@@ -315,52 +315,35 @@ func TestTwoServersFromOneSocket(t *testing.T) {
 // would redirect the proxy's query to the proxy.
 func TestSourcePortOfAnEarlierSocket(t *testing.T) {
 	l := newLab(t)
-	serve(t, l.servers.NS, "10.9.0.1:53", named("first"))
+	serve(t, l.servers.NS, "10.9.0.1:53", func(w mdns.ResponseWriter, q *mdns.Msg) {
+		m := new(mdns.Msg)
+		m.SetReply(q)
+		m.Answer = append(m.Answer, &mdns.TXT{Hdr: mdns.RR_Header{Name: q.Question[0].Name, Rrtype: mdns.TypeTXT, Class: 1},
+			Txt: []string{w.RemoteAddr().String()}})
+		_ = w.WriteMsg(m)
+	})
 	l.proxy(shop())
-	app, err := l.pod.NS.Dial(t.Context(), &net.Dialer{}, "udp", "10.9.0.1:53")
-	must(t, err)
-	local := app.LocalAddr()
-	exchange := func(c net.Conn) (string, error) {
+	exchange := func(d *net.Dialer, name string, qtype uint16) (string, net.Addr) {
+		t.Helper()
+		c, err := l.pod.NS.Dial(t.Context(), d, "udp", "10.9.0.1:53")
+		must(t, err)
 		conn := &mdns.Conn{Conn: c}
-		_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+		defer conn.Close()
 		q := new(mdns.Msg)
-		q.SetQuestion("who.test.", mdns.TypeTXT)
-		if err := conn.WriteMsg(q); err != nil {
-			return "", err
-		}
+		q.SetQuestion(name, qtype)
+		must(t, conn.SetDeadline(time.Now().Add(8*time.Second)), conn.WriteMsg(q))
 		m, err := conn.ReadMsg()
-		if err != nil {
-			return "", err
-		}
-		return records(m), nil
+		must(t, err)
+		return records(m), c.LocalAddr()
 	}
-	const want = `NOERROR TXT "first" "udp" "10.8.0.2"`
-	if got, err := exchange(app); got != want {
-		t.Fatalf("the app's query: %s, %v", got, err)
-	}
-	must(t, app.Close())
-	proxy, err := l.pod.NS.Dial(t.Context(), &net.Dialer{LocalAddr: local,
-		Control: sockopt.ControlFor(sockopt.Options{Mark: redirect.MarkProxy})}, "udp", "10.9.0.1:53")
-	must(t, err)
-	defer proxy.Close()
-	conn := &mdns.Conn{Conn: proxy}
-	_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
-	if got, err := exchange(proxy); got != want {
-		t.Errorf("the proxy's query from the same port: %s, %v, want %s", got, err, want)
+	_, local := exchange(&net.Dialer{}, "seen-from.test.", mdns.TypeTXT)
+	proxy := &net.Dialer{LocalAddr: local, Control: sockopt.ControlFor(sockopt.Options{Mark: redirect.MarkProxy})}
+	if got, _ := exchange(proxy, "seen-from.test.", mdns.TypeTXT); got != fmt.Sprintf("NOERROR TXT %q", local) {
+		t.Errorf("the proxy's query from %s was seen as %s", local, got)
 	}
 	// And the next app with that port is captured again.
-	must(t, proxy.Close())
-	app, err = l.pod.NS.Dial(t.Context(), &net.Dialer{LocalAddr: local}, "udp", "10.9.0.1:53")
-	must(t, err)
-	defer app.Close()
-	q := new(mdns.Msg)
-	q.SetQuestion("web.shop.svc.cluster.local.", mdns.TypeA)
-	c := &mdns.Conn{Conn: app}
-	_ = c.SetDeadline(time.Now().Add(8 * time.Second))
-	must(t, c.WriteMsg(q))
-	m, err := c.ReadMsg()
-	if err != nil || records(m) != "NOERROR A 10.96.0.1" {
-		t.Errorf("the next app's query: %v, %v", m, err)
+	if got, _ := exchange(&net.Dialer{LocalAddr: local}, "web.shop.svc.cluster.local.", mdns.TypeA); got != "NOERROR A 10.96.0.1" {
+		t.Errorf("the next app's query: %s", got)
 	}
 }
 

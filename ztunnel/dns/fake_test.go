@@ -1,0 +1,201 @@
+package dns
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/ambit-mesh/ambit/test/memnet"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+)
+
+type packet struct {
+	b    []byte
+	peer netip.AddrPort
+}
+
+// udpSocket is a UDP socket in memory: what is sent to inc it reads, what it
+// writes comes out of outc.
+type udpSocket struct {
+	net.Conn // nil: whatever is not below is not used
+	inc      chan packet
+	outc     chan packet
+	donec    chan struct{}
+	once     sync.Once
+
+	mu       sync.Mutex
+	deadline time.Time
+	movedc   chan struct{} // closed and replaced when the deadline moves
+}
+
+func newUDPSocket() *udpSocket {
+	return &udpSocket{inc: make(chan packet, 64), outc: make(chan packet, 64), donec: make(chan struct{}), movedc: make(chan struct{})}
+}
+
+func (s *udpSocket) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	for {
+		s.mu.Lock()
+		deadline, movedc := s.deadline, s.movedc
+		s.mu.Unlock()
+		var timec <-chan time.Time
+		if !deadline.IsZero() {
+			if !time.Now().Before(deadline) {
+				return 0, netip.AddrPort{}, os.ErrDeadlineExceeded
+			}
+			timec = time.After(time.Until(deadline))
+		}
+		select {
+		case p := <-s.inc:
+			return copy(b, p.b), p.peer, nil
+		case <-timec:
+		case <-movedc:
+		case <-s.donec:
+			return 0, netip.AddrPort{}, net.ErrClosed
+		}
+	}
+}
+
+func (s *udpSocket) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	select {
+	case <-s.donec:
+		return 0, net.ErrClosed
+	case s.outc <- packet{append([]byte(nil), b...), to}:
+		return len(b), nil
+	}
+}
+
+func (s *udpSocket) Read(b []byte) (int, error)  { n, _, err := s.ReadFromUDPAddrPort(b); return n, err }
+func (s *udpSocket) Write(b []byte) (int, error) { return s.WriteToUDPAddrPort(b, netip.AddrPort{}) }
+func (s *udpSocket) Close() error                { s.once.Do(func() { close(s.donec) }); return nil }
+func (s *udpSocket) LocalAddr() net.Addr {
+	return net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:15053"))
+}
+
+func (s *udpSocket) SetDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deadline = t
+	close(s.movedc)
+	s.movedc = make(chan struct{})
+	return nil
+}
+
+func (s *udpSocket) SetReadDeadline(t time.Time) error { return s.SetDeadline(t) }
+
+// bench is one pod's server with everything around it in memory.
+type bench struct {
+	t      *testing.T
+	srv    *Server
+	sock   *udpSocket // the server's
+	ends   sync.WaitGroup
+	cancel context.CancelFunc
+	books  *ledger.Account
+
+	mesh    *mesh.Snapshot
+	mu      sync.Mutex
+	self    *mesh.Workload
+	selfc   chan struct{} // closed when self is known
+	dialled chan upstream
+}
+
+// upstream is a socket that the server has opened.
+type upstream struct {
+	network string
+	server  netip.AddrPort
+	udp     *udpSocket
+	tcp     *memnet.Conn
+}
+
+var (
+	client   = netip.MustParseAddrPort("10.8.0.2:40000")
+	asked    = netip.MustParseAddrPort("10.9.0.1:53")
+	theProxy = netip.MustParseAddrPort("127.0.0.1:15053")
+)
+
+func newBench(t *testing.T, limits ledger.Limits) *bench {
+	t.Helper()
+	b := &bench{t: t, sock: newUDPSocket(), mesh: shop(), self: endpoint("shop", "client", "10.8.0.2", ""),
+		selfc: make(chan struct{}), dialled: make(chan upstream, 64), books: ledger.New(limits).Pod("u")}
+	ctx, cancel := context.WithCancel(context.Background())
+	b.cancel = cancel
+	b.srv = NewServer(Config{
+		Resolver: NewResolver(ResolverConfig{}), Namespace: "shop", Mesh: func() *mesh.Snapshot { return b.mesh },
+		Known: func() *mesh.Workload { b.mu.Lock(); defer b.mu.Unlock(); return b.self },
+		Self: func(ctx context.Context) (*mesh.Workload, error) {
+			select {
+			case <-b.selfc:
+				return b.self, nil
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		},
+		Dial: func(_ context.Context, network string, server netip.AddrPort) (net.Conn, error) {
+			if network == "udp" {
+				s := newUDPSocket()
+				b.dialled <- upstream{network: network, server: server, udp: s}
+				return s, nil
+			}
+			ours, theirs := memnet.PipeAddr(netip.MustParseAddrPort("10.8.0.2:50000"), server)
+			b.dialled <- upstream{network: network, server: server, tcp: theirs}
+			return ours, nil
+		},
+		OriginalDst: func(net.Conn) (netip.AddrPort, error) { return asked, nil },
+		DatagramDst: func(c, local netip.AddrPort) (netip.AddrPort, error) {
+			if c != client || local != theProxy {
+				t.Errorf("the destination of %v to %v was asked for", c, local)
+			}
+			return asked, nil
+		},
+		Account: b.books,
+	})
+	b.ends.Go(func() { b.srv.ServePacket(ctx, b.sock) })
+	t.Cleanup(b.end)
+	return b
+}
+
+// end ends the pod and waits for all that runs for it.
+func (b *bench) end() {
+	b.cancel()
+	b.ends.Wait()
+	b.srv.Close()
+	if n := b.books.InUse(ledger.Queries); n != 0 {
+		b.t.Errorf("%d queries are left in the books", n)
+	}
+}
+
+func packed(t *testing.T, m *mdns.Msg) []byte {
+	t.Helper()
+	b, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func question(name string, qtype uint16, id uint16) *mdns.Msg {
+	m := new(mdns.Msg)
+	m.SetQuestion(name, qtype)
+	m.Id = id
+	return m
+}
+
+func unpacked(t *testing.T, b []byte) *mdns.Msg {
+	t.Helper()
+	m := new(mdns.Msg)
+	if err := m.Unpack(b); err != nil {
+		t.Fatalf("the message %x is broken: %v", b, err)
+	}
+	return m
+}
+
+// send asks over UDP; reply waits for the next answer.
+func (b *bench) send(raw []byte) { b.sock.inc <- packet{raw, client} }
+
+func (b *bench) reply() *mdns.Msg { b.t.Helper(); return unpacked(b.t, (<-b.sock.outc).b) }
