@@ -1,6 +1,7 @@
 // Package derive computes what node proxies are served from what the cluster
-// contains: pods, services and policies become istio.workload.Address and
-// istio.security.Authorization resources, plus a condition per policy.
+// contains: pods, services, entries, Gateways and policies become
+// istio.workload.Address and istio.security.Authorization resources, and whatever
+// of an object is not in force as it is written becomes a condition on it.
 //
 //	dir.Change ─▶ tables ─▶ dirty keys (by indexes) ─▶ recompute ─▶ differs? ─▶ Result
 //

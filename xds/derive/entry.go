@@ -343,6 +343,7 @@ func (e *Engine) entry(k nn) ([]Resource, []Condition) {
 		return nil, append(b.conditions, j.condition())
 	}
 	e.judgeEntry(&j, se, mine)
+	b.conditions = append(b.conditions, distributionConditions(j.source, "annotation "+trafficDistributionAnnotation, se.Annotations[trafficDistributionAnnotation])...)
 	var out []Resource
 	if exportOf(se) != exportNowhere {
 		for _, host := range mine {

@@ -13,9 +13,11 @@ import (
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/crd"
+	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
 const (
@@ -349,8 +351,8 @@ func (e *Engine) gatewayAddress(k nn, g *crd.Gateway) (*workload.GatewayAddress,
 	var byName, byIP *workload.GatewayAddress
 	for _, a := range addrs {
 		switch ip, err := netip.ParseAddr(a.Value); {
-		case a.Type == crd.AddressHostname && byName == nil && a.Value != "":
-			byName = toHostname(k.ns, strings.TrimSuffix(strings.ToLower(a.Value), "."), hbonePort(g))
+		case a.Type == crd.AddressHostname && byName == nil && dnsName(a.Value) != "":
+			byName = toHostname(k.ns, dnsName(a.Value), hbonePort(g))
 		case a.Type != crd.AddressHostname && err == nil && ip.Zone() == "" && byIP == nil:
 			byIP = toAddress(network, ip.Unmap(), hbonePort(g))
 		}
@@ -389,6 +391,15 @@ func serviceOfGateway(g *crd.Gateway) string {
 	return g.Name
 }
 
+// dnsName spells a host in one way, "" when it is none.
+func dnsName(host string) string {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if len(validation.IsDNS1123Subdomain(host)) > 0 {
+		return ""
+	}
+	return host
+}
+
 func toHostname(ns, host string, port uint32) *workload.GatewayAddress {
 	return &workload.GatewayAddress{
 		Destination:   &workload.GatewayAddress_Hostname{Hostname: &workload.NamespacedHostname{Namespace: ns, Hostname: host}},
@@ -424,9 +435,14 @@ func (e *Engine) gatewayConditions(k nn, w *waypoint, n notes) []Condition {
 			}
 		}
 	}
+	reason := ReasonUnsupported
+	if len(n) == 0 && w.isClass && !isWayInto(g) && w.address == nil {
+		reason = ReasonWaypointNotReady
+		n.add("it is not ready: %s; nothing is bound to it", w.why)
+	}
 	cond := Condition{Kind: "Gateway", Namespace: k.ns, Name: k.name, Type: ConditionGateway, Status: "True", Reason: ReasonAccepted}
 	if len(n) > 0 {
-		cond.Status, cond.Reason, cond.Message = "False", ReasonUnsupported, strings.Join(n, "; ")
+		cond.Status, cond.Reason, cond.Message = "False", reason, strings.Join(n, "; ")
 	}
 	return []Condition{cond}
 }
@@ -448,10 +464,15 @@ func (e *Engine) wayInto(k nn, g *crd.Gateway, w *waypoint, n *notes) {
 		addrs = g.Status.Addresses
 	}
 	account := cmp.Or(g.Annotations[accountAnnotation], g.Name)
+	trustDomain := cmp.Or(g.Annotations[trustDomainAnnotation], e.set.trustDomain)
+	if _, err := identity.New(trustDomain, k.ns, account); err != nil {
+		n.add("annotations %s and %s: %v; network %s is not entered this way", accountAnnotation, trustDomainAnnotation, err, w.network)
+		return
+	}
 	r := &workload.Workload{
 		Name: k.name, Namespace: k.ns, Network: w.network,
 		TunnelProtocol: workload.TunnelProtocol_HBONE,
-		TrustDomain:    unless(cmp.Or(g.Annotations[trustDomainAnnotation], e.set.trustDomain), defaultTrustDomain),
+		TrustDomain:    unless(trustDomain, defaultTrustDomain),
 		ServiceAccount: unless(account, "default"),
 		ClusterId:      unless(cmp.Or(g.Labels[clusterLabel], e.cfg.ClusterID), defaultCluster),
 		WorkloadName:   k.name, CanonicalName: k.name, CanonicalRevision: "latest",
@@ -492,7 +513,7 @@ func (e *Engine) outsideAddresses(k nn, g *crd.Gateway, addrs []crd.GatewayAddre
 		if a.Type != crd.AddressHostname {
 			values = append(values, a.Value)
 		} else if host == "" {
-			host = strings.TrimSuffix(strings.ToLower(a.Value), ".")
+			host = dnsName(a.Value)
 		}
 	}
 	return parseAddrs(values), host

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambit-mesh/ambit/xds/crd"
+	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
 // A workload of another network is reached through two tunnels. The outer one
@@ -29,8 +30,12 @@ func (e *Engine) newIdentities() *identities {
 }
 
 func (ids *identities) add(network, ns, account string) {
-	if network != "" && network != ids.own {
-		ids.seen["spiffe://"+ids.trustDomain+"/ns/"+ns+"/sa/"+cmp.Or(account, "default")] = struct{}{}
+	if network == "" || network == ids.own {
+		return
+	}
+	// A workload without a valid identity is refused by itself, not its service.
+	if id, err := identity.New(ids.trustDomain, ns, cmp.Or(account, "default")); err == nil {
+		ids.seen[id.String()] = struct{}{}
 	}
 }
 

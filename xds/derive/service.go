@@ -112,8 +112,11 @@ func (e *Engine) serviceKey(svc nn) string { return svc.ns + "/" + e.hostname(sv
 // and says what of it is not in force.
 func (e *Engine) service(k nn) (*workload.Service, []Condition) {
 	s := e.services[k]
-	if s == nil || !inMesh(s) {
+	if s == nil {
 		return nil, nil
+	}
+	if !inMesh(s) {
+		return nil, outsideConditions(k, s)
 	}
 	b := e.bind(bound{source: source{"Service", k}, meta: &s.ObjectMeta, traffic: trafficService})
 	w := &workload.Service{
@@ -140,7 +143,26 @@ func (e *Engine) service(k nn) (*workload.Service, []Condition) {
 const (
 	ConditionTrafficDistribution = "ambit.dev/TrafficDistributionAccepted"
 	ConditionExportTo            = "ambit.dev/ExportToAccepted"
+	ConditionSessionAffinity     = "ambit.dev/SessionAffinityAccepted"
 )
+
+// outsideConditions says what a service that the mesh does not serve asks for.
+func outsideConditions(k nn, s *corev1.Service) []Condition {
+	if _, ok := waypointName(s.Labels, k.ns, useWaypointLabel, waypointNamespaceLabel); !ok {
+		return nil
+	}
+	return []Condition{source{"Service", k}.unsupported(ConditionWaypoint,
+		"label %s: a Service of type ExternalName is an alias, which has no waypoint: label the service that it stands for, or write a ServiceEntry", useWaypointLabel)}
+}
+
+// distributionConditions judges a traffic distribution.
+func distributionConditions(src source, where, v string) []Condition {
+	if v == "" || strings.EqualFold(v, "any") || preference(v) != nil {
+		return nil
+	}
+	return []Condition{src.unsupported(ConditionTrafficDistribution,
+		"%s: %q: valid are PreferClose, PreferSameZone, PreferSameNode; endpoints everywhere are used alike", where, v)}
+}
 
 // serviceConditions says which of a service's settings mean nothing here.
 func serviceConditions(k nn, s *corev1.Service) []Condition {
@@ -150,9 +172,10 @@ func serviceConditions(k nn, s *corev1.Service) []Condition {
 	if s.Spec.TrafficDistribution != nil {
 		v, where = *s.Spec.TrafficDistribution, "spec.trafficDistribution"
 	}
-	if v != "" && !strings.EqualFold(v, "any") && preference(v) == nil {
-		out = append(out, src.unsupported(ConditionTrafficDistribution,
-			"%s: %q: valid are PreferClose, PreferSameZone, PreferSameNode; endpoints everywhere are used alike", where, v))
+	out = append(out, distributionConditions(src, where, v)...)
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		out = append(out, src.unsupported(ConditionSessionAffinity,
+			"spec.sessionAffinity ClientIP: node proxies choose an endpoint for each connection, clients do not stay with one"))
 	}
 	if v := strings.TrimSpace(s.Annotations[exportToAnnotation]); v != "" && v != "." && v != "*" {
 		out = append(out, src.unsupported(ConditionExportTo, "annotation %s: %q: node proxies know \".\" (its own namespace) and \"*\" only, every namespace sees the service: write . to hide it, or deny with an AuthorizationPolicy", exportToAnnotation, v))

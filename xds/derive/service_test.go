@@ -42,6 +42,8 @@ func TestTrafficPolicies(t *testing.T) {
 		{name: "a slip in the annotation", own: "PreferNear", want: "", wantCondition: `annotation networking.istio.io/traffic-distribution: "PreferNear"`},
 		{name: "a slip in the field", spec: corev1.ServiceSpec{TrafficDistribution: new("Close")}, want: "", wantCondition: `spec.trafficDistribution: "Close"`},
 		{name: "a slip hides behind the field", spec: corev1.ServiceSpec{TrafficDistribution: new("PreferClose")}, own: "PreferNear", want: zone},
+		{name: "a slip of the namespace", ofNs: "PreferNear", want: "", wantCondition: `annotation networking.istio.io/traffic-distribution: "PreferNear"`},
+		{name: "session affinity", spec: corev1.ServiceSpec{SessionAffinity: corev1.ServiceAffinityClientIP}, want: "", wantCondition: "spec.sessionAffinity ClientIP"},
 		{name: "not ready ones too", spec: corev1.ServiceSpec{PublishNotReadyAddresses: true}, want: "health=ALLOW_ALL"},
 		{name: "not ready ones, near", spec: corev1.ServiceSpec{PublishNotReadyAddresses: true, TrafficDistribution: new("PreferClose")}, want: "health=ALLOW_ALL " + zone},
 	}
@@ -72,9 +74,7 @@ func TestTrafficPolicies(t *testing.T) {
 			}
 			text := ""
 			for _, c := range r.Status {
-				if c.Kind == "Service" {
-					text += c.Message
-				}
+				text += c.Message
 			}
 			if (text == "") != (tt.wantCondition == "") || !strings.Contains(text, tt.wantCondition) {
 				t.Errorf("condition %q, want %q", text, tt.wantCondition)
@@ -119,6 +119,17 @@ func TestExportTo(t *testing.T) {
 		if s.Visibility != want.visibility || (len(r.Status) > 0) != want.said {
 			t.Errorf("%q: %v, conditions %v", value, s.Visibility, r.Status)
 		}
+	}
+}
+
+// An alias is not in the mesh, so what its labels ask for cannot be.
+func TestAliasHasNoWaypoint(t *testing.T) {
+	o := labelled(testService("n", "s", "a", 1), useWaypointLabel, "wp")
+	o.Value.(*corev1.Service).Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.com"}
+	e := New(Config{})
+	r := e.Apply(dir.Change{Upserts: []*dir.Object{o, testWaypoint("n", "wp", 15008)}})
+	if c := r.Status[len(r.Status)-1]; c.Kind != "Service" || c.Status != "False" || !strings.Contains(c.Message, "ExternalName") {
+		t.Errorf("conditions %v", r.Status)
 	}
 }
 

@@ -251,5 +251,6 @@ func (e *Engine) namespaceConditions(name string) []Condition {
 		c.Namespace = ""
 		out = append(out, c)
 	}
+	out = append(out, distributionConditions(b.source, "annotation "+trafficDistributionAnnotation, ns.Annotations[trafficDistributionAnnotation])...)
 	return append(out, extensionConditions(b.source, ns.Annotations)...)
 }
