@@ -75,7 +75,7 @@ func echo(ctx context.Context, args []string, out io.Writer) error {
 	web.Protocols.SetUnencryptedHTTP2(true)
 	listen(*httpAddr, web.Serve)
 	listen(*grpcAddr, grpcEcho().Serve)
-	listen(*tcpAddr, func(ln net.Listener) error { return accept(ln, func(c net.Conn) { _, _ = io.Copy(c, c) }) })
+	listen(*tcpAddr, func(ln net.Listener) error { return accept(ln, reflectBytes) })
 	listen(*firstAddr, func(ln net.Listener) error { return accept(ln, greet) })
 	pc, err := net.ListenPacket("udp", *udpAddr)
 	if err != nil {
@@ -104,7 +104,13 @@ func accept(ln net.Listener, serve func(net.Conn)) error {
 // greet speaks first, as mail and database servers do, then echoes lines.
 func greet(c net.Conn) {
 	fmt.Fprintf(c, "hello %s from %s\n", c.RemoteAddr(), hostname())
-	_, _ = io.Copy(c, c) // ends with the client
+	reflectBytes(c)
+}
+
+// reflectBytes sends back what comes until the client ends. Without the wrapping
+// io.Copy splices, and each connection costs a pipe besides its socket.
+func reflectBytes(c net.Conn) {
+	_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) // ends with the client
 }
 
 func udpEcho(pc net.PacketConn) error {
