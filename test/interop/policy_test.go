@@ -223,7 +223,7 @@ func TestPolicies(t *testing.T) {
 }
 
 func peerAuthentication(spec string) string {
-	return "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: default}\nspec:\n  " + spec + "\n"
+	return "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: default}\nspec:\n  " + spec + "\n"
 }
 
 // denials looks at what both ends log.

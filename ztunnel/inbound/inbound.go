@@ -82,6 +82,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	}
 	m := p.cfg.View().Mesh
 	rec.Dst, rec.Src = self, m.WorkloadByAddr(self.Network, rec.SrcAddr.Addr())
+	name(rec, likelyService(m, self, dst.Port()))
 	c.Describe()
 	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Src: rec.SrcAddr, Dst: dst}}); err != nil {
 		return err
@@ -115,7 +116,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 	}
 	m := p.cfg.View().Mesh
 	target, err := Target(m, self, r.Method, r.Authority, rec.DstAddr.Addr())
-	p.describe(rec, m, self, r)
+	p.describe(rec, m, self, r, target.Addr.Port())
 	if err != nil {
 		status := 503
 		if t, ok := errors.AsType[*TargetError](err); ok {
@@ -145,7 +146,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 
 // describe completes the record. The peer's address names its workload only if
 // that workload has the proven identity: behind a waypoint or SNAT it has not.
-func (p *Proxy) describe(rec *flow.Record, m *mesh.Snapshot, self *mesh.Workload, r *hbone.Request) {
+func (p *Proxy) describe(rec *flow.Record, m *mesh.Snapshot, self *mesh.Workload, r *hbone.Request, port uint16) {
 	rec.Dst, rec.DstID = self, self.Identity
 	if from := r.Headers.Values(outbound.NetworkHeader); len(from) > 0 && from[0] != self.Network {
 		// The address is a gateway's; only the peer knows who it is.
@@ -153,7 +154,16 @@ func (p *Proxy) describe(rec *flow.Record, m *mesh.Snapshot, self *mesh.Workload
 	} else {
 		rec.Src = peerWorkload(m, self.Network, rec.SrcAddr.Addr(), r.Peer)
 	}
-	if svc := addressedService(m, self, r.Header("forwarded")); svc != nil {
+	svc := addressedService(m, self, r.Header("forwarded"))
+	if svc == nil {
+		svc = likelyService(m, self, port)
+	}
+	name(rec, svc)
+}
+
+// name puts a service into the record; nil is none.
+func name(rec *flow.Record, svc *mesh.Service) {
+	if svc != nil {
 		rec.Service, rec.ServiceNS, rec.ServiceName = svc.Host.Name, svc.Namespace, svc.Name
 	}
 }

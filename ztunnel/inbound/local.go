@@ -33,9 +33,7 @@ func (p *Proxy) openLocal(ctx context.Context, c *flow.Conn, r outbound.LocalReq
 	}
 	rec := c.Record()
 	rec.Dst, rec.DstID = self, self.Identity
-	if svc := r.Service; svc != nil {
-		rec.Service, rec.ServiceNS, rec.ServiceName = svc.Host.Name, svc.Namespace, svc.Name
-	}
+	name(rec, r.Service)
 	target, err := Target(p.cfg.View().Mesh, self, "CONNECT", r.Target.String(), r.Target.Addr())
 	if err != nil {
 		return nil, flow.Failed(flow.ReasonBadRequest, err)

@@ -192,24 +192,3 @@ func isGateway(m *mesh.Snapshot, self *mesh.Workload, gw *mesh.GatewayAddress) b
 	}
 	return m.Endpoints(gw.Host).Contains(self.UID)
 }
-
-// addressedService is the service that the client connected to, as its
-// Forwarded header says. It only labels telemetry, and only with services that
-// this pod really serves: the header is the peer's word.
-func addressedService(m *mesh.Snapshot, self *mesh.Workload, forwarded string) *mesh.Service {
-	for part := range strings.SplitSeq(forwarded, ";") {
-		host, ok := strings.CutPrefix(strings.TrimSpace(part), "host=")
-		if !ok {
-			continue
-		}
-		svc := m.ServiceByHostname(strings.Trim(host, `"`), self.Namespace)
-		if svc == nil {
-			return nil
-		}
-		if _, serves := self.Services[svc.Host]; serves {
-			return svc
-		}
-		return nil
-	}
-	return nil
-}
