@@ -30,6 +30,7 @@ type Component struct {
 	next      []string       // environment of every second process of a rollout: other ports for admin and readiness
 	ready     netip.AddrPort // of the first process of a rollout; the next one is sideStep further
 	path      string
+	mounts    []process.Mount // over the machine's own files
 	log       *slog.Logger
 	wakec     chan syscall.Signal // ends the wait before a restart
 	rollc     chan rollout
@@ -184,7 +185,7 @@ func (c *Component) start(side bool) (*process.Process, error) {
 	if side {
 		env = append(slices.Clip(env), c.next...)
 	}
-	return process.Start(process.Spec{Argv: c.argv, Env: env, NetNS: c.Machine.Path()}, nil, log, log)
+	return process.Start(process.Spec{Argv: c.argv, Env: env, NetNS: c.Machine.Path(), Private: len(c.mounts) > 0, Mounts: c.mounts}, nil, log, log)
 }
 
 // Pid is the running process's, 0 when there is none.

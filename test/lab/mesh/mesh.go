@@ -31,8 +31,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/test/lab/cluster"
+	"github.com/ambit-mesh/ambit/test/lab/controller"
+	"github.com/ambit-mesh/ambit/test/lab/dns"
 	"github.com/ambit-mesh/ambit/test/lab/fabric"
 	"github.com/ambit-mesh/ambit/test/lab/kubelet"
+	"github.com/ambit-mesh/ambit/test/lab/process"
 )
 
 // Namespace is the mesh's own.
@@ -137,9 +140,15 @@ func (m *Mesh) node(n *fabric.Machine) {
 	if program := m.ZTunnel[n.Name]; program != "" {
 		c.argv[0] = program
 	}
+	// As a pod it asks the cluster DNS for the host names of endpoints.
+	c.mounts = []process.Mount{{Source: m.resolvConf(n), Target: "/etc/resolv.conf"}}
 	// In Kubernetes each proxy has a network namespace of its own.
 	c.next = []string{fmt.Sprintf("ADMIN_ADDR=localhost:%d", adminPort+sideStep), fmt.Sprintf("STATS_ADDR=:%d", 15020+sideStep),
 		fmt.Sprintf("READINESS_ADDR=:%d", 15021+sideStep)}
+}
+
+func (m *Mesh) resolvConf(n *fabric.Machine) string {
+	return filepath.Join(m.Dir, n.Name, "resolv.conf")
 }
 
 func podName(program, node string) string { return program + "-" + node }
@@ -148,6 +157,9 @@ func podName(program, node string) string { return program + "-" + node }
 func (m *Mesh) Run(ctx context.Context) error {
 	for _, n := range m.Net.Nodes {
 		if err := os.MkdirAll(filepath.Join(m.Dir, n.Name, "status"), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(m.resolvConf(n), []byte(dns.Conf(controller.DNSAddr, Namespace)), 0o644); err != nil {
 			return err
 		}
 	}
