@@ -67,7 +67,7 @@ func (k *Keeper) revoke(serial *big.Int, issued func(*x509.Certificate) bool) (*
 		if !issued(by) {
 			continue
 		}
-		key, err := loadKey(k.cfg.StateDir, by, readKey)
+		key, err := loadKey(k.dir, by, k.readKey)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -58,8 +58,10 @@ type Report struct {
 
 // Keeper changes the CA of a state directory. A running ambitd follows.
 type Keeper struct {
-	cfg    Config
-	unlock func()
+	cfg     Config
+	dir     string // of the CA's certificates and keys
+	readKey func(path string) ([]byte, error)
+	unlock  func()
 
 	// as the files say
 	cert  *x509.Certificate
@@ -86,19 +88,21 @@ func Keep(c Config) (*Keeper, error) {
 	if c.MaxTTL <= 0 || c.MaxTTL > MaxTTL {
 		c.MaxTTL = MaxTTL
 	}
+	k := &Keeper{cfg: c, dir: c.StateDir, readKey: readKey}
 	if c.PluggedDir != "" {
-		return nil, errors.New("this CA is plugged in: its keys are kept elsewhere, so rotate it there. " +
-			"In its directory first add the other root to " + RootFile + "; a day later replace " + certFile + ", " + keyFile + " and " + chainFile +
-			"; a day after that take the old root out of " + RootFile + ". A running ambitd follows each change")
+		k.dir, k.readKey = c.PluggedDir, os.ReadFile
 	}
-	if _, err := os.Stat(filepath.Join(c.StateDir, certFile)); err != nil {
-		return nil, fmt.Errorf("no CA in %s: %w (give the --state-dir of an ambitd that has run)", c.StateDir, err)
+	if _, err := os.Stat(filepath.Join(k.dir, certFile)); err != nil {
+		return nil, fmt.Errorf("no CA in %s: %w (give the --state-dir of an ambitd that has run)", k.dir, err)
+	}
+	if err := makeStateDir(c.StateDir); err != nil {
+		return nil, err
 	}
 	unlock, err := lockDir(c.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	k := &Keeper{cfg: c, unlock: unlock}
+	k.unlock = unlock
 	if err := k.load(); err != nil {
 		unlock()
 		return nil, err
@@ -110,15 +114,15 @@ func Keep(c Config) (*Keeper, error) {
 func (k *Keeper) Close() { k.unlock() }
 
 func (k *Keeper) load() error {
-	certs, err := readCerts(k.cfg.StateDir, certFile)
+	certs, err := readCerts(k.dir, certFile)
 	if err != nil {
 		return err
 	}
 	k.cert = certs[0]
-	if k.roots, err = readCerts(k.cfg.StateDir, RootFile); err != nil {
+	if k.roots, err = readCerts(k.dir, RootFile); err != nil {
 		return err
 	}
-	chain, err := readCerts(k.cfg.StateDir, chainFile)
+	chain, err := readCerts(k.dir, chainFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -156,11 +160,27 @@ func (k *Keeper) phase() Phase {
 	return Steady
 }
 
+// own refuses to change a CA whose keys are kept elsewhere.
+func (k *Keeper) own(step string) error {
+	if k.cfg.PluggedDir == "" {
+		return nil
+	}
+	return &RefusedError{Step: step, Why: fmt.Sprintf("this CA is plugged in (%s), so its keys are kept elsewhere: rotate it there. First add the other root to %s; "+
+		"a day later replace %s, %s and %s; a day after that take the old root out of %s. A running ambitd follows each change",
+		k.cfg.PluggedDir, RootFile, certFile, keyFile, chainFile, RootFile)}
+}
+
 // others are the roots that what signs does not lead to.
 func (k *Keeper) others() []*x509.Certificate {
 	return slices.DeleteFunc(slices.Clone(k.roots), func(r *x509.Certificate) bool {
+		at := r.NotBefore // whether they have ended is another question
+		for _, c := range append([]*x509.Certificate{k.cert}, k.chain...) {
+			if c.NotBefore.After(at) {
+				at = c.NotBefore
+			}
+		}
 		_, err := k.cert.Verify(x509.VerifyOptions{Roots: pool([]*x509.Certificate{r}), Intermediates: pool(k.chain),
-			CurrentTime: k.cert.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+			CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 		return err == nil
 	})
 }
@@ -185,7 +205,7 @@ func (k *Keeper) report(did string) *Report {
 	}
 	now := k.cfg.Now()
 	r.Warnings = warnings(r.Certs, now)
-	if _, err := loadKey(k.cfg.StateDir, k.cert, readKey); err != nil {
+	if _, err := loadKey(k.dir, k.cert, k.readKey); err != nil {
 		r.Warnings = append(r.Warnings, err.Error()+": `ambitd ca restore --key FILE` puts a saved one back; a running ambitd signs on until it ends")
 	}
 	if lists, err := readCRLs(k.cfg.StateDir); err != nil {
@@ -195,23 +215,26 @@ func (k *Keeper) report(did string) *Report {
 			r.Revoked += len(l.RevokedCertificateEntries)
 		}
 	}
-	switch r.Phase {
-	case Added:
+	switch {
+	case k.cfg.PluggedDir != "": // several roots may be there for other reasons
+		r.Phase = Steady
+	case r.Phase == Added:
 		r.NextAt = k.rot.Added.Add(k.leaves())
 		r.Next = "ambitd ca promote, once every proxy has both roots"
-	case Promoted:
+	case r.Phase == Promoted:
 		r.NextAt = k.rot.Promoted.Add(k.leaves())
 		r.Next = "ambitd ca retire, once every certificate of the previous root has ended"
-	case Steady:
-		if len(r.Warnings) > 0 {
-			r.Next = "ambitd ca rotate"
-		}
+	case len(r.Warnings) > 0:
+		r.Next = "ambitd ca rotate"
 	}
 	return r
 }
 
 // Rotate adds another root, which is trusted beside the one that signs.
 func (k *Keeper) Rotate() (*Report, error) {
+	if err := k.own("rotate"); err != nil {
+		return nil, err
+	}
 	switch k.phase() {
 	case Added:
 		if slices.ContainsFunc(k.roots, k.next.Equal) {
@@ -255,6 +278,9 @@ func (k *Keeper) add() error {
 
 // Abandon takes back a root that was added and has signed nothing.
 func (k *Keeper) Abandon() (*Report, error) {
+	if err := k.own("abandon"); err != nil {
+		return nil, err
+	}
 	if k.phase() != Added {
 		return nil, &RefusedError{Step: "abandon", Why: "no root was added that does not sign yet"}
 	}
@@ -271,6 +297,9 @@ func (k *Keeper) Abandon() (*Report, error) {
 
 // Promote lets the added root sign.
 func (k *Keeper) Promote(force bool) (*Report, error) {
+	if err := k.own("promote"); err != nil {
+		return nil, err
+	}
 	if k.phase() != Added || !contains(k.roots, k.next) {
 		return nil, &RefusedError{Step: "promote", Why: "no root was added, or not to its end: begin with `ambitd ca rotate`"}
 	}
@@ -291,7 +320,7 @@ func (k *Keeper) promote() error {
 	if err := k.saveRotation(); err != nil {
 		return err
 	}
-	if _, err := loadKey(k.cfg.StateDir, next, readKey); err != nil {
+	if _, err := loadKey(k.dir, next, k.readKey); err != nil {
 		return err
 	}
 	if err := writeFile(k.path(chainFile), encodeCerts(next), 0o644); err != nil {
@@ -306,6 +335,9 @@ func (k *Keeper) promote() error {
 
 // Retire ends the trust in every root but the one that signs.
 func (k *Keeper) Retire(force bool) (*Report, error) {
+	if err := k.own("retire"); err != nil {
+		return nil, err
+	}
 	if k.phase() != Promoted {
 		return nil, &RefusedError{Step: "retire", Why: "there is no previous root (phase " + string(k.phase()) + "): `ambitd ca status` says what is next"}
 	}
@@ -332,6 +364,9 @@ func (k *Keeper) retire() (int, error) {
 // RevokeKey replaces the key that signs at once: it has leaked. Whatever it
 // signed is refused as soon as proxies learn of it.
 func (k *Keeper) RevokeKey() (*Report, error) {
+	if err := k.own("revoke-key"); err != nil {
+		return nil, err
+	}
 	leaked := k.cert
 	if k.next != nil { // its key was beside the leaked one
 		if _, err := k.Abandon(); err != nil {
@@ -354,6 +389,9 @@ func (k *Keeper) RevokeKey() (*Report, error) {
 
 // Restore puts a saved key back.
 func (k *Keeper) Restore(keyPath string) (*Report, error) {
+	if err := k.own("restore"); err != nil {
+		return nil, err
+	}
 	data, err := os.ReadFile(keyPath)
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
