@@ -46,6 +46,11 @@ func labelsOf(r *Record, f Flag) labels {
 		l.dstWorkload, l.dstCanonical, l.dstRevision, l.dstNamespace = w.WorkloadName, w.CanonicalName, w.CanonicalRevision, w.Namespace
 		l.dstApp, l.dstVersion, l.dstCluster = w.CanonicalName, w.CanonicalRevision, w.ClusterID
 		l.dstRegion, l.dstZone = w.Locality.Region, w.Locality.Zone
+		// As in the reference, who the destination is said to be; that it was proven
+		// is what connection_security_policy says.
+		if !w.Identity.IsZero() {
+			l.dstPrincipal = w.Identity.String()
+		}
 	}
 	if r.mutualTLS() {
 		l.security = "mutual_tls"
