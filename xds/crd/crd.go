@@ -1,6 +1,7 @@
 // Package crd holds the Go shape of the Istio kinds that the control plane
-// reads: PeerAuthentication, AuthorizationPolicy, ServiceEntry, WorkloadEntry and
-// the mesh configuration.
+// reads: PeerAuthentication, AuthorizationPolicy, ServiceEntry, WorkloadEntry,
+// Telemetry and the mesh configuration, and of the Gateway API Gateway and
+// GatewayClass.
 //
 // The shapes are declarations only. Besides its fields, a type states the values
 // an enum accepts (Enum) and the rules its schema cannot express (Validator), so

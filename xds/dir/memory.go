@@ -9,14 +9,17 @@ import (
 	"os"
 	"path/filepath"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/ambit-mesh/ambit/xds/crd"
 )
 
 // memory keeps the last good version of policies on disk, one file each, under
 // <namespace>/<kind>/<name>. While the process runs, a policy that is edited into
 // something invalid stays in force as it was; with a memory this holds over a
-// restart too, which else would drop a DENY because of a typing mistake. Other
-// kinds are not kept: without them less is reachable, not more.
+// restart too, which else would drop a DENY because of a typing mistake. The same
+// goes for what leads traffic through a waypoint. Other objects are not kept:
+// without them less is reachable, not more.
 //
 // An entry goes when its object does. It is an aid, so a fault in it is logged
 // and never fatal.
@@ -30,13 +33,18 @@ func openMemory(dir string, log *slog.Logger) *memory {
 	return &memory{dir: dir, log: log, disk: map[id]bool{}}
 }
 
-// remembered reports whether losing an object of a kind could allow more.
-func remembered(kind string) bool {
-	switch kind {
-	case "AuthorizationPolicy", "PeerAuthentication", crd.MeshConfigKind:
+// useWaypointLabel sends an object's traffic through a waypoint.
+const useWaypointLabel = "istio.io/use-waypoint"
+
+// remembered reports whether losing an object could allow more. Traffic that no
+// longer goes through its waypoint goes past the policy there.
+func remembered(o *Object) bool {
+	switch o.GVK.Kind {
+	case "AuthorizationPolicy", "PeerAuthentication", crd.MeshConfigKind, "Gateway", "GatewayClass":
 		return true
-	case "Gateway": // without its waypoint, traffic goes past layer 7 policy
-		return true
+	case "Namespace", "Service", "ServiceEntry":
+		name := o.Value.(metav1.Object).GetLabels()[useWaypointLabel]
+		return name != "" && name != "none"
 	}
 	return false
 }
@@ -91,7 +99,7 @@ func readEntry(path string) (*Object, error) {
 		return nil, errors.New(c.problems[0].String())
 	}
 	for i, o := range c.objects {
-		if c.use[i] == enforced && remembered(o.GVK.Kind) {
+		if c.use[i] == enforced && remembered(o) {
 			return o, nil
 		}
 	}
@@ -104,7 +112,10 @@ func (m *memory) keep(t *Table) {
 		return
 	}
 	for _, o := range t.fresh {
-		if !remembered(o.GVK.Kind) {
+		if !remembered(o) {
+			if m.disk[o.id()] { // it was, in an earlier version
+				m.forget(o.id())
+			}
 			continue
 		}
 		if err := m.write(o); err != nil {
@@ -114,14 +125,17 @@ func (m *memory) keep(t *Table) {
 		m.disk[o.id()] = true
 	}
 	for k := range m.disk {
-		if t.inForce[k] != nil {
-			continue
+		if t.inForce[k] == nil {
+			m.forget(k)
 		}
-		if err := os.Remove(m.path(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			m.log.Warn("last good version of an object that is gone stays", "path", m.path(k), "err", err)
-		}
-		delete(m.disk, k)
 	}
+}
+
+func (m *memory) forget(k id) {
+	if err := os.Remove(m.path(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.log.Warn("last good version of an object that is gone stays", "path", m.path(k), "err", err)
+	}
+	delete(m.disk, k)
 }
 
 func (m *memory) write(o *Object) error {

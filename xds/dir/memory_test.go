@@ -73,6 +73,40 @@ func TestLastGoodPoliciesSurviveARestart(t *testing.T) {
 	}
 }
 
+// Without them, traffic would go past the policy at a waypoint.
+func TestWhatLeadsToAWaypointSurvivesARestart(t *testing.T) {
+	const (
+		gateway   = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: wp, namespace: demo}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n"
+		namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo, labels: {istio.io/use-waypoint: wp}}\n"
+		service   = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: demo, labels: {istio.io/use-waypoint: wp}}\nspec: {ports: [{port: 80}]}\n"
+		other     = "apiVersion: v1\nkind: Service\nmetadata: {name: other, namespace: demo}\nspec: {ports: [{port: 80}]}\n"
+	)
+	dir, lastGood := t.TempDir(), filepath.Join(t.TempDir(), "last-good")
+	w, stop := startTestWatch(t, dir, lastGood)
+	w.want("start", "", "")
+	w.write("a.yaml", gateway+"---\n"+namespace+"---\n"+service+"---\n"+other)
+	w.want("good", "+demo +other +web +wp", "")
+	stop()
+	broken := strings.NewReplacer("port: ", "prt: ", "labels: ", "labls: ")
+	w.write("a.yaml", broken.Replace(gateway+"---\n"+namespace+"---\n"+service+"---\n"+other))
+	w, stop = startTestWatch(t, dir, lastGood)
+	c := <-w.changes
+	var got []string
+	for _, o := range c.Upserts {
+		got = append(got, o.GVK.Kind+" "+o.Name)
+	}
+	if slices.Sort(got); strings.Join(got, ", ") != "Gateway wp, Namespace demo, Service web" {
+		t.Errorf("in force after the restart are %v", got)
+	}
+	// A service that has left its waypoint is not brought back to it.
+	w.write("a.yaml", strings.ReplaceAll(service, "wp", "none"))
+	<-w.changes
+	stop()
+	if n := countFiles(t, lastGood); n != 0 {
+		t.Errorf("%d files are kept", n)
+	}
+}
+
 func countFiles(t *testing.T, dir string) (n int) {
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
