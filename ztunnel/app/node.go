@@ -88,7 +88,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
-	n.leases, n.neighbours = outbound.NewLeases(outbound.LeaseConfig{Probe: n.handshake}), map[podName]*neighbour{}
+	n.leases, n.neighbours = outbound.NewLeases(outbound.LeaseConfig{Probe: n.handshake, Registerer: reg}), map[podName]*neighbour{}
 	n.health, n.names = outbound.NewHealth(reg), resolve.New(resolve.Config{Registerer: reg})
 	n.certs.Trust().OnChange(func(removed bool) {
 		if removed { // a tunnel's peer may no longer be trusted: each proves itself again
@@ -242,6 +242,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	n.mu.Unlock()
 	h := inpod.Handlers{
 		Account:   account,
+		Refused:   func(c *net.TCPConn, err error) { n.refusedByShare(p, c, err) },
 		Outbound:  func(ctx context.Context, c *net.TCPConn) { out.Serve(ctx, c) },
 		Plaintext: func(ctx context.Context, c *net.TCPConn) { in.Serve(ctx, c) },
 		HBONE: func(ctx context.Context, c *net.TCPConn) {
@@ -298,10 +299,24 @@ func (n *node) serverTLS(ctx context.Context, self func(context.Context) (*mesh.
 // connects and leaves without a word (a port check) is not worth a line.
 func (n *node) refused(p handoff.Pod, c net.Conn, err error) {
 	s, ok := errors.AsType[*hbone.ServeError](err)
-	if !ok || s.Stage != hbone.StageTLS && s.Stage != hbone.StageLocal || errors.Is(err, io.EOF) {
+	if !ok || s.Stage == hbone.StageTLS && errors.Is(err, io.EOF) {
 		return
 	}
+	if fault, ok := errors.AsType[*hbone.ConnError](err); s.Stage == hbone.StageH2 && (!ok || fault.Remote) {
+		return // a tunnel that was in use: its streams have told
+	}
 	n.flow.Refuse(flow.Record{Direction: flow.Inbound, Pod: p.UID, Dst: n.lookup(p), SrcAddr: addrPortOf(c.RemoteAddr()), DstAddr: addrPortOf(c.LocalAddr())}, err)
+}
+
+// refusedByShare records a connection for which its own pod has no share left.
+func (n *node) refusedByShare(p handoff.Pod, c net.Conn, err error) {
+	rec := flow.Record{Direction: flow.Inbound, Pod: p.UID, SrcAddr: addrPortOf(c.RemoteAddr()), DstAddr: addrPortOf(c.LocalAddr()), Transport: flow.Plaintext}
+	if w := n.lookup(p); rec.SrcAddr.Addr() == rec.DstAddr.Addr() || w != nil && w.HasAddr(rec.SrcAddr.Addr()) {
+		rec.Direction, rec.Src = flow.Outbound, w
+	} else {
+		rec.Dst = w
+	}
+	n.flow.Refuse(rec, flow.Failed(flow.ReasonLimit, err))
 }
 
 func addrPortOf(a net.Addr) netip.AddrPort {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 )
 
@@ -31,6 +33,8 @@ type LeaseConfig struct {
 	// Again bounds later ones, for which nobody waits, and whose failure cuts
 	// connections: three SYNs may be lost. 8 s.
 	Again time.Duration
+
+	Registerer prometheus.Registerer // nil: not registered
 }
 
 // LeaseKey is who talks to whom. The addresses are part of it because
@@ -45,8 +49,9 @@ type LeaseKey struct {
 // NetworkPolicy is enforced, so that a handshake that does cross it has to show,
 // now and then, that it could. Safe for use by any goroutine.
 type Leases struct {
-	cfg LeaseConfig
-	wg  sync.WaitGroup // renewals
+	cfg   LeaseConfig
+	asked *prometheus.CounterVec
+	wg    sync.WaitGroup // renewals
 
 	mu     sync.Mutex
 	leases map[LeaseKey]*lease // guarded by mu, as are the leases' fields
@@ -77,7 +82,17 @@ func NewLeases(cfg LeaseConfig) *Leases {
 			*d.p = d.def
 		}
 	}
-	return &Leases{cfg: cfg, leases: map[LeaseKey]*lease{}}
+	l := &Leases{cfg: cfg, leases: map[LeaseKey]*lease{}, asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "ambit_ztunnel_local_handshakes_total",
+		Help: "Handshakes between pods of this node that ask the network whether they may be joined inside the proxy, by result.",
+	}, []string{"result"})}
+	for _, result := range []string{"ok", "error"} {
+		l.asked.WithLabelValues(result) // exist before the first
+	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(l.asked)
+	}
+	return l
 }
 
 // Acquire waits for a lease and holds it until release. When it ends before,
@@ -148,8 +163,10 @@ func (l *Leases) handshake(ctx context.Context, k LeaseKey, limit time.Duration)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := l.cfg.Probe(ctx, k); err != nil {
+		l.asked.WithLabelValues("error").Inc()
 		return fmt.Errorf("%w: %s → %s: %w", ErrNoLease, k.From, netip.AddrPortFrom(k.To, portHBONE), err)
 	}
+	l.asked.WithLabelValues("ok").Inc()
 	return nil
 }
 
