@@ -152,8 +152,13 @@ func Classify(err error) Reason {
 	if d, ok := errors.AsType[*hbone.DialError](err); ok {
 		return classifyDial(d)
 	}
-	if s, ok := errors.AsType[*hbone.ServeError](err); ok && s.Stage == hbone.StageTLS {
-		return ReasonTLS
+	if s, ok := errors.AsType[*hbone.ServeError](err); ok {
+		switch s.Stage {
+		case hbone.StageTLS:
+			return ReasonTLS
+		case hbone.StageH2:
+			return ReasonH2
+		}
 	}
 	if r, ok := errors.AsType[*relay.Error](err); ok {
 		return classifyRelay(r.Err)

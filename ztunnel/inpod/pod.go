@@ -28,6 +28,9 @@ type Handlers struct {
 	SOCKS     Handler // on loopback only
 	// Account is the pod's share of the node; nil means no limits.
 	Account *ledger.Account
+	// Refused is told of connections that are reset at once, and why; it must
+	// not block. Nil: nobody is.
+	Refused func(c *net.TCPConn, err error)
 	// Drain asks peers to leave (GOAWAY) and returns when they have or ctx
 	// ends. Close cuts what is left and frees the rest.
 	Drain func(ctx context.Context)
@@ -38,6 +41,9 @@ type Handlers struct {
 	Wait func()
 	Cut  func(cause error)
 }
+
+// ErrNoShare is why a connection is reset as soon as it is accepted.
+var ErrNoShare = errors.New("the pod has used up its share of the node's connections")
 
 // socksPort is the reference's. It is nobody's but the pod's own processes'.
 const socksPort = "15080"
@@ -111,7 +117,9 @@ func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler
 		wait = 0
 		tc := c.(*net.TCPConn)
 		if !account.TryAcquire(ledger.Connections, 1) {
-			p.log.Warn("connection refused: the pod has used up its share of the node's connections", "src", c.RemoteAddr().String())
+			if p.handlers.Refused != nil {
+				p.handlers.Refused(tc, ErrNoShare)
+			}
 			_ = sockopt.Reset(tc) // it is gone either way
 			continue
 		}
