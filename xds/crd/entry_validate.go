@@ -1,6 +1,7 @@
 package crd
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -137,11 +138,11 @@ func (fs *faults) entryPorts(path string, s *ServiceEntrySpec) {
 		}
 		switch first, dup := names[p.Name]; {
 		case p.Name == "":
-			fs.add(at+".name", "name it, for example "+strings.ToLower(cmpOr(p.Protocol, "tcp")), "is missing")
+			fs.add(at+".name", "name it, for example "+strings.ToLower(cmp.Or(p.Protocol, "tcp")), "is missing")
 		case dup:
 			fs.add(at+".name", "", "%q is the name of spec.ports[%d] already", p.Name, first)
-		case len(validation.IsDNS1123Label(p.Name)) > 0:
-			fs.add(at+".name", "use lower case letters, digits and '-'", "%q is not a port name", p.Name)
+		case !isPortName(p.Name):
+			fs.add(at+".name", "use letters, digits and '-'", "%q is not a port name", p.Name)
 		default:
 			names[p.Name] = i
 		}
@@ -157,12 +158,8 @@ func (fs *faults) entryPorts(path string, s *ServiceEntrySpec) {
 	}
 }
 
-func cmpOr(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a
-}
+// isPortName accepts capitals too, as the Istio API does.
+func isPortName(name string) bool { return len(validation.IsDNS1123Label(strings.ToLower(name))) == 0 }
 
 func (fs *faults) entryAddresses(path string, s *ServiceEntrySpec) {
 	seen := map[netip.Prefix]int{}
@@ -289,8 +286,8 @@ func (fs *faults) workload(path string, w *WorkloadEntrySpec) {
 func (fs *faults) workloadFields(path string, w *WorkloadEntrySpec) {
 	for _, name := range slices.Sorted(maps.Keys(w.Ports)) {
 		at, port := fmt.Sprintf("%s.ports[%s]", path, name), w.Ports[name]
-		if len(validation.IsDNS1123Label(name)) > 0 {
-			fs.add(at, "use lower case letters, digits and '-'", "%q is not a port name", name)
+		if !isPortName(name) {
+			fs.add(at, "use letters, digits and '-'", "%q is not a port name", name)
 		}
 		if port == 0 || port > maxPort {
 			fs.add(at, "use a port from 1 to 65535", "port %d is out of range", port)

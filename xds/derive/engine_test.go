@@ -240,7 +240,7 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 				}
 				spec.ExportTo = [][]string{nil, {"."}, {"~"}}[rnd.IntN(3)]
 				spec.Resolution = crd.Resolution(pick("STATIC", "STATIC", "DNS", "NONE", "DYNAMIC_DNS"))
-				spec.Addresses = [][]string{nil, nil, {"240.240.0.0/17"}, {"2001:2::/49", "10.9.9.9"}}[rnd.IntN(4)]
+				spec.Addresses = [][]string{nil, nil, {"240.240.0.0/17"}, {"2001:2::/49", "172.16.0.1"}}[rnd.IntN(4)]
 				return se
 			case 15, 16:
 				w := testWorkloadEntry(ns, pick("w1", "w2"), pick("a", "b"), rnd.IntN(3))
@@ -249,7 +249,7 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 				o.Spec.Network = pick("", "", "net1", "net2")
 				return w
 			case 0:
-				o := testService(ns, pick("s1", "s2", "wp"), pick("a", "b"), rnd.IntN(100))
+				o := testService(ns, pick("s1", "s2", "wp"), pick("a", "b"), rnd.IntN(10))
 				s := o.Value.(*corev1.Service)
 				s.ObjectMeta = randomLabels(rnd, s.ObjectMeta)
 				if rnd.IntN(2) == 0 {

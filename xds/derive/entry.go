@@ -34,6 +34,7 @@ type entries struct {
 	selectors *selectorIndex    // of ServiceEntries
 	labels    labelIndex        // of WorkloadEntries
 	vips      *vips
+	owners    multi[netip.Prefix, source] // who has an address as a service
 
 	touched set[nn] // (namespace, host) whose holder may differ
 }
@@ -42,7 +43,7 @@ func newEntries() entries {
 	return entries{
 		services: map[nn]*crd.ServiceEntry{}, workloads: map[nn]*crd.WorkloadEntry{},
 		in: multi[string, nn]{}, claims: multi[nn, nn]{}, hosts: multi[string, nn]{},
-		selectors: newSelectorIndex(), labels: labelIndex{}, vips: newVIPs(), touched: set[nn]{},
+		selectors: newSelectorIndex(), labels: labelIndex{}, vips: newVIPs(), owners: multi[netip.Prefix, source]{}, touched: set[nn]{},
 	}
 }
 
@@ -79,6 +80,7 @@ func (e *Engine) inputServiceEntry(k nn, se *crd.ServiceEntry) {
 		declared = declaredBy(&se.Spec)
 	}
 	e.entries.vips.declare(source{"ServiceEntry", k}, declared)
+	e.inputAddresses(source{"ServiceEntry", k}, addressesIn(was), addressesIn(se))
 	e.markEntry(k, se)
 	for _, h := range hosts {
 		e.touchHost(h)
@@ -101,6 +103,13 @@ func hostsIn(ns string, se *crd.ServiceEntry) []nn {
 		out = append(out, nn{ns, h})
 	}
 	return out
+}
+
+func addressesIn(se *crd.ServiceEntry) []netip.Prefix {
+	if se == nil {
+		return nil
+	}
+	return addressesOf(&se.Spec)
 }
 
 // declaredBy lists every address in an entry.
@@ -218,7 +227,7 @@ func (e *Engine) canonical(host string) nn {
 	var best nn
 	for h := range defined {
 		k := e.holder(h).nn
-		if exportOf(e.entries.services[k]) != exportPublic {
+		if se := e.entries.services[k]; exportOf(se) != exportPublic || e.takesAddress(k, &se.Spec) {
 			continue
 		}
 		if best == (nn{}) || e.olderEntry(k, best) {

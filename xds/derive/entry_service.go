@@ -131,6 +131,10 @@ func (e *Engine) judgeEntry(j *judgement, se *crd.ServiceEntry, mine []string) {
 			j.add(ReasonUnsupported, "exportTo %s: node proxies know . and * only: every namespace sees the entry", strings.Join(s.ExportTo, ", "))
 		}
 	}
+	e.judgeShared(j, s)
+	if v := se.Annotations[trafficDistributionAnnotation]; v != "" && !strings.EqualFold(v, "any") && preference(v) == nil {
+		j.add(ReasonUnsupported, "annotation %s: %q: valid are PreferClose, PreferSameZone, PreferSameNode; endpoints everywhere are used alike", trafficDistributionAnnotation, v)
+	}
 	for _, san := range s.SubjectAltNames {
 		if _, err := identity.Parse(san); err != nil {
 			j.add(ReasonUnsupported, "subjectAltNames %s: node proxies check identities of the form spiffe://<trust domain>/ns/<namespace>/sa/<account>, this one was left out", san)

@@ -95,10 +95,14 @@ func (e *Engine) inputService(k nn, s *corev1.Service) {
 	if hadSelector {
 		e.markWorkloads(k.ns, was.Spec.Selector)
 	}
-	var declared []netip.Prefix
-	if s != nil {
+	var before, declared []netip.Prefix
+	if was != nil && inMesh(was) {
+		before = singles(clusterIPs(was))
+	}
+	if s != nil && inMesh(s) {
 		declared = singles(clusterIPs(s))
 	}
+	e.inputAddresses(source{"Service", k}, before, declared)
 	e.entries.vips.declare(source{"Service", k}, declared)
 	if (was != nil && inMesh(was)) != (s != nil && inMesh(s)) {
 		e.serviceChangesHost(k)
