@@ -100,7 +100,7 @@ func New(cfg Config) *Engine {
 	e.dirty.reset()
 	e.dirty.all = true // what the engine makes without any input
 	e.set = settle(e.cfg, nil, nil)
-	e.placed.trustDomain = e.set.trustDomain
+	e.placed.trustDomain, e.placed.domains = e.set.trustDomain, e.set.trustDomains
 	return e
 }
 
@@ -128,7 +128,7 @@ func (e *Engine) Apply(c dir.Change) Result {
 	}
 	e.settleEntries()
 	// Certificates must not wait for a change of the whole mesh to be computed.
-	e.placed.apply(c, e.set.trustDomain)
+	e.placed.apply(c, e.set.trustDomain, e.set.trustDomains)
 	var r Result
 	e.settleGateways(&r) // marks what depends on them
 	e.compute(&r)

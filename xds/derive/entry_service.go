@@ -82,9 +82,11 @@ func (e *Engine) entryService(k nn, se *crd.ServiceEntry, host string, b binding
 		}
 		w.Addresses = append(w.Addresses, a)
 	}
-	for _, p := range entryPorts(&se.Spec) {
+	ports := entryPorts(&se.Spec)
+	for _, p := range ports {
 		w.Ports = append(w.Ports, &workload.Port{ServicePort: p.port, TargetPort: p.target, AppProtocol: p.app})
 	}
+	namePorts(w, ports)
 	for _, san := range se.Spec.SubjectAltNames {
 		if _, err := identity.Parse(san); err == nil {
 			w.SubjectAltNames = append(w.SubjectAltNames, san)

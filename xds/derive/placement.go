@@ -15,6 +15,7 @@ import (
 type placement struct {
 	mu          sync.RWMutex
 	trustDomain string          // guarded by mu
+	domains     []string        // guarded by mu; the trust domain and its aliases
 	pods        map[nn]home     // guarded by mu
 	accounts    map[account]int // guarded by mu; live pods
 }
@@ -30,10 +31,10 @@ type home struct {
 type account struct{ node, ns, name string }
 
 // apply notes a change of the source.
-func (p *placement) apply(c dir.Change, trustDomain string) {
+func (p *placement) apply(c dir.Change, trustDomain string, domains []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.trustDomain = trustDomain
+	p.trustDomain, p.domains = trustDomain, domains
 	if p.pods == nil {
 		p.pods, p.accounts = map[nn]home{}, map[account]int{}
 	}
@@ -95,4 +96,12 @@ func (e *Engine) TrustDomain() string {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.trustDomain
+}
+
+// TrustDomains returns the trust domain in force, then its aliases.
+func (e *Engine) TrustDomains() []string {
+	p := &e.placed
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.domains
 }

@@ -130,9 +130,11 @@ func (e *Engine) service(k nn) (*workload.Service, []Condition) {
 	for _, a := range clusterIPs(s) {
 		w.Addresses = append(w.Addresses, &workload.NetworkAddress{Network: e.set.network, Address: a.AsSlice()})
 	}
-	for _, p := range servicePorts(s) {
+	ports := servicePorts(s)
+	for _, p := range ports {
 		w.Ports = append(w.Ports, &workload.Port{ServicePort: p.port, TargetPort: p.target, AppProtocol: p.app})
 	}
+	namePorts(w, ports)
 	if strings.TrimSpace(s.Annotations[exportToAnnotation]) == "." {
 		w.Visibility = workload.Service_NAMESPACE
 	}
