@@ -17,6 +17,7 @@ var (
 	descSockets  = desc("istio_tcp_sockets_open", "Proxied connections now open.")
 	descDenied   = desc("ambit_ztunnel_denied_total", "Connections refused or cut by policy, by the policy that decided.")
 	descEarly    = desc("ambit_ztunnel_early_failures_total", "Connections that failed before source and destination were known.")
+	descFailures = desc("ambit_ztunnel_failures_total", "Connections that failed, by the reason that the access log and /refusals give.")
 	descDryRun   = desc("ambit_ztunnel_policy_dry_run_total", "Connections on which a policy in dry run had something to say, by what it would have done.")
 	descOverflow = desc("ambit_ztunnel_metric_overflow_total", "Connections counted without labels because the number of label sets is bounded.")
 )
@@ -57,6 +58,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for d, n := range m.dryRuns {
 		ch <- &sample{desc: descDryRun, value: float64(n), pairs: pairs("reporter", d.direction.reporter(), "result", d.result)}
+	}
+	for f, n := range m.fails {
+		ch <- &sample{desc: descFailures, value: float64(n), pairs: pairs("reporter", f.direction.reporter(), "reason", string(f.reason))}
 	}
 	for e, n := range m.earlies {
 		ch <- &sample{desc: descEarly, value: float64(n), pairs: pairs("direction", string(e.direction), "reason", string(e.reason))}

@@ -22,7 +22,8 @@
 // One line per connection that ended as its ends wanted. Failures that are the
 // same (pod, direction, source, destination, reason, and which policy or
 // certificate) share lines: the first is written at once, the others once per
-// Config.SumInterval, with count= and the fields of the latest. Resets of live connections are summed too, and are no
+// Config.SumInterval, with count=, the bytes of all of them and the other fields
+// of the latest. Resets of live connections are summed too, and are no
 // failures: programs end that way all day. The mode of the pod's own workload
 // (mesh.Workload.AccessLog) is all, failures or off.
 //

@@ -63,19 +63,23 @@ func (r *Record) logs(failure bool) bool {
 
 // report writes the line of an end, at once or later as part of a sum.
 func (c *Conn) report(o outcome) {
+	if o.failed {
+		c.t.metrics.failure(c.rec.Direction, o.reason)
+	}
 	if o.err == nil {
 		if c.rec.logs(false) {
-			c.line(o, 1)
+			sum{c, o, 1, c.moved()}.write()
 		}
 		return
 	}
 	for _, s := range c.t.refusals.add(c, o, time.Now()) {
-		s.conn.line(s.how, s.count)
+		s.write()
 	}
 }
 
-// line writes one line, for count ends of which this was the latest.
-func (c *Conn) line(o outcome, count uint64) {
+// write writes the line.
+func (s sum) write() {
+	c, o := s.conn, s.how
 	level, msg := slog.LevelInfo, "connection complete"
 	switch {
 	case o.failed && !c.opened:
@@ -87,7 +91,7 @@ func (c *Conn) line(o outcome, count uint64) {
 	if !c.t.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := c.attrs(true)
+	attrs := c.attrs(&s.moved)
 	if o.err != nil {
 		attrs = append(attrs, slog.String("error", clip(o.err.Error(), maxAttr)))
 		if d, ok := errors.AsType[*DenyError](o.err); ok {
@@ -98,14 +102,15 @@ func (c *Conn) line(o outcome, count uint64) {
 	if o.resetBy != "" {
 		attrs = append(attrs, slog.String("reset_by", o.resetBy))
 	}
-	if count > 1 {
-		attrs = append(attrs, slog.Uint64("count", count))
+	if s.count > 1 {
+		attrs = append(attrs, slog.Uint64("count", s.count))
 	}
 	c.t.log.LogAttrs(ctx, level, msg, attrs...)
 }
 
-// attrs are the reference's keys in the reference's order, then ours.
-func (c *Conn) attrs(final bool) []slog.Attr {
+// attrs are the reference's keys in the reference's order, then ours. At the
+// end they say what was moved.
+func (c *Conn) attrs(end *moved) []slog.Attr {
 	r := &c.rec
 	a := make([]slog.Attr, 0, 32)
 	str := func(k, v string) {
@@ -146,10 +151,10 @@ func (c *Conn) attrs(final bool) []slog.Attr {
 		str("dst.cluster", w.ClusterID)
 	}
 	a = append(a, slog.String("direction", string(r.Direction)))
-	if final && c.opened {
+	if end != nil && c.opened {
 		a = append(a,
-			slog.Uint64("bytes_sent", c.Stats.Received.Load()),
-			slog.Uint64("bytes_recv", c.Stats.Sent.Load()),
+			slog.Uint64("bytes_sent", end.sent),
+			slog.Uint64("bytes_recv", end.received),
 			slog.String("duration", strconv.FormatInt(c.took.Milliseconds(), 10)+"ms"))
 	}
 	str("transport", string(r.Transport))
@@ -160,7 +165,7 @@ func (c *Conn) attrs(final bool) []slog.Attr {
 		a = append(a, slog.Uint64("conn_id", c.id))
 	}
 	str("trace_id", c.trace.String())
-	if final {
+	if end != nil {
 		c.mu.Lock()
 		dry := c.verdict.DryRun
 		c.mu.Unlock()

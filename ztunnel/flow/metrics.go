@@ -111,7 +111,7 @@ type series struct {
 
 type denial struct{ reason, policy string }
 
-type earlyFailure struct {
+type failureKey struct {
 	direction Direction
 	reason    Reason
 }
@@ -131,12 +131,13 @@ type metrics struct {
 	mu      sync.Mutex
 	byKey   map[labels]*series
 	denials map[denial]uint64
-	earlies map[earlyFailure]uint64
+	earlies map[failureKey]uint64
+	fails   map[failureKey]uint64
 	dryRuns map[dryResult]uint64
 }
 
 func newMetrics(t *Table) *metrics {
-	return &metrics{t: t, byKey: map[labels]*series{}, denials: map[denial]uint64{}, earlies: map[earlyFailure]uint64{}, dryRuns: map[dryResult]uint64{}}
+	return &metrics{t: t, byKey: map[labels]*series{}, denials: map[denial]uint64{}, earlies: map[failureKey]uint64{}, fails: map[failureKey]uint64{}, dryRuns: map[dryResult]uint64{}}
 }
 
 func (m *metrics) socketsOpen(d Direction) *atomic.Int64 {
@@ -237,10 +238,17 @@ func (m *metrics) denied(e *DenyError) {
 	m.denials[d]++
 }
 
+// failure counts every failed connection, early or not.
+func (m *metrics) failure(dir Direction, r Reason) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fails[failureKey{dir, r}]++
+}
+
 func (m *metrics) early(dir Direction, r Reason) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.earlies[earlyFailure{dir, r}]++
+	m.earlies[failureKey{dir, r}]++
 }
 
 // dryRun counts what a policy in dry run would have done.

@@ -79,6 +79,11 @@ func TestEarlyFailuresHaveReasons(t *testing.T) {
 	table.Refuse(Record{Direction: Inbound}, Failed(ReasonCertExpired, errors.New("x")))
 	c, _ := table.Begin(t.Context(), Record{Direction: Outbound})
 	c.End(Failed(ReasonUnknownWorkload, errors.New("x")))
+	refused(t, table, Record{Direction: Outbound}, Failed(ReasonHBONETimeout, errors.New("x")))
+	refused(t, table, Record{Direction: Outbound}, nil)
+	if got := gather(t, reg)["ambit_ztunnel_failures_total"]; len(got) != 3 {
+		t.Errorf("all failures: %v", got)
+	}
 	got := gather(t, reg)["ambit_ztunnel_early_failures_total"]
 	want := map[string]bool{`direction:"inbound",reason:"certificate_expired"`: true, `direction:"outbound",reason:"unknown_workload"`: true}
 	if len(got) != 2 || !want[got[0]] || !want[got[1]] {

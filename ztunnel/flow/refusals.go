@@ -48,6 +48,7 @@ type group struct {
 
 	logged time.Time // when its latest line was written
 	held   uint64    // ends since then that have no line
+	moved  moved     // by those
 	latest *Conn     // of those
 	how    outcome   // it ended
 }
@@ -84,6 +85,17 @@ type sum struct {
 	conn  *Conn
 	how   outcome
 	count uint64
+	moved moved
+}
+
+// moved is what connections have carried, seen from the client.
+type moved struct{ sent, received uint64 }
+
+func (c *Conn) moved() moved {
+	if !c.opened {
+		return moved{}
+	}
+	return moved{c.Stats.Received.Load(), c.Stats.Sent.Load()}
 }
 
 // add counts an end and returns the lines to write now: its own, if it is the
@@ -107,9 +119,12 @@ func (r *refusals) add(c *Conn, o outcome, now time.Time) (lines []sum) {
 	case !logged:
 	case g.held == 0 && (g.logged.IsZero() || now.Sub(g.logged) >= r.interval):
 		g.logged = now
-		lines = append(lines, sum{c, o, 1})
+		lines = append(lines, sum{c, o, 1, c.moved()})
 	default:
 		g.held++
+		m := c.moved()
+		g.moved.sent += m.sent
+		g.moved.received += m.received
 		g.latest, g.how = c, o
 	}
 	return lines
@@ -117,8 +132,8 @@ func (r *refusals) add(c *Conn, o outcome, now time.Time) (lines []sum) {
 
 // take is the line for what was held back.
 func (g *group) take(now time.Time) sum {
-	s := sum{g.latest, g.how, g.held}
-	g.held, g.latest, g.how, g.logged = 0, nil, outcome{}, now
+	s := sum{g.latest, g.how, g.held, g.moved}
+	g.held, g.moved, g.latest, g.how, g.logged = 0, moved{}, nil, outcome{}, now
 	return s
 }
 

@@ -233,7 +233,11 @@ func TestResetsAreToldAndNoFailure(t *testing.T) {
 		var book logbook
 		table := New(Config{Logger: book.logger("info")})
 		for range 100 {
-			refused(t, table, Record{Direction: Inbound, Pod: "b", Dst: dst}, &relay.Error{Side: "a", Op: "read", Err: &hbone.ResetError{Code: hbone.CodeCancel, Remote: true}})
+			c, _ := table.Begin(t.Context(), Record{Direction: Inbound, Pod: "b", Dst: dst})
+			c.Describe()
+			c.Stats.Sent.Store(3)
+			c.Stats.Received.Store(5)
+			c.End(&relay.Error{Side: "a", Op: "read", Err: &hbone.ResetError{Code: hbone.CodeCancel, Remote: true}})
 		}
 		got := book.take()
 		if len(got) != 1 || !strings.Contains(got[0], "\tinfo\taccess\tconnection complete\t") || !strings.HasSuffix(got[0], `reason="reset" reset_by="src"`) {
@@ -242,8 +246,9 @@ func TestResetsAreToldAndNoFailure(t *testing.T) {
 		if rows := table.Refusals(); len(rows) != 0 {
 			t.Errorf("nobody refused: %+v", rows)
 		}
-		if s := table.refusals.due(time.Now()); len(s) != 1 || s[0].count != 99 {
-			t.Errorf("%+v", s)
+		table.writeSums()
+		if got := book.take(); len(got) != 1 || !strings.HasSuffix(got[0], " count=99") || !strings.Contains(got[0], " bytes_sent=495 bytes_recv=297 ") {
+			t.Errorf("no byte is lost to the sum: %q", got)
 		}
 	})
 }

@@ -158,7 +158,7 @@ func (t *Table) Run(ctx context.Context) error {
 
 func (t *Table) writeSums() {
 	for _, s := range t.refusals.due(time.Now()) {
-		s.conn.line(s.how, s.count)
+		s.write()
 	}
 }
 
