@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/resolve"
 )
 
 // TestApplicationTunnel: an application that expects PROXY headers listens on
@@ -90,4 +94,30 @@ func (w *world) counter(n *testNode, name string) (sum float64) {
 		}
 	}
 	return sum
+}
+
+// TestEndpointWithoutAddress: an endpoint that has only a host name is resolved
+// when it is needed, in the family of the destination.
+func TestEndpointWithoutAddress(t *testing.T) {
+	w := newWorld(t)
+	n := w.addNode("node-1")
+	out := w.addHost("outside")
+	n.names = resolve.New(resolve.Config{Registerer: prometheus.NewRegistry(), Lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
+		if host != "db.example.com." {
+			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		}
+		return []netip.Addr{netip.MustParseAddr("2001:db8::1"), out.ip}, nil
+	}})
+	a := w.addPod("a", "node-1")
+	w.listen(out, 8080, whoami)
+	m := w.workload(out, "")
+	m.GetWorkload().Addresses, m.GetWorkload().TunnelProtocol, m.GetWorkload().Hostname = nil, workload.TunnelProtocol_NONE, "db.example.com"
+	w.push(api.AddressType, m.GetWorkload().Uid, m)
+	w.setService(out, "10.96.0.1")
+	w.wantAnswer(a, "10.96.0.1:80", a.ip.String()+"\nhello")
+	n.logs.want(t, "connection complete", fmt.Sprintf("dst.addr=%s:8080", out.ip), `dst.workload="outside"`, `transport="plaintext"`)
+	m.GetWorkload().Hostname = "gone.example.com"
+	w.push(api.AddressType, m.GetWorkload().Uid, m)
+	w.wantRefused(a, "10.96.0.1:80")
+	n.logs.want(t, "error\taccess", `resolve host name \"gone.example.com\" of workload`, "no such host")
 }
