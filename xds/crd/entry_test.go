@@ -80,6 +80,20 @@ func TestServiceEntryRules(t *testing.T) {
 				s.Endpoints = append(s.Endpoints, s.Endpoints[0])
 			}
 		}, "spec.endpoints: 10001 endpoints"},
+		{"hosts times ports", func(s *ServiceEntrySpec) {
+			for i := range 999 {
+				s.Hosts = append(s.Hosts, fmt.Sprintf("h%d.com", i))
+			}
+			s.Ports = append(s.Ports, &EntryPort{Number: 81, Name: "a"}, &EntryPort{Number: 82, Name: "b"})
+		}, "spec.ports: 1000 hosts have 3000 ports"},
+		{"hosts times endpoints", func(s *ServiceEntrySpec) {
+			for i := range 99 {
+				s.Hosts = append(s.Hosts, fmt.Sprintf("h%d.com", i))
+			}
+			for range 2000 {
+				s.Endpoints = append(s.Endpoints, s.Endpoints[0])
+			}
+		}, "spec.endpoints: 2001 endpoints have 200100 ports"},
 		{"round robin", func(s *ServiceEntrySpec) {
 			s.Resolution, s.Endpoints = ResolutionRoundRobin, []*WorkloadEntrySpec{{Address: "a.com"}, {Address: "b.com"}}
 		}, "spec.endpoints: 2 endpoints"},

@@ -11,12 +11,15 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// Bounds of our own: an object is read as a whole on every change, and each host
-// and endpoint becomes a resource of every proxy. Both are arbitrary, far above
-// what people write and below what a file of the largest size could hold.
+// Bounds of our own: each host and endpoint becomes a resource of every proxy, and
+// each endpoint, also one that is selected, repeats every port of every host. They
+// are arbitrary, far above what people write and below what an object of the
+// largest size could hold.
 const (
 	maxHosts     = 1000
 	maxEndpoints = 10_000
+	maxHostPorts = 2000    // hosts times ports
+	maxServed    = 200_000 // hosts times ports times endpoints
 )
 
 // Validate implements Validator.
@@ -46,6 +49,11 @@ func (e *ServiceEntry) Validate() []Fault {
 				fs.add(fmt.Sprintf("%s.ports[%s]", at, name), portNames(s.Ports), "spec.ports has no port %q", name)
 			}
 		}
+	}
+	if n := len(s.Hosts) * max(1, len(s.Ports)); len(s.Hosts) <= maxHosts && n > maxHostPorts {
+		fs.add("spec.ports", "use several objects", "%d hosts have %d ports together, at most %d are allowed", len(s.Hosts), n, maxHostPorts)
+	} else if len(s.Endpoints) <= maxEndpoints && n*len(s.Endpoints) > maxServed {
+		fs.add("spec.endpoints", "use several objects", "%d endpoints have %d ports together for every host, at most %d are allowed", len(s.Endpoints), n*len(s.Endpoints), maxServed)
 	}
 	if len(s.Endpoints) > maxEndpoints {
 		fs.add("spec.endpoints", "use WorkloadEntries and a workloadSelector", "%d endpoints, at most %d are allowed", len(s.Endpoints), maxEndpoints)
