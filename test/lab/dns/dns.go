@@ -236,8 +236,13 @@ func (z *Zone) srv(m *dns.Msg, q dns.Question, s *corev1.Service, base, port, pr
 	wanted := func(name string, p corev1.Protocol) bool {
 		return port == "" || strings.EqualFold(name, port) && strings.EqualFold(string(p), proto)
 	}
+	seen := map[string]bool{} // an endpoint with two addresses has one record
 	add := func(host string, p int32) {
-		m.Answer = append(m.Answer, &dns.SRV{Hdr: header(q.Name, dns.TypeSRV), Priority: 0, Weight: 100, Port: uint16(p), Target: host})
+		rr := &dns.SRV{Hdr: header(q.Name, dns.TypeSRV), Priority: 0, Weight: 100, Port: uint16(p), Target: host}
+		if !seen[rr.String()] {
+			seen[rr.String()] = true
+			m.Answer = append(m.Answer, rr)
+		}
 	}
 	if s.Spec.ClusterIP != corev1.ClusterIPNone {
 		for _, p := range s.Spec.Ports {
