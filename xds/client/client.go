@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,6 +65,11 @@ type Config struct {
 	Node       *discovery.Node
 	Types      []string // type URLs, subscribed in this order
 	Handler    Handler
+	// OnDemand is the one of Types of which nothing is subscribed to but what
+	// Demand asks for; "" for none. Has reports whether the handler knows what a
+	// key means: a resource name or an alias.
+	OnDemand   string
+	Has        func(key string) bool
 	Synced     func() // called once, when a first response of each type was applied
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -101,6 +107,9 @@ func (c Config) validate() error {
 	if c.TLS == nil {
 		errs = append(errs, errors.New("xds client: TLS is not set"))
 	}
+	if c.OnDemand != "" && (c.Has == nil || !slices.Contains(c.Types, c.OnDemand)) {
+		errs = append(errs, errors.New("xds client: the type on demand is not among the types, or Has is not set"))
+	}
 	if len(c.Types) == 0 || c.Handler == nil {
 		errs = append(errs, errors.New("xds client: no types or no handler to subscribe for"))
 	}
@@ -111,6 +120,7 @@ func (c Config) validate() error {
 type Client struct {
 	cfg     Config
 	metrics *metrics
+	demands *demands // nil without a type on demand
 
 	// owned by Run
 	types  map[string]*subscription
@@ -124,8 +134,14 @@ func New(cfg Config) (*Client, error) {
 	}
 	cfg = cfg.withDefaults()
 	c := &Client{cfg: cfg, metrics: newMetrics(cfg.Registerer), types: map[string]*subscription{}}
+	if cfg.OnDemand != "" {
+		c.demands = newDemands(cfg.Has)
+	}
 	for _, t := range cfg.Types {
 		c.types[t] = newSubscription(t)
+		if t == cfg.OnDemand {
+			c.types[t].demands = c.demands
+		}
 	}
 	return c, nil
 }
@@ -171,7 +187,7 @@ func (c *Client) markSynced() {
 		return
 	}
 	for _, s := range c.types {
-		if !s.applied {
+		if !s.applied && s.demands == nil { // on demand there may be no first answer
 			return
 		}
 	}

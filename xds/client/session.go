@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,6 +50,11 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 			return false, fmt.Errorf("subscribe %s: %w", t, streamError(stream, err))
 		}
 		c.metrics.sent(t)
+		for names := range slices.Chunk(c.types[t].rest, maxDemandBatch) {
+			if err := c.send(stream, &discovery.DeltaDiscoveryRequest{TypeUrl: t, ResourceNamesSubscribe: names}); err != nil {
+				return false, err
+			}
+		}
 	}
 	r := receiver{stream: stream, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
 	go r.loop(ctx)
@@ -146,6 +152,10 @@ func (r *receiver) loop(ctx context.Context) {
 func (c *Client) serve(ctx context.Context, stream deltaStream, r *receiver) (heard bool, err error) {
 	sweep := time.NewTicker(confirmAfter / 2)
 	defer sweep.Stop()
+	var demanded <-chan struct{}
+	if c.demands != nil {
+		demanded = c.demands.wakec
+	}
 	for {
 		select {
 		case resp := <-r.responses:
@@ -153,7 +163,16 @@ func (c *Client) serve(ctx context.Context, stream deltaStream, r *receiver) (he
 			if err := c.handle(stream, resp); err != nil {
 				return heard, err
 			}
+		case <-demanded:
+			if err := c.send(stream, c.demands.next(c.cfg.OnDemand)); err != nil {
+				return heard, err
+			}
 		case now := <-sweep.C:
+			if c.demands != nil {
+				if err := c.send(stream, c.demands.expire(now, c.cfg.OnDemand)); err != nil {
+					return heard, err
+				}
+			}
 			for _, s := range c.types {
 				s.sweep(now, c.cfg.Handler)
 			}
@@ -163,6 +182,18 @@ func (c *Client) serve(ctx context.Context, stream deltaStream, r *receiver) (he
 			return heard, context.Cause(ctx)
 		}
 	}
+}
+
+// send sends a request, if there is one.
+func (c *Client) send(stream deltaStream, req *discovery.DeltaDiscoveryRequest) error {
+	if req == nil {
+		return nil
+	}
+	if err := stream.Send(req); err != nil {
+		return fmt.Errorf("subscribe %s: %w", req.TypeUrl, streamError(stream, err))
+	}
+	c.metrics.sent(req.TypeUrl)
+	return nil
 }
 
 // handle applies a response and answers it.

@@ -21,6 +21,8 @@ const (
 // Run.
 type subscription struct {
 	typeURL string
+	demands *demands          // of the type on demand
+	rest    []string          // of it: names that the first request had no room for
 	applied bool              // a response was applied on any stream
 	known   map[string]string // name → version in force, "" when the last one was refused
 
@@ -38,7 +40,10 @@ func newSubscription(typeURL string) *subscription {
 // everything. Versions that do not fit into a message are left out.
 func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequest {
 	req := &discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: s.typeURL}
-	s.unconfirmed, s.lastHeard = nil, time.Time{}
+	s.unconfirmed, s.lastHeard, s.rest = nil, time.Time{}, nil
+	if s.demands != nil {
+		defer s.demands.begin(req)
+	}
 	if len(s.known) == 0 {
 		return req
 	}
@@ -48,6 +53,10 @@ func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequ
 		const overhead = 12 // tags and lengths of a map entry
 		n := len(name) + len(version) + overhead
 		if version == "" || size+n > maxVersionBytes {
+			if s.demands != nil {
+				s.rest = append(s.rest, name) // subscribed to by name, and answered anew
+				continue
+			}
 			if s.unconfirmed == nil {
 				s.unconfirmed = map[string]bool{}
 			}
@@ -87,6 +96,9 @@ func (s *subscription) apply(resp *discovery.DeltaDiscoveryResponse, h Handler) 
 		delete(s.known, name)
 	}
 	s.applied, s.lastHeard = true, time.Now()
+	if s.demands != nil {
+		s.demands.answer(resp, refused, s.lastHeard)
+	}
 	return rejects
 }
 

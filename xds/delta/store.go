@@ -285,8 +285,12 @@ func (t *table) reach(key string) []*change {
 		out = append(out, c)
 	}
 	for _, n := range t.alias[key] {
-		if n != key {
-			out = append(out, t.live[n])
+		if n == key {
+			continue
+		}
+		out = append(out, t.live[n])
+		for v := range t.via[n] {
+			out = append(out, t.live[v])
 		}
 	}
 	for n := range t.via[key] {

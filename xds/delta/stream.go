@@ -342,20 +342,25 @@ func (st *Stream) unsubscribe(sub *subscription, names []string) {
 	}
 	for n := range left {
 		for _, c := range t.reach(n) {
-			if !sub.wants(c) {
+			if !sub.wants(t, c) {
 				delete(sub.held, c.name)
 			}
 		}
 	}
 }
 
-// wants reports whether a live resource is subscribed to.
-func (s *subscription) wants(c *change) bool {
+// wants reports whether a live resource is subscribed to: by name, by alias, or
+// through a resource that is subscribed to in one of these ways.
+func (s *subscription) wants(t *table, c *change) bool {
 	if s.all {
 		return true
 	}
 	has := func(n string) bool { _, ok := s.names[n]; return ok }
-	return has(c.name) || slices.ContainsFunc(c.wire.Aliases, has) || slices.ContainsFunc(c.via, has)
+	through := func(n string) bool {
+		v := t.live[n]
+		return has(n) || v != nil && slices.ContainsFunc(v.wire.Aliases, has)
+	}
+	return has(c.name) || slices.ContainsFunc(c.wire.Aliases, has) || slices.ContainsFunc(c.via, through)
 }
 
 // Next returns the next response to send, or nil when the client has all it
@@ -467,7 +472,7 @@ func (s *subscription) collect(t *table, b *batch, seq uint64) {
 		if b.full {
 			return
 		}
-		if _, done := answered[c.name]; !done && !c.stale && !s.collectOne(c, b) {
+		if _, done := answered[c.name]; !done && !c.stale && !s.collectOne(t, c, b) {
 			return
 		}
 		s.upserts = c.seq
@@ -488,16 +493,13 @@ func (s *subscription) collectAsked(t *table, b *batch) map[string]struct{} {
 			return nil
 		}
 		for _, c := range found {
-			if _, ok := s.isDue[c.name]; !ok {
-				s.isDue[c.name] = struct{}{}
-				s.due = append(s.due, c.name)
-			}
+			s.owe(c.name)
 		}
 		s.asked = s.asked[1:]
 	}
 	var answered map[string]struct{}
 	for len(s.due) > 0 {
-		if c := t.live[s.due[0]]; c != nil && s.wants(c) {
+		if c := t.live[s.due[0]]; c != nil && s.wants(t, c) {
 			if !b.room(c.size) {
 				return answered
 			}
@@ -514,9 +516,16 @@ func (s *subscription) collectAsked(t *table, b *batch) map[string]struct{} {
 	return answered
 }
 
+func (s *subscription) owe(name string) {
+	if _, ok := s.isDue[name]; !ok {
+		s.isDue[name] = struct{}{}
+		s.due = append(s.due, name)
+	}
+}
+
 // collectOne adds one change of the walk; false means it did not fit.
-func (s *subscription) collectOne(c *change, b *batch) bool {
-	if !s.wants(c) {
+func (s *subscription) collectOne(t *table, c *change, b *batch) bool {
+	if !s.wants(t, c) {
 		if _, held := s.held[c.name]; !held {
 			return true
 		}
@@ -536,7 +545,17 @@ func (s *subscription) collectOne(c *change, b *batch) bool {
 		return false
 	}
 	b.resources = append(b.resources, c.wire)
+	_, had := s.held[c.name]
 	s.sent(c)
+	if !s.all && !had {
+		// It is new to the client, and so may be what is reached through it:
+		// the workloads of a service that got its name or address late.
+		for v := range t.via[c.name] {
+			if _, held := s.held[v]; !held {
+				s.owe(v)
+			}
+		}
+	}
 	return true
 }
 

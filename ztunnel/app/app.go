@@ -242,6 +242,7 @@ func (a *app) xdsClient(reg prometheus.Registerer) (*client.Client, error) {
 		Target: a.cfg.XDSAddress, TLS: a.xdsTLS,
 		Token: a.cfg.token, Headers: a.cfg.XDSHeaders, ClusterID: a.cfg.ClusterID, Node: n,
 		Types: []string{api.AddressType, api.AuthorizationType}, Handler: a.node.store,
+		OnDemand: a.cfg.onDemandType(), Has: a.node.knows,
 		Synced: func() {
 			once.Do(a.meshKnown)
 			a.node.certs.Nudge() // the certificate authority is usually back with it

@@ -3,6 +3,7 @@ package app
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 
@@ -34,6 +35,9 @@ func (c *Config) check(env map[string]string) (errs []error) {
 	}
 	if _, err := c.dnsAddrs(); err != nil {
 		bad("ISTIO_META_DNS_PROXY_ADDR", "%v", err)
+	}
+	if _, err := netip.ParseAddr(c.InstanceIP); c.OnDemand && c.Mode == dedicated && err != nil {
+		bad("XDS_ON_DEMAND", "in dedicated mode the workload is asked for by its address; set INSTANCE_IP")
 	}
 	if !c.EnableProxy && !c.DNSCapture {
 		bad("ENABLE_PROXY", "is false and DNS capture is off: nothing would be served")

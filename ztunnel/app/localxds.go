@@ -24,6 +24,9 @@ func (a *app) describeMesh(g *boot.Group, reg prometheus.Registerer) error {
 	if err != nil {
 		return err
 	}
+	if a.cfg.OnDemand {
+		a.node.demand = xds.Demand // before any workload is served
+	}
 	g.Go("xds client", xds.Run)
 	return nil
 }

@@ -56,6 +56,7 @@ type node struct {
 	changed *broadcast
 	dns     *resolver // nil: not served
 	only    only
+	demand  func(ctx context.Context, keys ...string) error // nil: the whole mesh is known
 
 	mu      sync.Mutex
 	pods    map[string]podNet    // by stay
@@ -176,6 +177,11 @@ func (n *node) self(p handoff.Pod) func(context.Context) (*mesh.Workload, error)
 		if w := n.lookup(p); w != nil {
 			return w, nil
 		}
+		if n.demand != nil {
+			if err := n.demand(ctx, n.selfKey(p)); err != nil {
+				return nil, err
+			}
+		}
 		ctx, cancel := context.WithTimeout(ctx, selfTimeout)
 		defer cancel()
 		for {
@@ -221,7 +227,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
 		Pod: p.UID, Tunnel: stay, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
-		Resolver: n.names, Health: n.health, Neighbours: n,
+		Demand: n.demand, Resolver: n.names, Health: n.health, Neighbours: n,
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
@@ -229,7 +235,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	})
 	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc, Liveness: n.cfg.liveness()}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
-		NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel})
+		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel})
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
 		Handler: in.ServeConnect, Opened: n.track(cert.Destination),

@@ -40,6 +40,9 @@ type Config struct {
 	// Dial reaches the application, from src if that is possible.
 	Dial        func(ctx context.Context, src netip.Addr, dst netip.AddrPort) (net.Conn, error)
 	OriginalDst func(net.Conn) (netip.AddrPort, error)
+	// Demand asks the control plane for what is not known, by resource name or
+	// network/address; nil: everything is known.
+	Demand func(ctx context.Context, keys ...string) error
 	// NoBaggage leaves the pod's description out of answers.
 	NoBaggage bool
 	// LocalTunnel sends connections with a PROXY header to the pod's loopback
@@ -112,6 +115,9 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 	}
 	self, err := p.cfg.Self(ctx)
 	if err != nil {
+		return reject(503, err)
+	}
+	if err := p.learn(ctx, self, r.Authority, rec.DstAddr.Addr()); err != nil {
 		return reject(503, err)
 	}
 	m := p.cfg.View().Mesh

@@ -44,6 +44,9 @@ func (p *Proxy) open(ctx context.Context, c *flow.Conn, dst netip.AddrPort) (way
 	}
 	rec := c.Record()
 	rec.Src, rec.SrcID = self, self.Identity
+	if err := p.learn(ctx, self, dst.Addr()); err != nil {
+		return way{}, flow.Cause(ctx, err)
+	}
 	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
 	c.Describe() // whichever endpoint it was in the end
 	if err != nil {

@@ -51,6 +51,8 @@ type Config struct {
 	Resolver Resolver
 	// Neighbours is the way to pods of the same node; nil: tunnels to all.
 	Neighbours Neighbours
+	// Demand asks for what is not known; nil: everything is.
+	Demand Demand
 	// Health is shared by the pods of the node; nil: one of this pod's own.
 	Health *Health
 }

@@ -1,0 +1,81 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ambit-mesh/ambit/xds/api/discovery"
+)
+
+func TestDemandsAreBoundedInTimeAndNumber(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		there := map[string]bool{}
+		d := newDemands(func(k string) bool { return there[k] })
+		begin := time.Now()
+		err := d.wait(t.Context(), []string{"n/10.0.0.1"})
+		if e, ok := errors.AsType[*DemandError](err); !ok || e.Key != "n/10.0.0.1" || time.Since(begin) != demandTimeout {
+			t.Fatalf("%v after %v", err, time.Since(begin))
+		}
+		if len(d.keys) != 0 {
+			t.Error("a key that nobody waits for and that was not sent stays")
+		}
+		// Absent: no answer is waited for again, until it is too old.
+		answered := make(chan error, 1)
+		go func() { answered <- d.wait(context.Background(), []string{"x"}) }()
+		synctest.Wait()
+		if req := d.next("t"); len(req.GetResourceNamesSubscribe()) != 1 {
+			t.Fatalf("asked for %v", req)
+		}
+		d.answer(&discovery.DeltaDiscoveryResponse{RemovedResources: []string{"x"}}, nil, time.Now())
+		if err := <-answered; err != nil {
+			t.Fatal(err)
+		}
+		begin = time.Now()
+		if err := d.wait(t.Context(), []string{"x"}); err != nil || time.Since(begin) != 0 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+		if d.expire(time.Now(), "t") != nil {
+			t.Error("unsubscribed at once")
+		}
+		time.Sleep(absentFor)
+		if req := d.expire(time.Now(), "t"); len(req.GetResourceNamesUnsubscribe()) != 1 || len(d.keys) != 0 {
+			t.Errorf("unsubscribed %v, %d keys left", req, len(d.keys))
+		}
+		// Refused: the word is not known.
+		go func() { answered <- d.wait(context.Background(), []string{"n/10.0.0.2"}) }()
+		synctest.Wait()
+		d.next("t")
+		resp := &discovery.DeltaDiscoveryResponse{Resources: []*discovery.Resource{{Name: "bad", Aliases: []string{"n/10.0.0.2"}}}}
+		d.answer(resp, map[string]bool{"bad": true}, time.Now())
+		if err := <-answered; err == nil || !strings.Contains(err.Error(), "was refused") {
+			t.Errorf("a refused answer: %v", err)
+		}
+		for i := range maxDemands {
+			if _, err := d.enter(fmt.Sprint(i)); err != nil {
+				t.Fatal(i, err)
+			}
+		}
+		if _, err := d.enter("one more"); err == nil {
+			t.Error("no bound")
+		}
+		seen := 0
+		for req := d.next("t"); req != nil; req = d.next("t") {
+			if seen += len(req.ResourceNamesSubscribe); len(req.ResourceNamesSubscribe) > maxDemandBatch {
+				t.Fatalf("%d keys in one request", len(req.ResourceNamesSubscribe))
+			}
+		}
+		if seen != maxDemands {
+			t.Errorf("%d keys asked for, want %d", seen, maxDemands)
+		}
+		first := &discovery.DeltaDiscoveryRequest{}
+		d.begin(first)
+		if len(first.InitialResourceVersions) != maxDemandBatch {
+			t.Errorf("%d pending keys in a first request", len(first.InitialResourceVersions))
+		}
+	})
+}
