@@ -81,7 +81,10 @@ type waypoint struct {
 	tunnel   *workload.ApplicationTunnel
 	isClass  bool // a waypoint or a way into a network by its class: has no waypoint itself
 	network  string
-	resource *workload.Workload // the Gateway itself, when it is elsewhere
+	// Of what leads into a network: itself, the service that names it when it has
+	// a hostname only, and how others refer to it.
+	workload *workload.Workload
+	service  *workload.Service
 	into     *workload.GatewayAddress
 }
 
@@ -151,8 +154,11 @@ func (e *Engine) settleGateways(r *Result) {
 		}
 		e.setWayInto(k, was, now)
 		var out []Resource
-		if now != nil && now.resource != nil {
-			out = append(out, workloadResource(now.resource))
+		if now != nil && now.workload != nil {
+			out = append(out, workloadResource(now.workload))
+		}
+		if now != nil && now.service != nil {
+			out = append(out, serviceResource(now.service))
 		}
 		e.output(r, src, out)
 		e.condition(src, e.gatewayConditions(k, now, notes))
@@ -487,13 +493,18 @@ func (e *Engine) wayInto(k nn, g *crd.Gateway, w *waypoint, n *notes) {
 		}
 		w.into = toAddress(w.network, ips[0], uint32(l.Port))
 	case host != "":
+		// Proxies look a gateway up as a service, and resolve names of a service's
+		// endpoints. The service's own name is one that nothing else can have.
+		port := []*workload.Port{{ServicePort: uint32(l.Port), TargetPort: uint32(l.Port)}}
+		w.service = &workload.Service{Name: k.name, Namespace: k.ns, Hostname: k.name + "." + k.ns + ".gateway." + e.cfg.ClusterDomain, Ports: port}
 		r.Uid, r.Hostname = uid+host, host
-		w.into = toHostname(k.ns, host, uint32(l.Port))
+		r.Services = map[string]*workload.PortList{k.ns + "/" + w.service.Hostname: {Ports: port}}
+		w.into = toHostname(k.ns, w.service.Hostname, uint32(l.Port))
 	default:
 		n.add("no address: set spec.addresses to where network %s can be entered from outside", w.network)
 		return
 	}
-	w.resource = r
+	w.workload = r
 }
 
 // outsideAddresses are where a Gateway is reached from other networks: what it
