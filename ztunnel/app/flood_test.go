@@ -31,7 +31,7 @@ func accessLines(n *testNode) (lines int) {
 // TestClientsCannotFillTheLog: one that cancels its streams, or fails its
 // handshakes, over and over, gets a line and a sum.
 func TestClientsCannotFillTheLog(t *testing.T) {
-	const loops = 200
+	const loops = 100
 	w, _, b := twoPods(t)
 	out := w.addHost("outside")
 	authority := fmt.Sprintf("%s:8080", b.ip)
