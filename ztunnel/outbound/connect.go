@@ -8,8 +8,10 @@ import (
 	"syscall"
 
 	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -126,6 +128,12 @@ func endpointFault(err error) bool {
 	}
 	if _, ok := errors.AsType[*neighbourError](err); ok {
 		return false
+	}
+	if _, ok := errors.AsType[*cert.UnavailableError](err); ok {
+		return false // waiting for the CA timed out, not the endpoint
+	}
+	if _, ok := errors.AsType[*ledger.ExhaustedError](err); ok {
+		return false // nor is our own bound its fault
 	}
 	d, ok := errors.AsType[*hbone.DialError](err)
 	if !ok {

@@ -17,8 +17,10 @@ import (
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/store"
+	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
 
 // tunnels fail as told, by address.
@@ -69,6 +71,8 @@ func TestRetryOnAnotherEndpoint(t *testing.T) {
 		{"wrong identity", at(hbone.StageTLS, errors.New("wrong identity")), 1, false},
 		{"out of descriptors", at(hbone.StageTCP, syscall.EMFILE), 1, false},
 		{"our own limits", at(hbone.StageLocal, context.DeadlineExceeded), 1, false},
+		{"the CA is slow", at(hbone.StageTLS, &cert.UnavailableError{Err: os.ErrDeadlineExceeded}), 1, false},
+		{"the node's handshakes are used up", at(hbone.StageTLS, &ledger.ExhaustedError{Cause: os.ErrDeadlineExceeded}), 1, false},
 		{"no answer to the request", at(hbone.StageConnect, os.ErrDeadlineExceeded), 1, false},
 		{"tunnel lost under the request", at(hbone.StageConnect, syscall.ECONNRESET), 1, false},
 		{"policy", &hbone.StatusError{Code: 401}, 1, false},
