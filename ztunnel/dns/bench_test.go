@@ -1,6 +1,9 @@
 package dns
 
 import (
+	"context"
+	"net"
+	"sync"
 	"testing"
 
 	mdns "github.com/miekg/dns"
@@ -53,5 +56,34 @@ func BenchmarkQuery(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkRoundTrip is a client's view of a name of the mesh, over loopback.
+func BenchmarkRoundTrip(b *testing.B) {
+	srv := fixedServer()
+	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { srv.ServePacket(ctx, pc) })
+	c, err := net.DialUDP("udp", nil, pc.LocalAddr().(*net.UDPAddr))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	raw, buf := rawQuestion(b, "web.shop.svc.cluster.local.", mdns.TypeA), make([]byte, 1500)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Write(raw); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.Read(buf); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

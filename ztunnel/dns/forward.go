@@ -26,13 +26,40 @@ type Dial func(ctx context.Context, network string, server netip.AddrPort) (net.
 const upstreamTimeout = 5 * time.Second
 
 var (
-	errForeignAnswer = errors.New("answer belongs to another question")
-	errLength        = errors.New("message of a length that no message has")
+	errLength   = errors.New("message of a length that no message has")
+	errTooLarge = errors.New("the server answered with more than the client takes")
 )
 
-// buffers hold a whole message each: what an upstream sends over UDP is passed
-// on whatever its size.
-var buffers = sync.Pool{New: func() any { return new([maxMessage + 2]byte) }}
+// What a query under way may hold is counted in places of ledger.Queries: one is
+// a socket, a goroutine and smallBuffer bytes; a client that takes larger
+// datagrams, or talks TCP, takes as many as its buffers are larger.
+const (
+	smallBuffer = 4096
+	largeQuery  = 16
+)
+
+var (
+	buffers      = sync.Pool{New: func() any { return new([maxMessage + 2]byte) }}
+	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer + 1]byte) }} // one more, to tell what does not fit
+)
+
+// places a datagram takes while it waits for somebody.
+func (m *message) places() int64 {
+	if m.udpSize > smallBuffer {
+		return largeQuery
+	}
+	return 1
+}
+
+// buffer has room for every answer that the client takes.
+func (m *message) buffer() (buf []byte, free func()) {
+	if m.places() > 1 {
+		b := buffers.Get().(*[maxMessage + 2]byte)
+		return b[:], func() { buffers.Put(b) }
+	}
+	b := smallBuffers.Get().(*[smallBuffer + 1]byte)
+	return b[:], func() { smallBuffers.Put(b) }
+}
 
 // exchange asks the server over UDP and returns its answer, in buf, with the
 // client's id. Late, forged and foreign datagrams are ignored until the deadline.
@@ -56,6 +83,9 @@ func exchange(ctx context.Context, dial Dial, server netip.AddrPort, m *message,
 			return nil, ended(ctx, err)
 		}
 		if answers(buf[:n], id, m.question) {
+			if n == len(buf) {
+				return nil, errTooLarge
+			}
 			binary.BigEndian.PutUint16(buf, m.id)
 			return buf[:n], nil
 		}

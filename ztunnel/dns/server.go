@@ -33,7 +33,7 @@ const (
 	maxStreams = 256
 	// maxQuery is the largest datagram taken: a question, an OPT record with
 	// cookies and padding. RFC 8467 pads queries to multiples of 128 bytes.
-	maxQuery = 4096
+	maxQuery = smallBuffer
 )
 
 // Config of a Server.
@@ -180,14 +180,15 @@ func (s *Server) ServePacket(ctx context.Context, pc PacketConn) {
 		if v == nobody {
 			continue
 		}
-		if !s.cfg.Account.TryAcquire(ledger.Queries, 1) {
+		places := m.places()
+		if !s.cfg.Account.TryAcquire(ledger.Queries, places) {
 			s.cfg.Metrics.drop("limit")
 			_, _ = pc.WriteToUDPAddrPort(appendError(out[:0], &m, dnsmessage.RCodeServerFailure), client)
 			continue
 		}
 		raw := append([]byte(nil), in[:n]...)
 		queries.Go(func() {
-			defer s.cfg.Account.Release(ledger.Queries, 1)
+			defer s.cfg.Account.Release(ledger.Queries, places)
 			s.later(ctx, raw, v, pc, client, local)
 		})
 	}
@@ -235,8 +236,8 @@ func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn
 	}
 	w := s.workload()
 	s.cfg.Metrics.request(w, m.qtype, "udp")
-	buf := buffers.Get().(*[maxMessage + 2]byte)
-	defer buffers.Put(buf)
+	buf, free := m.buffer()
+	defer free()
 	server, err := s.cfg.DatagramDst(client, local)
 	if err == nil {
 		err = checkServer(server)
@@ -244,7 +245,7 @@ func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn
 	var reply []byte
 	start := time.Now()
 	if err == nil {
-		reply, err = exchange(ctx, s.cfg.Dial, server, &m, buf[:])
+		reply, err = exchange(ctx, s.cfg.Dial, server, &m, buf)
 		s.cfg.Metrics.upstream(w, m.qtype, "udp", time.Since(start), err)
 	}
 	s.logForward(&m, "udp", server, start, err)
@@ -319,6 +320,11 @@ func (s *Server) ServeStream(ctx context.Context, c net.Conn) {
 // message answers one message of n bytes and reports whether the connection goes
 // on. Buffers are held no longer than it takes.
 func (s *Server) message(ctx context.Context, c net.Conn, n int, up *stream) bool {
+	if !s.cfg.Account.TryAcquire(ledger.Queries, largeQuery) {
+		s.cfg.Metrics.drop("limit")
+		return false
+	}
+	defer s.cfg.Account.Release(ledger.Queries, largeQuery)
 	in, out := buffers.Get().(*[maxMessage + 2]byte), buffers.Get().(*[maxMessage + 2]byte)
 	defer buffers.Put(in)
 	defer buffers.Put(out)
@@ -349,11 +355,6 @@ func (s *Server) message(ctx context.Context, c net.Conn, n int, up *stream) boo
 
 // relay passes a question on over TCP.
 func (s *Server) relay(ctx context.Context, c net.Conn, m *message, v verdict, up *stream, out *[maxMessage + 2]byte) bool {
-	if !s.cfg.Account.TryAcquire(ledger.Queries, 1) {
-		s.cfg.Metrics.drop("limit")
-		return writeMessage(c, out, appendError(nil, m, dnsmessage.RCodeServerFailure)) == nil
-	}
-	defer s.cfg.Account.Release(ledger.Queries, 1)
 	w := s.workload()
 	s.cfg.Metrics.request(w, m.qtype, "tcp")
 	start := time.Now()

@@ -100,6 +100,23 @@ func TestErrorsWithoutTheirQuestion(t *testing.T) {
 	})
 }
 
+// TestAnswerThatDoesNotFit is refused and not cut off.
+func TestAnswerThatDoesNotFit(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		for size, want := range map[int]int{smallBuffer: mdns.RcodeSuccess, smallBuffer + 1: mdns.RcodeServerFailure} {
+			b.send(packed(t, question("www.foreign.test.", mdns.TypeA, 7)))
+			up := <-b.dialled
+			raw := (<-up.udp.outc).b
+			answer := append(slices.Clone(raw), make([]byte, size-len(raw))...)
+			answer[2] |= 0x80
+			up.udp.inc <- packet{b: answer}
+			if got := int((<-b.sock.outc).b[3] & rcodes); got != want {
+				t.Errorf("%d bytes: %s, want %s", size, mdns.RcodeToString[got], mdns.RcodeToString[want])
+			}
+		}
+	})
+}
+
 func TestUpstreamTimesOut(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		start := time.Now()
@@ -404,6 +421,38 @@ func TestStreams(t *testing.T) {
 		if _, err := c.Read(make([]byte, 1)); err == nil || time.Since(start) != idleTimeout {
 			t.Errorf("an idle connection ended after %v with %v", time.Since(start), err)
 		}
+	})
+}
+
+// TestLargeQueriesTakeMorePlaces: what they hold is larger too.
+func TestLargeQueriesTakeMorePlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limits := ledger.DefaultLimits()
+		limits[ledger.Queries] = largeQuery + 1
+		b := newBench(t, limits)
+		q := question("www.foreign.test.", mdns.TypeA, 1)
+		q.SetEdns0(65535, false)
+		b.send(packed(t, q))
+		up := <-b.dialled
+		raw := (<-up.udp.outc).b
+		b.send(packed(t, q))
+		if m := b.reply(); m.Rcode != mdns.RcodeServerFailure {
+			t.Errorf("a second large query: %v", m)
+		}
+		c := b.tcp()
+		defer c.Close()
+		sendTCP(t, c, packed(t, question("web.shop.svc.cluster.local.", mdns.TypeA, 2)))
+		if n, err := c.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%d bytes over TCP without a place", n)
+		}
+		answer := append(slices.Clone(raw), make([]byte, 60000)...)
+		answer[2] |= 0x80
+		up.udp.inc <- packet{b: answer}
+		if out := <-b.sock.outc; len(out.b) != len(answer) {
+			t.Errorf("%d of %d bytes came back", len(out.b), len(answer))
+		}
+		b.send(packed(t, question("www.foreign.test.", mdns.TypeA, 3)))
+		<-b.dialled
 	})
 }
 
