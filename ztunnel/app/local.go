@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -67,7 +68,7 @@ func (n *node) Open(ctx context.Context, r outbound.LocalRequest) (*outbound.Loc
 	// does: that the control plane has this account run on this node, and still
 	// has. Without one there is no tunnel, and so nothing instead of a tunnel.
 	// What a CRL revokes is for a handshake to find out.
-	if _, err := n.certs.Get(ctx, r.Peer); err != nil || n.cfg.CRLPath != "" {
+	if err := n.certified(ctx, r.Peer); err != nil || n.cfg.CRLPath != "" {
 		return nil, outbound.ErrNotLocal
 	}
 	release, err := n.leases.Acquire(ctx, outbound.LeaseKey{Src: r.Stay, Dst: nb.stay, From: r.Src.Addr(), To: r.Target.Addr()}, r.Cut)
@@ -92,6 +93,14 @@ func (n *node) Open(ctx context.Context, r outbound.LocalRequest) (*outbound.Loc
 		release()
 	}
 	return path, nil
+}
+
+// certified waits a bounded time for a valid certificate.
+func (n *node) certified(ctx context.Context, id identity.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, selfTimeout)
+	defer cancel()
+	_, err := n.certs.Get(ctx, id)
+	return err
 }
 
 // enter registers a connection.
