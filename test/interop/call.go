@@ -72,7 +72,7 @@ type target struct {
 var calls = map[string]func(context.Context, target) (string, error){
 	"echo": callEcho, "sink": callSink, "bye": callBye, "duplex": callDuplex, "greet": callGreet, "abort": callAbort,
 	"reset": callReset, "nobody": callNobody, "who": callWho, "many": callMany, "hold": callHold, "load": callLoad,
-	"switch": callSwitch, "rr": callRR, "connects": callConnects, "bulk": callBulk,
+	"switch": callSwitch, "line": callLine, "rr": callRR, "connects": callConnects, "bulk": callBulk,
 }
 
 const patience = 15 * time.Second
@@ -458,6 +458,20 @@ func callLoad(ctx context.Context, t target) (string, error) {
 	all.Wait()
 	out, err := json.Marshal(l)
 	return string(out), err
+}
+
+// callLine prints the first line that comes from host:port, a whole address.
+func callLine(_ context.Context, t target) (string, error) {
+	c, err := net.DialTimeout("tcp", t.host, patience)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(line), err
 }
 
 func callSwitch(_ context.Context, t target) (string, error) {

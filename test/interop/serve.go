@@ -23,20 +23,21 @@ import (
 
 // Ports of the server in a pod, one per behaviour.
 const (
-	portEcho    = 7001 // sends back what it gets
-	portSink    = 7002 // reads until the end, then says how much it was and its hash
-	portDuplex  = 7003 // header {seed, n}: both sides send n bytes at once, then the server the hash of what it got
-	portGreet   = 7004 // speaks first
-	portAbort   = 7005 // reads a line, then resets
-	portObserve = 7006 // reads a token, then remembers how the connection ended
-	portAsk     = 7007 // token → how that connection ended
-	portWho     = 7008 // says who calls
-	portOther   = 7009 // echo again, for policies by port
-	portBye     = 7010 // says bye and half-closes, then reads a token and data until the end
-	portReady   = 7011 // the readiness probe's; closed while the pod plays unready
-	portSwitch  = 7012 // "ready" or "unready"
-	portDrop    = 7013 // reads until the end and says only how much it was
-	portNobody  = 7099 // nothing listens
+	portEcho    = 7001  // sends back what it gets
+	portSink    = 7002  // reads until the end, then says how much it was and its hash
+	portDuplex  = 7003  // header {seed, n}: both sides send n bytes at once, then the server the hash of what it got
+	portGreet   = 7004  // speaks first
+	portAbort   = 7005  // reads a line, then resets
+	portObserve = 7006  // reads a token, then remembers how the connection ended
+	portAsk     = 7007  // token → how that connection ended
+	portWho     = 7008  // says who calls
+	portOther   = 7009  // echo again, for policies by port
+	portBye     = 7010  // says bye and half-closes, then reads a token and data until the end
+	portReady   = 7011  // the readiness probe's; closed while the pod plays unready
+	portSwitch  = 7012  // "ready" or "unready"
+	portDrop    = 7013  // reads until the end and says only how much it was
+	portTunnel  = 15088 // a waypoint's application: PROXY protocol in front, answers what it said
+	portNobody  = 7099  // nothing listens
 )
 
 // server is the state that its ports share.
@@ -52,7 +53,7 @@ func serve(ctx context.Context) error {
 	s := &server{ended: map[string]string{}, wakec: make(chan struct{})}
 	ports := map[uint16]func(*net.TCPConn) error{
 		portEcho: echoBack, portOther: echoBack, portSink: sink, portDuplex: duplexServer, portGreet: greet, portAbort: abort,
-		portObserve: s.observe, portAsk: s.ask, portWho: who, portBye: s.bye, portSwitch: s.turn, portDrop: drop,
+		portObserve: s.observe, portAsk: s.ask, portWho: who, portBye: s.bye, portSwitch: s.turn, portDrop: drop, portTunnel: tunnelled,
 	}
 	if err := s.setReady(true); err != nil {
 		return err
@@ -289,4 +290,43 @@ func (s *server) setReady(on bool) error {
 	s.ready = ln
 	go func() { _ = acceptLoop(ln, func(*net.TCPConn) error { return nil }) }() // ends when it is closed
 	return nil
+}
+
+// tunnelled reads a PROXY protocol header, version 2, and answers with what it
+// says: source, destination and, from TLV 0xD0, the client's identity.
+// https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt
+func tunnelled(c *net.TCPConn) error {
+	var head [16]byte
+	if _, err := io.ReadFull(c, head[:]); err != nil {
+		return err
+	}
+	if string(head[:12]) != "\r\n\r\n\x00\r\nQUIT\n" {
+		_, err := fmt.Fprintf(c, "no PROXY header: %q\n", head)
+		return err
+	}
+	rest := make([]byte, binary.BigEndian.Uint16(head[14:]))
+	if _, err := io.ReadFull(c, rest); err != nil {
+		return err
+	}
+	size := map[byte]int{0x11: 4, 0x21: 16}[head[13]]
+	if size == 0 || len(rest) < 2*size+4 {
+		_, err := fmt.Fprintf(c, "family %#x, %d bytes\n", head[13], len(rest))
+		return err
+	}
+	src, _ := netip.AddrFromSlice(rest[:size]) // of a length that fits
+	dst, _ := netip.AddrFromSlice(rest[size : 2*size])
+	port := binary.BigEndian.Uint16(rest[2*size+2:])
+	identity := ""
+	for tlv := rest[2*size+4:]; len(tlv) >= 3; {
+		n := int(binary.BigEndian.Uint16(tlv[1:]))
+		if len(tlv) < 3+n {
+			break
+		}
+		if tlv[0] == 0xD0 {
+			identity = string(tlv[3 : 3+n])
+		}
+		tlv = tlv[3+n:]
+	}
+	_, err := fmt.Fprintf(c, "command=%#x src=%s dst=%s identity=%s from=%s\n", head[12], src, netip.AddrPortFrom(dst, port), identity, c.RemoteAddr())
+	return err
 }
