@@ -2,7 +2,11 @@ package derive
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
@@ -88,5 +92,83 @@ func TestProxiesFindWaypoints(t *testing.T) {
 		if ends := m.Endpoints(web.Waypoint.Host); !ends.Contains("Kubernetes//Pod/n/wp-1") {
 			t.Errorf("%s: waypoint %v has no endpoints", name, web.Waypoint.Host)
 		}
+	}
+}
+
+// TestGatewayAddress: where a Gateway is, by what is known of it.
+func TestGatewayAddress(t *testing.T) {
+	both := []crd.GatewayAddress{{Type: crd.AddressIP, Value: "10.0.0.9"}, {Type: crd.AddressHostname, Value: "GW.example."}}
+	tests := []struct {
+		name, class, service string
+		status               []crd.GatewayAddress
+		annotations          map[string]string
+		want                 string // "" when not ready
+	}{
+		{"name before address", classWaypoint, "", both, nil, "n/gw.example"},
+		{"address when asked for", classWaypoint, "", both, map[string]string{addressTypeAnnotation: crd.AddressIP}, "10.0.0.9"},
+		{"only an address", classWaypoint, "", both[:1], nil, "10.0.0.9"},
+		{"a service of its name", classWaypoint, "gw", nil, nil, "n/gw.n.svc.cluster.local"},
+		{"its service's address when asked for", classWaypoint, "gw", nil, map[string]string{addressTypeAnnotation: crd.AddressIP}, "172.16.0.1"},
+		{"a service of another name", classWaypoint, "other", nil, nil, ""},
+		{"ingress class has a suffix", classIngress, "gw-istio", nil, nil, "n/gw-istio.n.svc.cluster.local"},
+		{"a name of its choosing", classIngress, "mine", nil, map[string]string{nameOverrideAnnotation: "mine"}, "n/mine.n.svc.cluster.local"},
+		{"a name of its choosing, not there", classIngress, "gw-istio", nil, map[string]string{nameOverrideAnnotation: "mine"}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			o := testWaypoint("n", "gw", 15008)
+			g := o.Value.(*crd.Gateway)
+			g.Spec.GatewayClassName, g.Status.Addresses, g.Annotations = tt.class, tt.status, tt.annotations
+			e := New(Config{})
+			e.Apply(dir.Change{Upserts: []*dir.Object{o, labelled(testService("n", "web", "web", 2), useWaypointLabel, "gw")}})
+			if tt.service != "" { // it may come later
+				e.Apply(dir.Change{Upserts: []*dir.Object{testService("n", tt.service, "gw", 1)}})
+			}
+			got := ""
+			if gw := snapshot(t, e).Service(mesh.Hostname{Namespace: "n", Name: "web.n.svc.cluster.local"}).Waypoint; gw != nil {
+				if got = gw.Host.String(); gw.Addr.IsValid() {
+					got = gw.Addr.String()
+				}
+			}
+			if got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			sameAsFromScratch(t, e)
+		})
+	}
+}
+
+// A namespace shifts its services from one waypoint to another; a service with a
+// waypoint of its own does not take part.
+func TestCanaryOfANamespace(t *testing.T) {
+	ns := labelled(labelled(object("Namespace", "", "n", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: "n", Annotations: map[string]string{canaryWeightAnnotation: "30"},
+	}}), useWaypointLabel, "wp"), canaryLabel, "wp2")
+	e := New(Config{})
+	e.Apply(dir.Change{Upserts: []*dir.Object{
+		ns, testWaypoint("n", "wp", 15008), testWaypoint("n", "wp2", 15008), testService("n", "a", "a", 1),
+		labelled(testService("n", "own", "b", 2), useWaypointLabel, "wp2"),
+	}})
+	m := snapshot(t, e)
+	weights := func(svc string) (out []uint32) {
+		for _, w := range m.Service(mesh.Hostname{Namespace: "n", Name: svc + ".n.svc.cluster.local"}).WeightedWaypoints {
+			out = append(out, w.Weight)
+		}
+		return out
+	}
+	if got := weights("a"); !slices.Equal(got, []uint32{70, 30}) {
+		t.Errorf("weights of the namespace %v", got)
+	}
+	if got := weights("own"); got != nil {
+		t.Errorf("weights of a service of its own mind %v", got)
+	}
+}
+
+// A label that names the mesh's own network makes nobody an endpoint elsewhere.
+func TestOwnNetworkIsNotElsewhere(t *testing.T) {
+	e := New(Config{Network: "near"})
+	e.Apply(dir.Change{Upserts: []*dir.Object{testService("n", "s", "a", 1), labelled(testPod("n", "p", "", "sa", "a", 1), networkLabel, "near")}})
+	if s, _ := e.service(nn{"n", "s"}); len(s.SubjectAltNames) > 0 {
+		t.Errorf("the service may be served by %v", s.SubjectAltNames)
 	}
 }
