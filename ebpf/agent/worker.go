@@ -207,6 +207,9 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	}
 	if fresh || p.DNS && !w.dns {
 		w.dns = w.resolves(p)
+		if fresh && p.DNS && !w.dns {
+			w.log.Info("DNS is not captured: the proxy does not answer it in the pod (ISTIO_META_DNS_CAPTURE)")
+		}
 	}
 	if rules.DNS = p.DNS && w.dns; w.rules != rules {
 		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {

@@ -1,9 +1,10 @@
-// Package redirect steers a pod's TCP connections to the node proxy's listeners
+// Package redirect steers a pod's TCP connections and DNS to the node proxy's listeners
 // with nftables and two routes inside the pod's network namespace.
 //
 //	app ── connect ──▶ nat output ──▶ 127.0.0.1:15001 (SO_ORIGINAL_DST: where it wanted to go)
 //	network ─────────▶ nat prerouting ──▶ pod:15006   (all ports but 15008)
 //	proxy, as the client ── lo ──▶ app; replies find the proxy by mark, not by address
+//	app ── port 53 ──▶ nat output ──▶ 127.0.0.1:15053, UDP and TCP, where PodRules.DNS asks for it
 //
 // The rules are those of Istio ambient, in one table `inet ambit` per pod, which
 // one netlink transaction replaces as a whole: there is no moment with half of

@@ -49,7 +49,7 @@ func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *in
 			return pn.connect(ctx, d, network, server.String())
 		},
 		OriginalDst: pn.originalDst, DatagramDst: track.UDP, Account: account,
-		Metrics: n.dns.metrics, Logger: boot.Scoped(n.log, "dns"),
+		Metrics: n.dns.metrics, Logger: boot.Scoped(n.log, "dns").With("src.workload", p.Name, "src.namespace", p.Namespace),
 	})
 	h.DNSPacket = func(ctx context.Context, c *net.UDPConn) { s.ServePacket(ctx, c) }
 	h.DNSStream = func(ctx context.Context, c *net.TCPConn) { s.ServeStream(ctx, c) }
