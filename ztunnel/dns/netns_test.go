@@ -271,6 +271,47 @@ func TestCapturedQueries(t *testing.T) {
 	}
 }
 
+// TestAskedDirectly: a query to the listener itself was meant for no server, so
+// only the mesh's names are known; it must not go round in circles.
+func TestAskedDirectly(t *testing.T) {
+	l := newLab(t)
+	l.proxy(shop())
+	addrs := []string{"127.0.0.1:15053"}
+	if netlab.IPv6() {
+		addrs = append(addrs, "[::1]:15053")
+	}
+	for _, addr := range addrs {
+		for _, network := range []string{"udp", "tcp"} {
+			for name, want := range map[string]string{"web.shop.svc.cluster.local.": "NOERROR A 10.96.0.1", "who.test.": "SERVFAIL"} {
+				c, err := l.pod.NS.Dial(t.Context(), &net.Dialer{}, network, addr)
+				must(t, err)
+				conn := &mdns.Conn{Conn: c}
+				q := new(mdns.Msg)
+				q.SetQuestion(name, mdns.TypeA)
+				must(t, conn.SetDeadline(time.Now().Add(8*time.Second)), conn.WriteMsg(q))
+				m, err := conn.ReadMsg()
+				if err != nil || records(m) != want {
+					t.Errorf("%s over %s to %s: %v, %v, want %s", name, network, addr, m, err, want)
+				}
+				_ = conn.Close()
+			}
+		}
+	}
+}
+
+// TestServersThatRefuse: nobody listens there, which the pod learns at once.
+func TestServersThatRefuse(t *testing.T) {
+	l := newLab(t)
+	l.proxy(shop())
+	for _, network := range []string{"udp", "tcp"} {
+		start := time.Now()
+		m, err := l.ask(network, "10.9.0.1", "who.test.", mdns.TypeA)
+		if err != nil || m.Rcode != mdns.RcodeServerFailure {
+			t.Errorf("over %s after %v: %v, %v", network, time.Since(start), m, err)
+		}
+	}
+}
+
 // TestTwoServersFromOneSocket: each answer comes from the server that was asked,
 // although both were redirected to the same port of the same socket.
 func TestTwoServersFromOneSocket(t *testing.T) {
