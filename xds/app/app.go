@@ -191,13 +191,13 @@ func assemble(ctx context.Context, c Config, log *slog.Logger, reg *prometheus.R
 	a.pipe = newPipeline(engine, a.store, boot.Scoped(log, "source"), a.ready.Block("first derivation of the source"))
 	rule := &trust{engine: engine, accounts: c.NodeAccounts}
 	a.server, err = serve.New(serve.Config{
-		Store: a.store, Reviewer: tokens, Signer: a.authority, Trust: a.authority, TrustDomain: engine.TrustDomain, Rule: rule, TLS: a.serverTLS.Config(),
+		Store: a.store, Reviewer: tokens, Signer: a.authority, Trust: a.authority, TrustDomains: engine.TrustDomains, Rule: rule, TLS: a.serverTLS.Config(),
 		Log: boot.Scoped(log, "xds"), Metrics: reg, MaxConnectionAge: c.MaxConnectionAge,
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.pipe.push = a.server.Push
+	a.pipe.push, a.pipe.announce = a.server.Push, a.authority.Announce
 	if err := registerMetrics(reg, a); err != nil {
 		return nil, err
 	}

@@ -19,15 +19,18 @@ import (
 // says what is wrong with it.
 type pipeline struct {
 	// immutable after assembly
-	engine  *derive.Engine
-	store   *delta.Store
-	log     *slog.Logger
-	push    func()
-	ready   func()
-	derived chan struct{} // closed after the first change
+	engine *derive.Engine
+	store  *delta.Store
+	log    *slog.Logger
+	push   func()
+	// announce tells proxies that the trust domain or its aliases changed.
+	announce func()
+	ready    func()
+	derived  chan struct{} // closed after the first change
 
 	// owned by apply
 	trustDomain string              // in force
+	domains     []string            // with its aliases
 	reported    map[string]struct{} // problems and conditions in the log already
 	conditions  map[string]derive.Condition
 
@@ -49,7 +52,7 @@ type report struct {
 
 func newPipeline(e *derive.Engine, s *delta.Store, log *slog.Logger, ready func()) *pipeline {
 	return &pipeline{
-		engine: e, store: s, log: log, ready: ready, push: func() {}, derived: make(chan struct{}),
+		engine: e, store: s, log: log, ready: ready, push: func() {}, announce: func() {}, derived: make(chan struct{}),
 		trustDomain: e.TrustDomain(),
 		reported:    map[string]struct{}{}, conditions: map[string]derive.Condition{},
 		report: report{objects: map[string]int{}, kinds: map[dir.Key]struct{}{}},
@@ -64,6 +67,10 @@ func (p *pipeline) apply(c dir.Change) {
 		p.log.Warn("the mesh configuration sets the trust domain: every identity changes with it, --trust-domain does not count",
 			"trust_domain", td, "before", p.trustDomain)
 		p.trustDomain = td
+	}
+	if domains := p.engine.TrustDomains(); !slices.Equal(domains, p.domains) {
+		p.domains = domains
+		p.announce()
 	}
 	p.record(c)
 	upserts := make([]delta.Upsert, len(res.Upserts))

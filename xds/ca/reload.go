@@ -196,6 +196,15 @@ func (a *Authority) Bundle() (Bundle, <-chan struct{}) {
 	return Bundle{Roots: st.roots, Revoked: st.revoked, Generation: st.generation, Issuer: st.issuer.cert.SubjectKeyId}, a.changec
 }
 
+// Announce tells those who follow the bundle to look again: something beside it
+// changed.
+func (a *Authority) Announce() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(a.changec)
+	a.changec = make(chan struct{})
+}
+
 // Problem is why the CA's files are not in force as they are, nil if they are.
 func (a *Authority) Problem() error {
 	a.mu.Lock()

@@ -77,14 +77,14 @@ type Config struct {
 	Store    *delta.Store
 	Reviewer authority.TokenReviewer
 	Signer   signer
-	// Trust is pushed to proxies that ask, as that of TrustDomain; nil: the
-	// service is not offered.
-	Trust       bundler
-	TrustDomain func() string
-	Rule        identityRule
-	TLS         *tls.Config
-	Log         *slog.Logger
-	Metrics     prometheus.Registerer
+	// Trust is pushed to proxies that ask, as that of the first of TrustDomains;
+	// the others are its aliases. nil: the service is not offered.
+	Trust        bundler
+	TrustDomains func() []string
+	Rule         identityRule
+	TLS          *tls.Config
+	Log          *slog.Logger
+	Metrics      prometheus.Registerer
 	// MaxConnectionAge makes clients reconnect now and then, ±10 %, so that
 	// they spread over replicas. 0: never.
 	MaxConnectionAge time.Duration
@@ -142,7 +142,7 @@ func New(c Config) (*Server, error) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
 	s.grpc.RegisterService(&certificateService, s)
 	if c.Trust != nil {
-		s.trust = &trustService{server: s, watch: c.Trust, domain: c.TrustDomain, watchers: map[string]int{}}
+		s.trust = &trustService{server: s, watch: c.Trust, domains: c.TrustDomains, watchers: map[string]int{}}
 		trust.RegisterTrustServiceServer(s.grpc, s.trust)
 	}
 	return s, nil

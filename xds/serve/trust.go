@@ -19,9 +19,9 @@ type bundler interface {
 // trustService pushes roots and revocations to proxies that ask for them.
 type trustService struct {
 	trust.UnimplementedTrustServiceServer
-	server *Server
-	watch  bundler
-	domain func() string
+	server  *Server
+	watch   bundler
+	domains func() []string
 
 	mu       sync.Mutex
 	watchers map[string]int // streams by caller; guarded by mu
@@ -36,7 +36,8 @@ func (t *trustService) Watch(_ *trust.WatchRequest, ss grpc.ServerStreamingServe
 	defer t.leave(caller)
 	for {
 		b, changec := t.watch.Bundle()
-		if err := ss.Send(&trust.Bundle{TrustDomain: t.domain(), Roots: b.Roots, Revoked: string(b.Revoked), Generation: b.Generation, Issuer: b.Issuer}); err != nil {
+		domains := t.domains()
+		if err := ss.Send(&trust.Bundle{TrustDomain: domains[0], Aliases: domains[1:], Roots: b.Roots, Revoked: string(b.Revoked), Generation: b.Generation, Issuer: b.Issuer}); err != nil {
 			return err
 		}
 		select {

@@ -57,8 +57,9 @@ type Config struct {
 	Authority Authority
 	// TTL asked for; the CA may shorten it. Default 24 h.
 	TTL time.Duration
-	// TrustDomainAliases are accepted from clients beside the local domain,
-	// and are judged by the roots of the local domain.
+	// TrustDomainAliases are other names of the local domain, beside those that
+	// the control plane pushes: peers of either name are the same, and are
+	// judged by the roots of the local domain.
 	TrustDomainAliases []string
 	// TLS12 takes and offers TLS 1.2 too. PostQuantum takes only the hybrid key
 	// exchange X25519MLKEM768, which TLS 1.2 does not have.
@@ -104,6 +105,8 @@ type Manager struct {
 	live    live
 	// withdrawn is when a root was last withdrawn, as Unix nanoseconds.
 	withdrawn atomic.Int64
+	// aliases of the trust domain: as configured, and as pushed.
+	aliases atomic.Pointer[[]string]
 	// pushed: the control plane pushes trust, and certificates bring none.
 	pushed atomic.Bool
 
@@ -141,6 +144,7 @@ func New(cfg Config) *Manager {
 	m := &Manager{cfg: cfg, trust: NewTrust(), wakec: make(chan struct{}, 1), entries: map[identity.ID]*entry{}}
 	m.live.tunnels = map[*liveTunnel]struct{}{}
 	m.crls = map[string]*revocations{}
+	m.aliases.Store(&cfg.TrustDomainAliases)
 	m.metrics = newMetrics(cfg.Registerer, m)
 	m.trust.OnChange(m.rootsChanged)
 	return m

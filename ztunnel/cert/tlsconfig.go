@@ -72,7 +72,7 @@ func (m *Manager) ClientConfig(local identity.ID, expected []identity.ID) *tls.C
 	if cfg != nil {
 		return cfg
 	}
-	accept := oneOf(slices.Clone(expected))
+	accept := m.oneOf(local, slices.Clone(expected))
 	cfg = m.cfg.base()
 	// The peer has no DNS name: VerifyConnection judges its identity instead.
 	// Without a ServerName no SNI is sent, so nothing names the peer in clear.
@@ -107,7 +107,7 @@ func (m *Manager) ServerConfig(local identity.ID) *tls.Config {
 	if cfg != nil {
 		return cfg
 	}
-	accept := inDomains(append([]string{local.TrustDomain()}, m.cfg.TrustDomainAliases...))
+	accept := func(peer identity.ID) error { return inDomains(m.domains(local.TrustDomain()))(peer) }
 	cfg = m.cfg.base()
 	cfg.ClientAuth = tls.RequireAnyClientCert
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {

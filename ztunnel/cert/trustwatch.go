@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,6 +122,8 @@ func (m *Manager) applyBundle(b *trust.Bundle, older bool) bool {
 	if err := m.pushCRL(b.GetRevoked()); err != nil {
 		m.cfg.Logger.Error("pushed revocation lists not used: what was in force stays in force", "error", err.Error())
 	}
+	aliases := slices.Compact(slices.Sorted(slices.Values(slices.Concat(m.cfg.TrustDomainAliases, b.GetAliases()))))
+	m.aliases.Store(&aliases)
 	for _, td := range m.domains(b.GetTrustDomain()) {
 		if err := m.trust.Set(td, roots, seq); err != nil {
 			m.cfg.Logger.Error("trust bundle not used", "error", err.Error())
@@ -147,7 +150,7 @@ func (m *Manager) pushCRL(pem string) error {
 
 // domains are a trust domain and its aliases, which are other names of it.
 func (m *Manager) domains(td string) []string {
-	return append([]string{td}, m.cfg.TrustDomainAliases...)
+	return append([]string{td}, *m.aliases.Load()...)
 }
 
 // FollowRootFile replaces certificates ahead of their time when the file with

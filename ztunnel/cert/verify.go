@@ -118,6 +118,25 @@ func oneOf(expected []identity.ID) func(identity.ID) error {
 	}
 }
 
+// oneOf accepts the expected identities, also under another name of the local
+// trust domain.
+func (m *Manager) oneOf(local identity.ID, expected []identity.ID) func(identity.ID) error {
+	exactly := oneOf(expected)
+	return func(id identity.ID) error {
+		err := exactly(id)
+		if err == nil {
+			return nil
+		}
+		ours := m.domains(local.TrustDomain())
+		if len(ours) > 1 && slices.Contains(ours, id.TrustDomain()) && slices.ContainsFunc(expected, func(e identity.ID) bool {
+			return e.Namespace() == id.Namespace() && e.ServiceAccount() == id.ServiceAccount() && slices.Contains(ours, e.TrustDomain())
+		}) {
+			return nil
+		}
+		return err
+	}
+}
+
 // inDomains accepts every identity of the local trust domain or its aliases.
 func inDomains(domains []string) func(identity.ID) error {
 	return func(id identity.ID) error {

@@ -74,7 +74,9 @@ type Bundle struct {
 	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	// issuer is the subject key identifier of the CA that signs leaves now.
 	// Leaves of another one are replaced ahead of their time.
-	Issuer        []byte `protobuf:"bytes,5,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Issuer []byte `protobuf:"bytes,5,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// aliases are other names of the trust domain, judged by the same roots.
+	Aliases       []string `protobuf:"bytes,6,rep,name=aliases,proto3" json:"aliases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -144,12 +146,19 @@ func (x *Bundle) GetIssuer() []byte {
 	return nil
 }
 
+func (x *Bundle) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
 var File_trust_trust_proto protoreflect.FileDescriptor
 
 const file_trust_trust_proto_rawDesc = "" +
 	"\n" +
 	"\x11trust/trust.proto\x12\x0eambit.trust.v1\"\x0e\n" +
-	"\fWatchRequest\"\x93\x01\n" +
+	"\fWatchRequest\"\xad\x01\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x01(\tR\x05roots\x12\x18\n" +
@@ -157,7 +166,8 @@ const file_trust_trust_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
-	"\x06issuer\x18\x05 \x01(\fR\x06issuer2O\n" +
+	"\x06issuer\x18\x05 \x01(\fR\x06issuer\x12\x18\n" +
+	"\aaliases\x18\x06 \x03(\tR\aaliases2O\n" +
 	"\fTrustService\x12?\n" +
 	"\x05Watch\x12\x1c.ambit.trust.v1.WatchRequest\x1a\x16.ambit.trust.v1.Bundle0\x01B+Z)github.com/ambit-mesh/ambit/xds/api/trustb\x06proto3"
 
