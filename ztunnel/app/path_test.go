@@ -121,3 +121,35 @@ func TestEndpointWithoutAddress(t *testing.T) {
 	w.wantRefused(a, "10.96.0.1:80")
 	n.logs.want(t, "error\taccess", `resolve host name \"gone.example.com\" of workload`, "no such host")
 }
+
+// TestSecondEndpointWhenTheApplicationDied: between an application's end and the
+// control plane's word of it, callers reach another endpoint, from this node by
+// the way inside the proxy and from elsewhere by tunnel.
+func TestSecondEndpointWhenTheApplicationDied(t *testing.T) {
+	w, a, b := twoPods(t)
+	near := w.addPod("near", "node-1") // nobody listens in it
+	far := w.addPod("far", "node-2")
+	host := map[string]*workload.PortList{"default/svc-b.default.svc.cluster.local": {Ports: []*workload.Port{{ServicePort: 80, TargetPort: 8080}}}}
+	w.setLocal(near, "node-1", func(m *workload.Workload) { m.Services = host })
+	m := w.workload(far, "node-2")
+	m.GetWorkload().Services = host
+	w.push(api.AddressType, m.GetWorkload().Uid, m)
+	w.setService(b, "10.96.0.1")
+	// A retry may meet the second dead one, so one connection may fail; after it
+	// both come last.
+	failed := 0
+	for range 60 {
+		if _, err := w.ask(a, "10.96.0.1:80"); err != nil {
+			failed++
+		}
+	}
+	if failed > 1 {
+		t.Errorf("%d of 60 connections failed, want at most one", failed)
+	}
+	for range 20 {
+		w.wantAnswer(a, "10.96.0.1:80", a.ip.String()+"\nhello")
+	}
+	if w.counter(a.node, "ambit_ztunnel_endpoint_retries_total") == 0 {
+		t.Error("no connection met a dead endpoint: nothing was tested")
+	}
+}

@@ -26,12 +26,13 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, erro
 	if err != nil {
 		return way{}, nowhere(err)
 	}
+	routed := plan // before reach takes the way inside the proxy, which another endpoint need not have
 	up, err := p.reach(ctx, c, &plan, r)
-	if err == nil || ctx.Err() != nil || !endpointFault(err) {
+	if err == nil || ctx.Err() != nil || !endpointFault(err, routed) {
 		return up, explain(err, plan)
 	}
 	p.cfg.Health.failed(p.cfg.Pod, plan.Hop, err)
-	other, ok := another(m, r, plan)
+	other, ok := another(m, r, routed)
 	if !ok {
 		return way{}, explain(err, plan)
 	}
@@ -39,7 +40,7 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, erro
 	describe(c.Record(), other, r.Dst)
 	up, err = p.reach(ctx, c, &other, r)
 	p.cfg.Health.retried(err)
-	if err != nil && ctx.Err() == nil && endpointFault(err) {
+	if err != nil && ctx.Err() == nil && endpointFault(err, other) {
 		p.cfg.Health.failed(p.cfg.Pod, other.Hop, err)
 	}
 	return up, explain(err, other)
@@ -117,17 +118,20 @@ func (e *ResolveError) Unwrap() error { return e.Err }
 
 // endpointFault reports whether an error is the endpoint's failure to be
 // reached, before anything was sent to its application. What a peer decided
-// (a status, a certificate that is not accepted) is an answer and is final, and
-// what failed on this side would fail again.
-func endpointFault(err error) bool {
+// (policy, a certificate that is not accepted) is an answer and is final, and
+// what failed on this side would fail again. That an application does not take
+// connections is its endpoint's fault: nothing has reached it.
+func endpointFault(err error, plan Plan) bool {
 	if err == nil {
 		return false
 	}
-	if _, ok := errors.AsType[*hbone.StatusError](err); ok {
-		return false
+	if s, ok := errors.AsType[*hbone.StatusError](err); ok {
+		// Between networks and behind a waypoint the answer need not be the endpoint's.
+		return s.Code == 503 && !plan.Waypoint && plan.Inner == nil
 	}
-	if _, ok := errors.AsType[*neighbourError](err); ok {
-		return false
+	if n, ok := errors.AsType[*neighbourError](err); ok {
+		_, denied := errors.AsType[*flow.DenyError](n.err)
+		return !denied && unreachable(n.err)
 	}
 	if _, ok := errors.AsType[*cert.UnavailableError](err); ok {
 		return false // waiting for the CA timed out, not the endpoint

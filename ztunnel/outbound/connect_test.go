@@ -76,7 +76,8 @@ func TestRetryOnAnotherEndpoint(t *testing.T) {
 		{"no answer to the request", at(hbone.StageConnect, os.ErrDeadlineExceeded), 1, false},
 		{"tunnel lost under the request", at(hbone.StageConnect, syscall.ECONNRESET), 1, false},
 		{"policy", &hbone.StatusError{Code: 401}, 1, false},
-		{"application", &hbone.StatusError{Code: 503}, 1, false},
+		{"application", &hbone.StatusError{Code: 503}, 2, true},
+		{"bad request", &hbone.StatusError{Code: 400}, 1, false},
 		{"our pod has gone", at(hbone.StageTCP, flow.ErrPodGone), 1, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

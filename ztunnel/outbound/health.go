@@ -35,7 +35,8 @@ type Health struct {
 
 // failure names who failed, and for whom. Silence may be a NetworkPolicy that
 // concerns one client, so it counts for that one only: no pod can talk an
-// endpoint down for others. A refused connection is the endpoint's own word.
+// endpoint down for others. A refused tunnel is the endpoint's own word; what its
+// application refuses may be a port that only this client asks for.
 type failure struct{ pod, uid string }
 
 // NewHealth returns a Health that knows of no failure.
@@ -72,7 +73,7 @@ func (h *Health) failed(pod string, w *mesh.Workload, err error) {
 		return
 	}
 	f := failure{pod, w.UID}
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	if _, app := errors.AsType[*neighbourError](err); !app && errors.Is(err, syscall.ECONNREFUSED) {
 		f.pod = ""
 	}
 	h.mu.Lock()

@@ -87,7 +87,8 @@ func TestWhoIsReachedInsideTheProxy(t *testing.T) {
 	}
 }
 
-// TestNeighboursAnswers: no way means a tunnel, an answer is final.
+// TestNeighboursAnswers: no way means a tunnel, an answer is final for this
+// endpoint, and only what its application refuses speaks for another one.
 func TestNeighboursAnswers(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -95,10 +96,11 @@ func TestNeighboursAnswers(t *testing.T) {
 		tunnels int
 		flag    flow.Flag
 		want    string
+		later   bool // it comes last for this pod's next connections
 	}{
-		{"no way", ErrNotLocal, 1, flow.FlagConnect, "tunnel"},
-		{"denied", &flow.DenyError{Reason: "policy x"}, 0, flow.FlagDeny, "denied by destination's policy: connection closed due to policy rejection: policy x"},
-		{"application refused", flow.DialFailed(true, syscall.ECONNREFUSED), 0, flow.FlagConnect, "connection refused"},
+		{"no way", ErrNotLocal, 1, flow.FlagConnect, "tunnel", false},
+		{"denied", &flow.DenyError{Reason: "policy x"}, 0, flow.FlagDeny, "denied by destination's policy: connection closed due to policy rejection: policy x", false},
+		{"application refused", flow.DialFailed(true, syscall.ECONNREFUSED), 0, flow.FlagConnect, "connection refused", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			snap, src := nearby()
@@ -117,8 +119,12 @@ func TestNeighboursAnswers(t *testing.T) {
 			if _, own := errors.AsType[*flow.DenyError](err); own {
 				t.Error("the neighbour's denial counts as our own as well")
 			}
-			if p.cfg.Health.avoid("pod") != nil {
-				t.Error("an answer counts as a failure of the endpoint")
+			skip := p.cfg.Health.avoid("pod")
+			if (skip != nil) != c.later {
+				t.Errorf("avoided later: %v", skip != nil)
+			}
+			if others := p.cfg.Health.avoid("another pod"); others != nil && others(snap.WorkloadByAddr("", netip.MustParseAddr("10.0.0.2"))) {
+				t.Error("one pod's connections to a closed port speak for others")
 			}
 		})
 	}
