@@ -2,10 +2,15 @@ package boot
 
 import (
 	"fmt"
+	"html"
+	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -38,6 +43,7 @@ func AdminMux(c AdminConfig) *http.ServeMux {
 			c.Shutdown()
 		})
 	}
+	mux.HandleFunc("GET /{$}", index(c))
 	for pattern, h := range c.Handlers {
 		mux.Handle(pattern, h)
 	}
@@ -47,9 +53,10 @@ func AdminMux(c AdminConfig) *http.ServeMux {
 }
 
 // serveHTTP answers /logging: GET shows the levels, POST or PUT with
-// ?level=SPEC sets them. `?level=reset` returns to the start's.
+// ?level=SPEC or ?SCOPE=LEVEL sets them. `?level=reset` and `?reset` return to
+// the start's.
 func (c *LevelControl) serveHTTP(w http.ResponseWriter, r *http.Request) {
-	spec := r.URL.Query().Get("level")
+	spec := levelSpec(r.URL.Query())
 	if spec == "" {
 		fmt.Fprintf(w, "current log level is %s\n", c)
 		return
@@ -63,6 +70,53 @@ func (c *LevelControl) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	fmt.Fprintf(w, "current log level is %s\n", c)
+}
+
+// levelSpec joins what a query asks for into one specification.
+func levelSpec(q url.Values) string {
+	var terms []string
+	for _, k := range slices.Sorted(maps.Keys(q)) {
+		for _, v := range q[k] {
+			switch {
+			case k == "level":
+				terms = append(terms, v)
+			case k == "reset":
+				terms = append([]string{"reset"}, terms...)
+			default:
+				terms = append(terms, k+"="+v)
+			}
+		}
+	}
+	return strings.Join(terms, ",")
+}
+
+// index lists the pages of a process for a browser.
+func index(c AdminConfig) http.HandlerFunc {
+	pages := []string{"/debug/pprof/"}
+	if c.Levels != nil {
+		pages = append(pages, "/logging")
+	}
+	for pattern := range c.Handlers {
+		if path, ok := strings.CutPrefix(pattern, "GET "); ok {
+			pages = append(pages, path)
+		}
+	}
+	slices.Sort(pages)
+	var b strings.Builder
+	b.WriteString("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>admin</title></head><body>\n<h1>admin</h1>\n<ul>\n")
+	for _, p := range pages {
+		fmt.Fprintf(&b, "<li><a href=\"%s\">%s</a></li>\n", html.EscapeString(p), html.EscapeString(p))
+	}
+	b.WriteString("</ul>\n<p>POST /logging?level=debug, ?level=scope:debug or ?reset sets log levels")
+	if c.Shutdown != nil {
+		b.WriteString("; POST /quitquitquit ends the process in order")
+	}
+	b.WriteString(".</p>\n</body></html>\n")
+	page := b.String()
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, page) // the browser has gone: nothing to do
+	}
 }
 
 func localOnly(next http.Handler) http.Handler {

@@ -94,6 +94,12 @@ func TestReadyNamesWhatIsPending(t *testing.T) {
 
 func TestAdmin(t *testing.T) {
 	_, levels := NewLogger(io.Discard, "text", "info")
+	levels.Rename(func(name string) string {
+		if strings.HasPrefix(name, "ztunnel::xds") {
+			return "xds"
+		}
+		return ""
+	})
 	stopped := 0
 	h := AdminMux(AdminConfig{
 		Levels: levels, Shutdown: func() { stopped++ },
@@ -110,7 +116,12 @@ func TestAdmin(t *testing.T) {
 		{"GET", "/logging", nil, 200, "level is info"},
 		{"GET", "/logging?level=debug", nil, 405, "use POST"},
 		{"POST", "/logging?level=debug,access:off", nil, 200, "level is debug,access=off"},
+		{"POST", "/logging?level=ztunnel::xds::client:trace,access:warn", nil, 200, "level is debug,access=warn,xds=trace"},
+		{"POST", "/logging?reset", nil, 200, "level is info"},
+		{"POST", "/logging?xds=debug&level=warn", nil, 200, "level is warn,xds=debug"},
+		{"GET", "/logging?reset", nil, 405, "use POST"},
 		{"POST", "/logging?level=loud", nil, 400, "unknown level"},
+		{"GET", "/", nil, 200, `<a href="/config_dump">`},
 		{"POST", "/logging?level=reset", nil, 200, "level is info"},
 		{"GET", "/config_dump", nil, 200, "{}"},
 		{"GET", "/config_dump", host("[::1]:15000"), 200, "{}"},

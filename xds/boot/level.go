@@ -25,6 +25,16 @@ type LevelControl struct {
 	fallback slog.Level                // guarded by mu
 	own      map[string]slog.Level     // guarded by mu; scopes with a level of their own
 	scopes   map[string]*slog.LevelVar // guarded by mu; every scope seen so far
+	rename   func(string) string       // guarded by mu; nil keeps names
+}
+
+// Rename lets operators call scopes by other names: f returns the scope that a
+// name means, or "" for one that means itself. Call it before Set is offered to
+// anybody.
+func (c *LevelControl) Rename(f func(string) string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rename = f
 }
 
 func newLevelControl() *LevelControl {
@@ -76,6 +86,11 @@ func (c *LevelControl) Set(spec string) error {
 			continue
 		}
 		name, text, scoped := cutScope(term)
+		if c.rename != nil && name != "" {
+			if own := c.rename(name); own != "" {
+				name = own
+			}
+		}
 		level, err := ParseLevel(text)
 		switch {
 		case err != nil:

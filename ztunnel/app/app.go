@@ -34,6 +34,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/xds/client"
+	"github.com/ambit-mesh/ambit/xds/store"
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
@@ -61,6 +62,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelCo
 			return err
 		}
 	}
+	levels.Rename(scopeOf)
 	a, err := newApp(cfg, log, reg)
 	if err != nil {
 		return err
@@ -77,6 +79,7 @@ type app struct {
 	pods  *inpod.Manager
 	gate  *gate
 
+	static  *store.View // what LOCAL_XDS described, nil if nothing
 	xdsTLS  func() (*tls.Config, error)
 	syncedc chan struct{} // closed when each type had its first answer
 }
@@ -108,14 +111,18 @@ func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority 
 		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled, NoPortReuse: !cfg.InpodPortReuse, Liveness: cfg.liveness(),
 		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,
 	})
-	reg.MustRegister(istioBuild())
+	reg.MustRegister(istioBuild(cfg.Metadata))
 	return a
 }
 
 // istioBuild is what dashboards made for the reference look for.
-func istioBuild() prometheus.Collector {
+func istioBuild(meta map[string]any) prometheus.Collector {
+	tag, ok := meta["ISTIO_VERSION"].(string) // ISTIO_META_ISTIO_VERSION
+	if !ok {
+		tag = boot.Version
+	}
 	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "istio_build", Help: "Istio component build info",
-		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": boot.Version}})
+		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": tag}})
 	g.Set(1)
 	return g
 }

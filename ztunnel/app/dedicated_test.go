@@ -2,6 +2,8 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +15,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/test/meshca"
@@ -70,19 +71,21 @@ services:
 - {name: empty, namespace: default, hostname: empty.default.svc.cluster.local, vips: [/127.10.0.2], ports: {80: 8080}}
 `
 
-func startDedicated(t *testing.T, text string) *process {
+// startDedicated is the whole process but for the certificate authority and the
+// way to trust the control plane.
+func startDedicated(t *testing.T, xdsTLS func() (*tls.Config, error), flags ...string) *process {
 	t.Helper()
 	w := &world{T: t, ca: meshca.New(t, "cluster.local")}
-	cfg, err := Parse([]string{"--proxy-mode=dedicated", "--proxy-workload-info=default/client/client", "--xds-address=", "--local-xds", text,
-		"--unstable-enable-socks5", "--istio-meta-dns-capture=false", "--admin-addr=127.0.0.1:0", "--stats-addr=127.0.0.1:0",
-		"--readiness-addr=127.0.0.1:0", "--connection-termination-deadline=1s", "--ipv6-enabled=false"}, nil, io.Discard)
+	cfg, err := Parse(append([]string{"--proxy-mode=dedicated", "--proxy-workload-info=default/client/client", "--unstable-enable-socks5", "--admin-addr=127.0.0.1:0", "--stats-addr=127.0.0.1:0",
+		"--readiness-addr=127.0.0.1:0", "--connection-termination-deadline=1s", "--ipv6-enabled=false", "--auth-token=a.b.c"}, flags...), []string{"ISTIO_META_ISTIO_VERSION=1.2.3"}, io.Discard)
 	w.check(err)
 	p := &process{t: t, logs: &logBuffer{c: make(chan struct{})}, donec: make(chan error, 1)}
 	log, levels := boot.NewLogger(p.logs, "text", "debug")
 	w.check(cfg.degrade(log, probe))
-	reg := prometheus.NewRegistry()
+	reg := boot.NewRegistry("ztunnel")
+	levels.Rename(scopeOf)
 	a := assemble(cfg, log, reg, w)
-	a.ca = nopCloser{}
+	a.ca, a.xdsTLS = nopCloser{}, xdsTLS
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	go func() { p.donec <- a.run(ctx, levels, reg) }()
@@ -117,7 +120,7 @@ func TestDedicatedProxyOfAnOrdinaryUser(t *testing.T) {
 	served := make(chan struct{})
 	go func() { defer close(served); _ = srv.Serve(web) }()
 	defer func() { _ = srv.Close(); <-served }()
-	p := startDedicated(t, oneHost)
+	p := startDedicated(t, nil, "--xds-address=", "--local-xds", oneHost, "--istio-meta-dns-capture=false")
 	for _, want := range []string{"sockets are not marked", "applications see this proxy's address"} {
 		p.logs.want(t, "warn", want)
 	}
@@ -168,8 +171,13 @@ func TestDedicatedProxyOfAnOrdinaryUser(t *testing.T) {
 		_ = c.Close()
 	}
 	_, body := get(t, p.admin+"/config_dump")
-	if !strings.Contains(body, `"dedicated": {`) || !strings.Contains(body, `"state": "Up"`) {
-		t.Errorf("config dump: %s", body)
+	var dump struct {
+		StaticConfig  map[string][]any
+		WorkloadState map[string]struct{ State string }
+	}
+	if err := json.Unmarshal([]byte(body), &dump); err != nil || dump.WorkloadState["dedicated"].State != "Up" ||
+		len(dump.StaticConfig["workloads"]) != 1 || len(dump.StaticConfig["policies"]) != 1 || len(dump.StaticConfig["services"]) != 2 {
+		t.Errorf("config dump: %v\n%s", err, body)
 	}
 	p.stop()
 	if err := <-p.donec; err != nil {

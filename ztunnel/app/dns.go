@@ -40,7 +40,14 @@ func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *in
 		return
 	}
 	track := dns.NewConntrack(p.NS)
+	originalDst, datagramDst := pn.originalDst, track.UDP
+	var search []string
+	if n.cfg.Mode == dedicated {
+		conf := readResolvConf("/etc/resolv.conf")
+		originalDst, datagramDst, search = conf.stream(originalDst), conf.datagram(datagramDst), conf.search
+	}
 	s := dns.NewServer(dns.Config{
+		Search:   search,
 		Resolver: n.dns.names, Namespace: p.Namespace, Network: n.cfg.Network,
 		Mesh:  func() *mesh.Snapshot { return n.store.View().Mesh },
 		Known: func() *mesh.Workload { return n.lookup(p) }, Self: n.self(p),
@@ -48,7 +55,7 @@ func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *in
 			d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: int(n.cfg.PacketMark)})}
 			return pn.connect(ctx, d, network, server.String())
 		},
-		OriginalDst: pn.originalDst, DatagramDst: track.UDP, Account: account,
+		OriginalDst: originalDst, DatagramDst: datagramDst, Account: account,
 		Metrics: n.dns.metrics, Logger: boot.Scoped(n.log, "dns").With("src.workload", p.Name, "src.namespace", p.Namespace),
 	})
 	h.DNSPacket = func(ctx context.Context, c *net.UDPConn) { s.ServePacket(ctx, c) }

@@ -209,8 +209,47 @@ func (a *app) dump() dump {
 	for p := range v.Policies.All() {
 		d.Policies = append(d.Policies, policyDump(p))
 	}
+	d.StagedServices = staged(v)
+	if a.static != nil {
+		d.StaticConfig = staticDump(a.static)
+	}
 	for _, s := range a.node.certs.Status() {
 		d.Certificates = append(d.Certificates, certificateDump(s))
+	}
+	return d
+}
+
+// staged are endpoints of services that are not known (yet), by service and
+// workload.
+func staged(v *store.View) map[string]any {
+	out := map[string]any{}
+	for w := range v.Mesh.AllWorkloads() {
+		for h, ports := range w.Services {
+			if v.Mesh.Service(h) != nil {
+				continue
+			}
+			of, ok := out[h.String()].(map[string]dumpEndpoint)
+			if !ok {
+				of = map[string]dumpEndpoint{}
+				out[h.String()] = of
+			}
+			of[w.UID] = dumpEndpoint{WorkloadUID: w.UID, Port: portsDump(ports), Status: health(w)}
+		}
+	}
+	return out
+}
+
+// staticDump is what LOCAL_XDS described.
+func staticDump(v *store.View) dumpStatic {
+	d := dumpStatic{[]dumpWorkload{}, []dumpPolicy{}, []dumpService{}}
+	for w := range v.Mesh.AllWorkloads() {
+		d.Workloads = append(d.Workloads, workloadDump(w))
+	}
+	for s := range v.Mesh.AllServices() {
+		d.Services = append(d.Services, serviceDump(v, s))
+	}
+	for p := range v.Policies.All() {
+		d.Policies = append(d.Policies, policyDump(p))
 	}
 	return d
 }

@@ -59,6 +59,7 @@ func (a *app) loadLocal() error {
 		}
 	}
 	v := a.node.store.View()
+	a.static = v
 	a.log.Info("mesh described by a file", "file", from, "workloads", v.Mesh.Workloads(), "services", v.Mesh.Services(), "policies", v.Policies.Len())
 	return nil
 }

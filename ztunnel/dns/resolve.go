@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -45,13 +46,26 @@ func NewResolver(c ResolverConfig) *Resolver {
 type Client struct {
 	Namespace, Network string
 	search             [3]string // as in a pod's resolv.conf
+	more               []string  // as in this host's
+}
+
+// Searching is c with further search domains, for a client whose resolv.conf is
+// known: that of the host that this process serves.
+func (c Client) Searching(domains []string) Client {
+	c.more = nil
+	for _, d := range domains {
+		if d = strings.ToLower(strings.Trim(d, ".")); d != "" && !slices.Contains(c.search[:], d) {
+			c.more = append(c.more, d)
+		}
+	}
+	return c
 }
 
 // Client describes a pod: what it sees depends on its namespace and network.
 // Its search list is the one Kubernetes writes; another one in its resolv.conf
 // only costs queries, since nobody can read it from here.
 func (r *Resolver) Client(namespace, network string) Client {
-	return Client{namespace, network, [3]string{namespace + r.dotSvc, r.svc, r.domain}}
+	return Client{Namespace: namespace, Network: network, search: [3]string{namespace + r.dotSvc, r.svc, r.domain}}
 }
 
 // answer is what the mesh says to a question. Its slices are reused.
@@ -124,19 +138,30 @@ func (l *lookup) find(name []byte, labels int) (hit, bool) {
 		return h, true
 	}
 	for _, search := range l.c.search {
-		n := len(name) - len(search) - 1
-		if n <= 0 || name[n] != '.' || string(name[n+1:]) != search {
-			continue
+		if h, ok := l.without(name, search); ok {
+			return h, true
 		}
-		stripped := name[:n]
-		if h, ok := l.complete(stripped, 1+bytes.Count(stripped, dot)); ok {
-			if !h.wildcard() {
-				h.cname = stripped
-			}
+	}
+	for _, search := range l.c.more {
+		if h, ok := l.without(name, search); ok {
 			return h, true
 		}
 	}
 	return hit{}, false
+}
+
+// without looks up a name to which the client's resolver added a search domain.
+func (l *lookup) without(name []byte, search string) (hit, bool) {
+	n := len(name) - len(search) - 1
+	if n <= 0 || name[n] != '.' || string(name[n+1:]) != search {
+		return hit{}, false
+	}
+	stripped := name[:n]
+	h, ok := l.complete(stripped, 1+bytes.Count(stripped, dot))
+	if ok && !h.wildcard() {
+		h.cname = stripped
+	}
+	return h, ok
 }
 
 var dot = []byte{'.'}

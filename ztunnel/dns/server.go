@@ -49,6 +49,8 @@ type Config struct {
 	Self  func(context.Context) (*mesh.Workload, error)
 	// Dial opens the pod's sockets.
 	Dial Dial
+	// Search are further search domains of the client, if they are known.
+	Search []string
 	// OriginalDst of a redirected connection, DatagramDst of a redirected
 	// datagram that came from client to local.
 	OriginalDst func(net.Conn) (netip.AddrPort, error)
@@ -71,7 +73,7 @@ type Server struct {
 
 // NewServer returns a server without sockets.
 func NewServer(cfg Config) *Server {
-	s := &Server{cfg: cfg, client: cfg.Resolver.Client(cfg.Namespace, cfg.Network), ttl: defaultTTL, log: cfg.Logger}
+	s := &Server{cfg: cfg, client: cfg.Resolver.Client(cfg.Namespace, cfg.Network).Searching(cfg.Search), ttl: defaultTTL, log: cfg.Logger}
 	if cfg.TTL > 0 {
 		s.ttl = uint32(min(cfg.TTL/time.Second, 1<<31-1)) // RFC 2181 §8
 	}
