@@ -6,6 +6,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/ambit-mesh/ambit/xds/ca"
 )
 
 func TestCommandLine(t *testing.T) {
@@ -18,7 +20,11 @@ func TestCommandLine(t *testing.T) {
 	defer sick.Close()
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
-	state := t.TempDir()
+	state, authority := t.TempDir(), t.TempDir()
+	if _, err := ca.Open(ca.Config{TrustDomain: "cluster.local", StateDir: authority}); err != nil {
+		t.Fatal(err)
+	}
+	at := " --state-dir " + authority
 	tests := []struct {
 		args           string
 		code           int
@@ -41,6 +47,29 @@ func TestCommandLine(t *testing.T) {
 		{"token --state-dir " + state + " --pod p", 2, "", "go together"},
 		{"token --state-dir " + state + " --ttl -1s", 1, "", "not positive"},
 		{"token --state-dir " + state + " --node n --pod p --uid u", 0, "eyJ", ""},
+		{"ca", 2, "ambitd ca rotate", ""},
+		{"ca -h", 0, "revoke-key", ""},
+		{"ca fly", 2, "", "unknown command"},
+		{"ca rotate", 2, "", "give --state-dir"},
+		{"ca rotate --cert x" + at, 2, "", "not defined: -cert"},
+		{"ca status -o xml" + at, 2, "", "one of text, json"},
+		{"ca status --state-dir " + state, 1, "", "no CA in"},
+		{"ca status" + at, 0, "steady", ""},
+		{"ca promote" + at, 1, "", "begin with `ambitd ca rotate`"},
+		{"ca rotate" + at, 0, "ambitd ca promote", ""},
+		{"ca status -o json" + at, 0, `"phase": "added"`, ""},
+		{"ca promote" + at, 1, "", "may not have the new root yet"},
+		{"ca promote --force" + at, 0, "ambitd ca retire", ""},
+		{"ca retire" + at, 1, "", "--force to cut what uses it"},
+		{"ca retire --force" + at, 0, "steady", ""},
+		{"ca abandon" + at, 1, "", "no root was added"},
+		{"ca revoke" + at, 2, "", "give --cert or --serial"},
+		{"ca revoke --serial ten" + at, 2, "", "begins with 0x"},
+		{"ca revoke --serial 0x10" + at, 0, "CRL_PATH", ""},
+		{"ca status" + at, 0, "revoked", ""},
+		{"ca restore" + at, 2, "", "give --key"},
+		{"ca revoke-key" + at, 1, "", "say --force if the key has leaked"},
+		{"ca revoke-key --force" + at, 0, "no longer trusted", ""},
 		{"status --addr " + srv.URL, 0, "problems", ""},
 		{"status -o json --addr " + srv.URL, 0, `"problems":[]`, ""},
 		{"status --addr " + sick.URL, 1, "a.yaml:3 Pod x/y", ""},
