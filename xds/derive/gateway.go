@@ -79,7 +79,7 @@ type waypoint struct {
 	from     crd.FromNamespaces
 	selector *metav1.LabelSelector // of FromSelector
 	tunnel   *workload.ApplicationTunnel
-	isClass  bool // a waypoint or a way into a network by its class: has no waypoint itself
+	isPart   bool // acts as a waypoint, or leads into a network: has no waypoint itself
 	network  string
 	// Of what leads into a network: itself, the service that names it when it has
 	// a hostname only, and how others refer to it.
@@ -93,7 +93,7 @@ func (w *waypoint) equal(o *waypoint) bool {
 		return w == o
 	}
 	return proto.Equal(w.address, o.address) && w.why == o.why && w.serves == o.serves && w.from == o.from &&
-		reflect.DeepEqual(w.selector, o.selector) && proto.Equal(w.tunnel, o.tunnel) && w.isClass == o.isClass
+		reflect.DeepEqual(w.selector, o.selector) && proto.Equal(w.tunnel, o.tunnel) && w.isPart == o.isPart
 }
 
 // chooses counts 1 for a waypoint that admits namespaces by their labels.
@@ -245,7 +245,7 @@ func (e *Engine) resolveGateway(k nn) (*waypoint, notes) {
 	class := e.gw.classes[g.Spec.GatewayClassName]
 	w := &waypoint{
 		serves: servesOf(g, class, &n), tunnel: tunnelOf(g, class, &n),
-		network: g.Labels[networkLabel], isClass: isInfrastructure(g, class),
+		network: g.Labels[networkLabel], isPart: isInfrastructure(g, class),
 	}
 	l := boundListener(g, w.tunnel)
 	w.from = crd.FromSame
@@ -255,6 +255,7 @@ func (e *Engine) resolveGateway(k nn) (*waypoint, notes) {
 			w.selector = l.AllowedRoutes.Namespaces.Selector
 		}
 	}
+	w.isPart = w.isPart || w.tunnel != nil || hboneListener(g) != nil
 	w.address, w.why = e.gatewayAddress(k, g)
 	if isWayInto(g) {
 		e.wayInto(k, g, w, &n)
@@ -427,7 +428,7 @@ func (e *Engine) gatewayConditions(k nn, w *waypoint, n notes) []Condition {
 		return nil
 	}
 	class := g.Spec.GatewayClassName
-	forUs := w.isClass || w.tunnel != nil || hboneListener(g) != nil || g.Labels[waypointForLabel] != ""
+	forUs := w.isPart || w.tunnel != nil || hboneListener(g) != nil || g.Labels[waypointForLabel] != ""
 	if !forUs && class != classIngress && len(n) == 0 {
 		return nil // somebody else's
 	}
@@ -442,7 +443,7 @@ func (e *Engine) gatewayConditions(k nn, w *waypoint, n notes) []Condition {
 		}
 	}
 	reason := ReasonUnsupported
-	if len(n) == 0 && w.isClass && !isWayInto(g) && w.address == nil {
+	if len(n) == 0 && w.isPart && !isWayInto(g) && w.address == nil {
 		reason = ReasonWaypointNotReady
 		n.add("it is not ready: %s; nothing is bound to it", w.why)
 	}

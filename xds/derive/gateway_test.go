@@ -172,3 +172,34 @@ func TestOwnNetworkIsNotElsewhere(t *testing.T) {
 		t.Errorf("the service may be served by %v", s.SubjectAltNames)
 	}
 }
+
+// Whatever acts as a waypoint must not be sent through itself by a label of its
+// namespace, whoever made its class.
+func TestWaypointsHaveNoWaypoint(t *testing.T) {
+	sandwiched := testWaypoint("n", "wp", 15008)
+	g := sandwiched.Value.(*crd.Gateway)
+	g.Spec.GatewayClassName, g.Spec.Listeners[0].Protocol = "vendor", protocolPROXY
+	g.Annotations = map[string]string{inboundBindingAnnotation: "PROXY"}
+	terminates := testWaypoint("n", "wp", 15008)
+	terminates.Value.(*crd.Gateway).Spec.GatewayClassName = "vendor"
+	for name, gateway := range map[string]*dir.Object{"sandwiched": sandwiched, "terminates HBONE": terminates, "of Istio's class": testWaypoint("n", "wp", 15008)} {
+		gateway.Value.(*crd.Gateway).Labels = map[string]string{waypointForLabel: trafficAll}
+		e := New(Config{})
+		e.Apply(dir.Change{Upserts: []*dir.Object{
+			labelled(object("Namespace", "", "n", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "n"}}), useWaypointLabel, "wp"),
+			testService("n", "wp", "wp", 1), labelled(testPod("n", "wp-1", "node", "wp", "wp", 1), gatewayNameLabel, "wp"),
+			testPod("n", "other", "node", "sa", "other", 2),
+		}})
+		e.Apply(dir.Change{Upserts: []*dir.Object{gateway}})
+		m := snapshot(t, e)
+		if w := m.Service(mesh.Hostname{Namespace: "n", Name: "wp.n.svc.cluster.local"}).Waypoint; w != nil {
+			t.Errorf("%s: its service goes to %v", name, w.Host)
+		}
+		if w := m.Workload("Kubernetes//Pod/n/wp-1").Waypoint; w != nil {
+			t.Errorf("%s: its pod goes to %v", name, w.Host)
+		}
+		if m.Workload("Kubernetes//Pod/n/other").Waypoint == nil {
+			t.Errorf("%s: another pod has no waypoint", name)
+		}
+	}
+}

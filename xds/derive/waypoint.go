@@ -170,12 +170,12 @@ func (e *Engine) isGatewayPart(b bound) bool {
 		return true
 	}
 	if b.kind == "Service" {
-		if w := e.gw.points[b.nn]; w != nil && w.isClass {
+		if w := e.gw.points[b.nn]; w != nil && w.isPart {
 			return true
 		}
 	}
 	w := e.gw.points[nn{b.ns, b.meta.Labels[gatewayNameLabel]}]
-	return w != nil && w.isClass
+	return w != nil && w.isPart
 }
 
 // canary is the second waypoint of a weighted shift, nil for none.
