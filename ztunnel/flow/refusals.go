@@ -114,11 +114,11 @@ func (r *refusals) add(c *Conn, o outcome, now time.Time) (lines []sum) {
 	}
 	g.count++
 	g.last = now
-	g.example = example{c.trace, c.rec.SrcAddr, c.rec.DstAddr, c.rec.srcIdentity(), clip(o.err.Error(), maxError)}
 	switch {
 	case !logged:
+		g.example = exampleOf(c, o)
 	case g.held == 0 && (g.logged.IsZero() || now.Sub(g.logged) >= r.interval):
-		g.logged = now
+		g.logged, g.example = now, exampleOf(c, o)
 		lines = append(lines, sum{c, o, 1, c.moved()})
 	default:
 		g.held++
@@ -130,8 +130,15 @@ func (r *refusals) add(c *Conn, o outcome, now time.Time) (lines []sum) {
 	return lines
 }
 
+// exampleOf shows one connection of a group: the latest that has a line in the
+// log, where there is one, so that its trace id is found there.
+func exampleOf(c *Conn, o outcome) example {
+	return example{c.trace, c.rec.SrcAddr, c.rec.DstAddr, c.rec.srcIdentity(), clip(o.err.Error(), maxError)}
+}
+
 // take is the line for what was held back.
 func (g *group) take(now time.Time) sum {
+	g.example = exampleOf(g.latest, g.how)
 	s := sum{g.latest, g.how, g.held, g.moved}
 	g.held, g.moved, g.latest, g.how, g.logged = 0, moved{}, nil, outcome{}, now
 	return s
