@@ -34,7 +34,10 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	}
 	defer l.kill()
 	s.check(true, "the lab is up: ambitd, 2 x ambit-node, 2 x ztunnel, all ready")
-	for _, chapter := range []func(){s.plain, s.enrol, s.encrypted, s.bookinfo, s.strict, s.authorize, s.revoke, s.rotate, s.survive, s.metrics, s.leave} {
+	for _, chapter := range []func(){
+		s.plain, s.enrol, s.encrypted, s.bookinfo, s.names, s.failover, s.strict, s.authorize, s.refusals, s.revoke, s.rotate, s.roots, s.survive, s.fair,
+		s.metrics, s.leave,
+	} {
 		if ctx.Err() != nil {
 			break
 		}

@@ -19,6 +19,7 @@ const usage = `Usage: ambit-sample ROLE [flags]
   echo          HTTP (8080 or $PORT), gRPC 7070, TCP 9000, server-first TCP 9001, UDP 9002
   tcp-echo      PORTS PREFIX: TCP echo as istio's sample
   call          URL: client for http://, grpc://, tcp:// (--greeting), udp://
+  lookup        NAME: addresses, from the pod's DNS
   load          HOST:PORT: closed loop of requests to a TCP echo server; rate and latency as JSON
   soak          HOST:PORT...: random bytes to TCP echo servers, every one compared; fails if one is wrong
   hold          HOST:PORT: many idle connections to a TCP echo server
@@ -40,7 +41,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	roles := map[string]func(context.Context, []string, io.Writer) error{
 		"echo": echo, "tcp-echo": tcpEcho, "call": call, "sniff": sniff,
-		"load": load, "hold": hold, "soak": soak, "attack": attack,
+		"lookup": lookup, "load": load, "hold": hold, "soak": soak, "attack": attack,
 		"pause":       func(ctx context.Context, _ []string, _ io.Writer) error { <-ctx.Done(); return nil },
 		"productpage": bookinfo(productpage), "details": bookinfo(details), "ratings": bookinfo(ratings), "reviews": bookinfo(reviews),
 		"version": func(_ context.Context, args []string, w io.Writer) error {

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ambitdState is where the lab's control plane keeps its certificates.
+const ambitdState = "/run/ambit-lab/mesh/ambitd"
+
+const webYAML = `apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: None, selector: {app: web}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: web}
+spec:
+  serviceName: web
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {name: web, image: ambit-sample, command: [ambit-sample, echo]}
+`
+
+const vendorYAML = `apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: vendor}
+spec:
+  hosts: [api.vendor.example]
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  workloadSelector: {labels: {app: web}}
+`
+
+// dig asks the client's resolver and returns the answers, one per word.
+func (s *story) dig(args ...string) []string {
+	return strings.Fields(s.run(append([]string{"exec", "client", "--", "ambit-sample", "lookup"}, args...)...).out)
+}
+
+func (s *story) names() {
+	s.chapter("Names: the node's proxy answers DNS for the mesh")
+	s.apply(webYAML, "a StatefulSet web with two pods, a headless Service web, a Service shop")
+	s.apply(vendorYAML, "ServiceEntry vendor: api.vendor.example, which no DNS server knows and which has no address")
+	s.must("wait", "--timeout", "30s")
+	var pods []string
+	ok := s.until(15*time.Second, func() (bool, string) {
+		pods = strings.Fields(s.quiet("exec", "client", "--", "ambit-sample", "lookup", "web").out)
+		return len(pods) >= 2, ""
+	})
+	s.check(ok, "the headless Service has the addresses of its pods: %s", strings.Join(pods, " "))
+	one := s.dig("web-1.web")
+	s.check(len(one) >= 1 && len(one) < len(pods), "and each pod of a StatefulSet its own name: web-1.web is %s", strings.Join(one, " "))
+	vip := s.dig("api.vendor.example")
+	s.check(len(vip) > 0 && (strings.HasPrefix(vip[0], "240.240.") || strings.HasPrefix(vip[len(vip)-1], "240.240.")), "the ServiceEntry was given an address of its own: %s", strings.Join(vip, " "))
+	got := s.run("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://api.vendor.example/")
+	s.check(got.out == "200", "and a call to it is served: status %s", got.out)
+}
+
+func (s *story) failover() {
+	s.chapter("An endpoint dies, and its callers do not notice")
+	calls := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "5", "http://shop/[1-1000000]")
+	defer calls.stop()
+	served := func(n int) bool {
+		return s.until(20*time.Second, func() (bool, string) { return calls.lines() >= n, "" })
+	}
+	served(20)
+	for range 3 {
+		s.must("kill", "web-1", "-s", "KILL")
+		served(calls.lines() + 30)
+		s.until(10*time.Second, func() (bool, string) { return s.quiet("exec", "web-1", "--", "true").code == 0, "" })
+	}
+	calls.stop()
+	codes := strings.Split(calls.text(), "\n")
+	codes = codes[:len(codes)-1] // the last call is the one that our interrupt ended
+	good := 0
+	for _, code := range codes {
+		if code == "200" {
+			good++
+		}
+	}
+	// A call that the process had begun to answer when it was killed is lost with it, with any mesh.
+	s.check(good >= len(codes)-3, "%d calls while web-1 was killed three times: %d answered; what had not been sent went to the other endpoint", len(codes), good)
+}
+
+func (s *story) refusals() {
+	s.chapter("From \"connection reset\" to the cause")
+	s.line("$ ambit-lab exec node-1 -- curl 'localhost:15000/refusals?format=text'      (the client's side)")
+	out := s.quiet("exec", "node-1", "--", "curl", "-sS", "http://127.0.0.1:15000/refusals?format=text").out
+	trace, count := "", 0
+	for line := range strings.Lines(out) {
+		if w := strings.Fields(line); len(w) > 8 && w[3] == "default/stranger" {
+			s.line("   %s", short(strings.TrimSpace(line)))
+			count, _ = strconv.Atoi(w[0]) // a table of ours
+			trace = w[7]
+		}
+	}
+	s.check(trace != "", "the refusals of stranger are there, %d of them in one line", count)
+	line := ""
+	s.until(5*time.Second, func() (bool, string) {
+		line = s.newLine(0, "ztunnel@node-2", trace)
+		return line != "", "the other side's line with the same trace id: " + field(line, "error")
+	})
+	s.check(trace != "" && line != "", "and the destination's log says under the same trace id which rule it was")
+}
+
+func (s *story) roots() {
+	s.chapter("Another root certificate, while everything runs")
+	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "5", "http://echo/[1-1000000]")
+	defer load.stop()
+	ca := func(verb string, more ...string) result {
+		return s.quiet(append([]string{"exec", "node-1", "--", "ambitd", "ca", verb, "--state-dir", ambitdState}, more...)...)
+	}
+	told := func(r result) string { return short(strings.Join(strings.Fields(r.out+r.err), " ")) }
+	s.line("$ ambitd ca rotate")
+	r := ca("rotate")
+	s.check(r.code == 0, "%s", told(r))
+	both := s.until(20*time.Second, func() (bool, string) { return s.rootsOf("node-1") == 2 && s.rootsOf("node-2") == 2, "" })
+	s.check(both, "both nodes trust two roots now")
+	s.line("$ ambitd ca promote --force      (the lab cannot wait a day for proxies that do not follow at once)")
+	r = ca("promote", "--force")
+	s.check(r.code == 0, "%s", told(r))
+	first := s.serial("node-1", "client")
+	s.until(30*time.Second, func() (bool, string) {
+		return s.serial("node-1", "client") != first && s.serial("node-2", "echo") != "", ""
+	})
+	s.line("$ ambitd ca retire --force")
+	r = ca("retire", "--force")
+	s.check(r.code == 0, "%s", told(r))
+	one := s.until(20*time.Second, func() (bool, string) { return s.rootsOf("node-1") == 1 && s.rootsOf("node-2") == 1, "" })
+	s.check(one && s.works("client"), "only the new root is trusted, and calls go on")
+	load.stop()
+	codes := strings.Split(load.text(), "\n")
+	codes = codes[:len(codes)-1]
+	failed := 0
+	for _, code := range codes {
+		if code != "200" {
+			failed++
+		}
+	}
+	s.check(failed == 0 && len(codes) > 0, "%d calls were made meanwhile; %d failed", len(codes), failed)
+}
+
+// rootsOf counts the roots that a node trusts.
+func (s *story) rootsOf(node string) int {
+	var dump struct {
+		Certificates []struct {
+			RootCerts []struct {
+				SerialNumber string `json:"serialNumber"`
+			} `json:"rootCerts"`
+		} `json:"certificates"`
+	}
+	out := s.quiet("exec", node, "--", "curl", "-sS", "http://127.0.0.1:15000/config_dump").out
+	if json.Unmarshal([]byte(out), &dump) != nil || len(dump.Certificates) == 0 {
+		return 0
+	}
+	return len(dump.Certificates[0].RootCerts)
+}
+
+func (s *story) fair() {
+	s.chapter("A noisy neighbour: one pod attacks, the others work")
+	rate := func() (rate float64, p99 time.Duration, errs int) {
+		var r struct {
+			Rate   float64
+			P99us  float64
+			Errors int
+		}
+		out := s.quiet("exec", "client", "--", "ambit-sample", "load", "--conns", "4", "--for", "2s", "echo:9000").out
+		_ = json.Unmarshal([]byte(out), &r) // nothing read fails the check
+		return r.Rate, time.Duration(r.P99us) * time.Microsecond, r.Errors
+	}
+	beside := func(what string, args ...string) bool {
+		b := s.background(append([]string{"exec", "web-0", "--", "ambit-sample"}, args...)...)
+		defer b.stop()
+		s.until(time.Second, func() (bool, string) { return false, "" })
+		n, p99, errs := rate()
+		s.line("   %-46s %6.0f requests/s, p99 %s, %d errors", what, n, p99.Round(100*time.Microsecond), errs)
+		return n > 0 && errs == 0
+	}
+	ok := beside("beside 200 connections that behave:", "load", "--conns", "200", "--size", "65536", "--for", "6s", "echo:9000")
+	ok = beside("beside 200 that never read their answers:", "attack", "--n", "200", "stalled", "echo:9000") && ok
+	ok = beside("beside a storm of new connections:", "attack", "--n", "64", "connects", "echo:9000") && ok
+	s.check(ok, "no request of the client failed; rates are for the eye: this machine is shared by all of them")
+}
