@@ -220,3 +220,15 @@ func TestRootsAreReadForEachConnection(t *testing.T) {
 		}
 	}
 }
+
+// A proxy of one workload has that workload's token: it stands in for nobody,
+// and says so by leaving the metadata out.
+func TestDirectRequestsImpersonateNobody(t *testing.T) {
+	s := newCAServer(t, "ca.test")
+	_ = sign(t, s.client(CAConfig{Direct: true}), "a") // this server knows impersonation only, and refuses
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.asks) != 1 || s.asks[0].GetMetadata() != nil || s.asks[0].GetCsr() == "" {
+		t.Errorf("asked %v", s.asks)
+	}
+}
