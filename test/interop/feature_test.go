@@ -4,6 +4,7 @@ package interop
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,12 +13,12 @@ import (
 // TestFeatures is about what needs objects of its own: names that only the mesh
 // knows, waypoints behind a proxy, revocation.
 func TestFeatures(t *testing.T) {
-	const crl = "/run/ambit-lab/mesh/crl.pem"
+	const crl = "/run/ambit-lab/mesh/ambitd/ca-crl.pem" // ambitd writes it with the first revocation
 	l := up(t, "--env", "CRL_PATH="+crl)
 	world(t, l)
 	entries(t, l)
 	sandwiched(t, l)
-	revoked(t, l, crl)
+	revoked(t, l)
 }
 
 const entriesYAML = `---
@@ -142,19 +143,36 @@ func sandwiched(t *testing.T, l *lab) {
 }
 
 // revoked puts certificates on the list: live connections end, new ones fail.
-func revoked(t *testing.T, l *lab, path string) {
+func revoked(t *testing.T, l *lab) {
 	held := map[string]*background{}
 	for _, r := range routes {
 		held[r.name] = l.begin(t, r.client(), "hold", l.address(t, r.server(), 4))
 	}
+	before := map[string]string{}
 	for _, n := range []string{"node-1", "node-2"} {
-		l.must(t, "exec", "control", "--", bin+"/ambitd", "ca", "revoke", "--state-dir", "/run/ambit-lab/mesh/ambitd", "--serial", l.serial(t, n, "client"))
+		before[n] = l.serial(t, n, "client")
+		l.must(t, "exec", "control", "--", bin+"/ambitd", "ca", "revoke", "--state-dir", "/run/ambit-lab/mesh/ambitd", "--serial", before[n])
 	}
-	l.must(t, "exec", "control", "--", "sh", "-c", "cp /run/ambit-lab/mesh/ambitd/crl.pem "+path+".new && mv "+path+".new "+path)
-	each(t, "a revoked client is cut", func(t *testing.T, r route) string {
+	each(t, "CRL: a revoked client's live connection is cut", func(t *testing.T, r route) string {
 		if b := held[r.name]; !b.ended(20 * time.Second) {
 			t.Errorf("still open: %s", b.text())
 		}
+		return ""
+	})
+	each(t, "CRL: that certificate is not let in again, others are", func(t *testing.T, r route) string {
+		defer l.call(t, "stranger-"+r.from, "echo", r.server())
+		if slices.Contains(ourNodes, r.from) { // ours notices that its own is on the list
+			until(t, 30*time.Second, "another certificate", func() (bool, string) {
+				now := l.serial(t, r.from, "client")
+				res := l.traffic(r.client(), "echo", l.address(t, r.server(), 4))
+				return now != before[r.from] && res.code == 0, now + " " + res.err
+			})
+			return "back with another certificate"
+		}
+		until(t, patience, "refused", func() (bool, string) {
+			res := l.traffic(r.client(), "echo", l.address(t, r.server(), 4))
+			return res.code != 0, "let in"
+		})
 		return ""
 	})
 }
