@@ -124,7 +124,10 @@ func (s *story) roots() {
 	ca := func(verb string, more ...string) result {
 		return s.quiet(append([]string{"exec", "node-1", "--", "ambitd", "ca", verb, "--state-dir", ambitdState}, more...)...)
 	}
-	told := func(r result) string { return short(strings.Join(strings.Fields(r.out+r.err), " ")) }
+	told := func(r result) string { // the first line says what was done
+		line, _, _ := strings.Cut(strings.TrimSpace(r.out+r.err), "\n")
+		return short(strings.Join(strings.Fields(line), " "))
+	}
 	s.line("$ ambitd ca rotate")
 	r := ca("rotate")
 	s.check(r.code == 0, "%s", told(r))
@@ -154,20 +157,10 @@ func (s *story) roots() {
 	s.check(failed == 0 && len(codes) > 0, "%d calls were made meanwhile; %d failed", len(codes), failed)
 }
 
-// rootsOf counts the roots that a node trusts.
+// rootsOf counts the roots that a node trusts now.
 func (s *story) rootsOf(node string) int {
-	var dump struct {
-		Certificates []struct {
-			RootCerts []struct {
-				SerialNumber string `json:"serialNumber"`
-			} `json:"rootCerts"`
-		} `json:"certificates"`
-	}
-	out := s.quiet("exec", node, "--", "curl", "-sS", "http://127.0.0.1:15000/config_dump").out
-	if json.Unmarshal([]byte(out), &dump) != nil || len(dump.Certificates) == 0 {
-		return 0
-	}
-	return len(dump.Certificates[0].RootCerts)
+	out := s.quiet("exec", node, "--", "curl", "-sS", "http://127.0.0.1:15020/metrics").out
+	return strings.Count(out, "\nambit_ztunnel_root_expiry_seconds{")
 }
 
 func (s *story) fair() {
