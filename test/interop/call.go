@@ -26,7 +26,8 @@ import (
 // Verb is the test binary's first argument when it moves bytes in a pod.
 const Verb = "traffic"
 
-// Main is the program in the pods: `traffic serve` or `traffic CASE HOST`. It
+// Main is the program in the pods: `traffic serve`, `traffic CASE HOST`, or a
+// relay, `traffic forward|gateway LISTEN TARGET`. It
 // returns the exit code; what was seen is on standard output.
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -39,6 +40,9 @@ func Main(args []string) int {
 	}
 	if args[0] == "serve" {
 		return told("", serve(ctx))
+	}
+	if (args[0] == "forward" || args[0] == "gateway") && fs.NArg() == 2 {
+		return told("", forward(ctx, fs.Arg(0), fs.Arg(1), args[0] == "gateway"))
 	}
 	if args[0] == "probe" {
 		return told(probe(fs.Args(), *d))

@@ -292,41 +292,86 @@ func (s *server) setReady(on bool) error {
 	return nil
 }
 
-// tunnelled reads a PROXY protocol header, version 2, and answers with what it
-// says: source, destination and, from TLV 0xD0, the client's identity.
+// proxied is what a PROXY protocol header says.
+type proxied struct {
+	command  byte
+	src      netip.Addr
+	dst      netip.AddrPort
+	identity string // of TLV 0xD0
+}
+
+// readProxied reads a header of version 2.
 // https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt
-func tunnelled(c *net.TCPConn) error {
+func readProxied(r io.Reader) (p proxied, err error) {
 	var head [16]byte
-	if _, err := io.ReadFull(c, head[:]); err != nil {
-		return err
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return p, err
 	}
 	if string(head[:12]) != "\r\n\r\n\x00\r\nQUIT\n" {
-		_, err := fmt.Fprintf(c, "no PROXY header: %q\n", head)
-		return err
+		return p, fmt.Errorf("no PROXY header: %q", head)
 	}
 	rest := make([]byte, binary.BigEndian.Uint16(head[14:]))
-	if _, err := io.ReadFull(c, rest); err != nil {
-		return err
+	if _, err := io.ReadFull(r, rest); err != nil {
+		return p, err
 	}
 	size := map[byte]int{0x11: 4, 0x21: 16}[head[13]]
 	if size == 0 || len(rest) < 2*size+4 {
-		_, err := fmt.Fprintf(c, "family %#x, %d bytes\n", head[13], len(rest))
-		return err
+		return p, fmt.Errorf("PROXY header of family %#x with %d bytes", head[13], len(rest))
 	}
-	src, _ := netip.AddrFromSlice(rest[:size]) // of a length that fits
+	p.command = head[12]
+	p.src, _ = netip.AddrFromSlice(rest[:size]) // of a length that fits
 	dst, _ := netip.AddrFromSlice(rest[size : 2*size])
-	port := binary.BigEndian.Uint16(rest[2*size+2:])
-	identity := ""
+	p.dst = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(rest[2*size+2:]))
 	for tlv := rest[2*size+4:]; len(tlv) >= 3; {
 		n := int(binary.BigEndian.Uint16(tlv[1:]))
 		if len(tlv) < 3+n {
-			break
+			return p, errors.New("TLV longer than its header")
 		}
 		if tlv[0] == 0xD0 {
-			identity = string(tlv[3 : 3+n])
+			p.identity = string(tlv[3 : 3+n])
 		}
 		tlv = tlv[3+n:]
 	}
-	_, err := fmt.Fprintf(c, "command=%#x src=%s dst=%s identity=%s from=%s\n", head[12], src, netip.AddrPortFrom(dst, port), identity, c.RemoteAddr())
+	return p, nil
+}
+
+// tunnelled answers with what the header says.
+func tunnelled(c *net.TCPConn) error {
+	p, err := readProxied(c)
+	if err != nil {
+		_, werr := fmt.Fprintln(c, err)
+		return errors.Join(err, werr)
+	}
+	_, err = fmt.Fprintf(c, "command=%#x src=%s dst=%s identity=%s from=%s\n", p.command, p.src, p.dst, p.identity, c.RemoteAddr())
 	return err
+}
+
+// forward passes connections on to another address, byte by byte; a gateway first
+// takes the PROXY header off. What is left is the inner tunnel, which it cannot
+// read.
+func forward(ctx context.Context, listen, target string, gateway bool) error {
+	ln, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { _ = ln.Close() })
+	return acceptLoop(ln, func(c *net.TCPConn) error {
+		if gateway {
+			if _, err := readProxied(c); err != nil {
+				return err
+			}
+		}
+		up, err := net.Dial("tcp", target)
+		if err != nil {
+			return err
+		}
+		defer up.Close()
+		errc := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(up, c)
+			errc <- errors.Join(err, up.(*net.TCPConn).CloseWrite())
+		}()
+		_, err = io.Copy(c, up)
+		return errors.Join(err, c.CloseWrite(), <-errc)
+	})
 }

@@ -115,6 +115,21 @@ spec:
 `, name, name, app, name, node, self, Verb)
 }
 
+// programYAML is a pod that runs this program with arguments.
+func programYAML(ns, name, node, labels string, args ...string) string {
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: %s, labels: {name: %s%s}}
+spec:
+  serviceAccountName: %s
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {kubernetes.io/hostname: %s}
+  containers:
+  - {name: c, image: ambit-sample, command: ["%s", %s, "%s"]}
+`, name, ns, name, labels, map[bool]string{true: "default", false: "server"}[ns == "outside"], node, self, Verb, strings.Join(args, `", "`))
+}
+
 func clientYAML(ns, name, node, sa string) string {
 	return fmt.Sprintf(`---
 apiVersion: v1
