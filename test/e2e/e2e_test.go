@@ -58,7 +58,13 @@ type result struct {
 
 func (l *lab) try(stdin string, args ...string) result {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Minute)
+	return l.tryFor(2*time.Minute, stdin, args...)
+}
+
+// tryFor is try for commands that take long by themselves.
+func (l *lab) tryFor(limit time.Duration, stdin string, args ...string) result {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(l.t.Context(), limit)
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "ambit-lab"), append([]string{"--name", l.name}, args...)...)

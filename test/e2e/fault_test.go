@@ -85,7 +85,7 @@ func (l *lab) soak(d time.Duration, args ...string) <-chan answered {
 	c := make(chan answered, 1)
 	go func() {
 		var a answered
-		a.r = l.try("", append([]string{"exec", "client", "--", "ambit-sample", "soak", "-for", d.String()}, args...)...)
+		a.r = l.tryFor(d+2*time.Minute, "", append([]string{"exec", "client", "--", "ambit-sample", "soak", "-for", d.String()}, args...)...)
 		_ = json.Unmarshal([]byte(a.r.out), &a.s) // a failure shows in complete connections
 		c <- a
 	}()
@@ -101,7 +101,7 @@ func TestProcessesKilledAtRandom(t *testing.T) {
 	const marker = "ambit-soak-marker"
 	sniffed := make(chan result, 1)
 	go func() {
-		sniffed <- l.try("", "exec", "node-1", "--", "ambit-sample", "sniff", "eth0", marker, (d + 2*time.Second).String())
+		sniffed <- l.tryFor(d+time.Minute, "", "exec", "node-1", "--", "ambit-sample", "sniff", "eth0", marker, (d + 2*time.Second).String())
 	}()
 	done := l.soak(d, "--conns", "8", "--max", "262144", "--marker", marker, l.ip("far")+":9000", l.ip("near")+":9000")
 
