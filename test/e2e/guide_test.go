@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // block is a script of the guide and what it must print.
@@ -51,6 +53,14 @@ func blocks(t *testing.T, path string) []block {
 
 // The guide's commands do what the guide says.
 func TestGuide(t *testing.T) {
+	for _, tool := range []string{"bash", "dig", "ss", "curl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			if netlab.Required() {
+				t.Fatalf("the guide needs %s: apt-get install dnsutils iproute2 curl", tool)
+			}
+			t.Skipf("the guide needs %s: apt-get install dnsutils iproute2 curl", tool)
+		}
+	}
 	l := up(t) // says whether labs are to be had here
 	l.must("down")
 	dir := t.TempDir()
