@@ -9,7 +9,7 @@ import (
 )
 
 // claims are the pages that name the tests behind what they say.
-var claims = []string{".github/SECURITY.md", "deploy/GUIDE.md"}
+var claims = []string{".github/SECURITY.md", "deploy/GUIDE.md", "test/features.md"}
 
 var named = regexp.MustCompile("`([a-z0-9_/-]+)\\.((?:Test|Fuzz|Benchmark)[A-Za-z0-9_]+)`")
 
