@@ -71,7 +71,7 @@ func (a *AppDialer) Dial(ctx context.Context, src netip.Addr, dst netip.AddrPort
 
 func (a *AppDialer) dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration) (net.Conn, error) {
 	d := &net.Dialer{Timeout: limit, KeepAlive: -1}
-	opts := sockopt.Options{Mark: a.Mark}
+	opts := sockopt.Options{Mark: a.Mark, Buffers: sockopt.AppBuffer}
 	if src.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(src)
 		// ReuseAddr: a port is free again for other destinations, and beside

@@ -261,7 +261,7 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 		port    string
 		account *ledger.Account
 		serve   Handler
-	}{{"15001", h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}, {socksPort, h.Account, h.SOCKS}} { // hbone counts its own
+	}{{outboundPort, h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}, {socksPort, h.Account, h.SOCKS}} { // hbone counts its own
 		if l.serve == nil {
 			continue
 		}

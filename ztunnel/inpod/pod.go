@@ -45,8 +45,11 @@ type Handlers struct {
 // ErrNoShare is why a connection is reset as soon as it is accepted.
 var ErrNoShare = errors.New("the pod has used up its share of the node's connections")
 
-// socksPort is the reference's. It is nobody's but the pod's own processes'.
-const socksPort = "15080"
+const (
+	outboundPort = "15001"
+	// socksPort is the reference's. It is nobody's but the pod's own processes'.
+	socksPort = "15080"
+)
 
 // pod is one served pod.
 type pod struct {
@@ -73,9 +76,13 @@ func newPod(info handoff.Pod, h Handlers, liveness sockopt.Liveness, log *slog.L
 // listener's own traffic is not to be captured; transparency lets 15006 answer
 // from addresses that are not the pod's.
 func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
+	opts := sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}
+	if port == outboundPort || port == socksPort {
+		opts.Buffers = sockopt.AppBuffer // the pod's own processes connect to these; to the others, the network
+	}
 	lc := &net.ListenConfig{
 		KeepAlive: -1, // set on the accepted socket, with the mesh's values
-		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}),
+		Control:   sockopt.ControlFor(opts),
 	}
 	if port == socksPort {
 		return ns.Listen(ctx, lc, "tcp4", "127.0.0.1:"+port)

@@ -32,6 +32,12 @@ const (
 	KeepaliveCount    = 9
 )
 
+// AppBuffer is what either buffer of a socket to a local application is given. Left alone, the kernel grows both to
+// many MiB (tcp_rmem, tcp_wmem in tcp(7)) while the application keeps up, and what it holds when the application stops
+// comes out of tcp_mem, which the whole node shares: a thousand streams that nobody reads were enough to make the kernel
+// drop other pods' packets. The way is short, so that this much is far more than is ever under way.
+const AppBuffer = 256 << 10
+
 // Options are set on a socket before it is bound or connected. The zero value sets nothing.
 type Options struct {
 	Mark        int  // SO_MARK, socket(7)
@@ -42,6 +48,7 @@ type Options struct {
 	Freebind              bool // IP_FREEBIND or IPV6_FREEBIND, ip(7)
 	ReusePort             bool // SO_REUSEPORT, socket(7)
 	ReuseAddr             bool // SO_REUSEADDR, socket(7)
+	Buffers               int  // SO_RCVBUF and SO_SNDBUF, socket(7); what a listener accepts has them too
 }
 
 // ControlFor returns a function for net.Dialer.Control or net.ListenConfig.Control that applies o.
@@ -83,7 +90,17 @@ func (o Options) apply(fd int, v6 bool) error {
 			return err
 		}
 	}
+	if o.Buffers != 0 {
+		return SetBuffers(fd, o.Buffers)
+	}
 	return nil
+}
+
+// SetBuffers bounds both buffers of a socket, which ends their growth. The kernel doubles the value for its own needs.
+func SetBuffers(fd, size int) error {
+	return errors.Join(
+		os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)),
+		os.NewSyscallError("setsockopt SO_SNDBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size)))
 }
 
 // SetMark sets SO_MARK (socket(7)); it needs CAP_NET_ADMIN or, since Linux 5.17, CAP_NET_RAW.
