@@ -94,6 +94,28 @@ func TestServiceEntryRules(t *testing.T) {
 				s.Endpoints = append(s.Endpoints, s.Endpoints[0])
 			}
 		}, "spec.endpoints: 2001 endpoints have 200100 ports"},
+		{"too many addresses", func(s *ServiceEntrySpec) {
+			for i := range maxAddresses + 1 {
+				s.Addresses = append(s.Addresses, fmt.Sprintf("10.0.%d.%d", i>>8, i&255))
+			}
+		}, "spec.addresses: 1001 addresses"},
+		{"hosts times addresses", func(s *ServiceEntrySpec) {
+			for i := range 99 {
+				s.Hosts = append(s.Hosts, fmt.Sprintf("h%d.com", i))
+			}
+			for i := range maxAddresses {
+				s.Addresses = append(s.Addresses, fmt.Sprintf("10.0.%d.%d", i>>8, i&255))
+			}
+		}, "spec.addresses: 100 hosts have 100000 addresses"},
+		{"hosts times names", func(s *ServiceEntrySpec) {
+			for i := range 99 {
+				s.Hosts = append(s.Hosts, fmt.Sprintf("h%d.com", i))
+			}
+			for i := range maxHostValues/100 + 1 {
+				s.SubjectAltNames = append(s.SubjectAltNames, fmt.Sprintf("spiffe://a/ns/b/sa/c%d", i))
+			}
+		}, "spec.subjectAltNames: 100 hosts have 20100 names"},
+		{"network", func(s *ServiceEntrySpec) { s.Endpoints[0].Network = "a/2" }, `spec.endpoints[0].network: "a/2" is not`},
 		{"round robin", func(s *ServiceEntrySpec) {
 			s.Resolution, s.Endpoints = ResolutionRoundRobin, []*WorkloadEntrySpec{{Address: "a.com"}, {Address: "b.com"}}
 		}, "spec.endpoints: 2 endpoints"},
@@ -144,6 +166,7 @@ func TestWorkloadEntryRules(t *testing.T) {
 		{"label", WorkloadEntrySpec{Address: "10.0.0.1", Labels: map[string]string{"a/b/c": "d"}}, `spec.labels[a/b/c]: "a/b/c" is not`},
 		{"label value", WorkloadEntrySpec{Address: "10.0.0.1", Labels: map[string]string{"a": "b c"}}, `spec.labels[a]: "b c" is not`},
 		{"locality", WorkloadEntrySpec{Address: "10.0.0.1", Locality: "a/b/c/d"}, `spec.locality: "a/b/c/d" is not`},
+		{"network", WorkloadEntrySpec{Address: "10.0.0.1", Network: "a b"}, `spec.network: "a b" is not`},
 		{"account", WorkloadEntrySpec{Address: "10.0.0.1", ServiceAccount: "spiffe://a/ns/b/sa/c"}, `spec.serviceAccount: "spiffe://a/ns/b/sa/c" is not`},
 	}
 	for _, tt := range tests {

@@ -16,10 +16,12 @@ import (
 // are arbitrary, far above what people write and below what an object of the
 // largest size could hold.
 const (
-	maxHosts     = 1000
-	maxEndpoints = 10_000
-	maxHostPorts = 2000    // hosts times ports
-	maxServed    = 200_000 // hosts times ports times endpoints
+	maxHosts      = 1000
+	maxEndpoints  = 10_000
+	maxAddresses  = 1000
+	maxHostPorts  = 2000    // hosts times ports
+	maxHostValues = 20_000  // hosts times addresses, or times names of certificates
+	maxServed     = 200_000 // hosts times ports times endpoints
 )
 
 // Validate implements Validator.
@@ -31,6 +33,12 @@ func (e *ServiceEntry) Validate() []Fault {
 	fs.entryAddresses("spec.addresses", s)
 	fs.exportTo("spec.exportTo", s.ExportTo)
 	fs.distinct("spec.subjectAltNames", s.SubjectAltNames)
+	if len(s.Addresses) > maxAddresses {
+		fs.add("spec.addresses", "use ranges, or several objects", "%d addresses, at most %d are allowed", len(s.Addresses), maxAddresses)
+	} else {
+		fs.eachHost("spec.addresses", s, len(s.Addresses), "addresses")
+	}
+	fs.eachHost("spec.subjectAltNames", s, len(s.SubjectAltNames), "names")
 	if len(s.Endpoints) > 0 && s.WorkloadSelector != nil {
 		fs.add("spec.workloadSelector", "keep one of them", "endpoints and workloadSelector exclude each other")
 	}
@@ -59,6 +67,13 @@ func (e *ServiceEntry) Validate() []Fault {
 		fs.add("spec.endpoints", "use WorkloadEntries and a workloadSelector", "%d endpoints, at most %d are allowed", len(s.Endpoints), maxEndpoints)
 	}
 	return fs
+}
+
+// eachHost bounds what every host repeats.
+func (fs *faults) eachHost(path string, s *ServiceEntrySpec, n int, what string) {
+	if all := len(s.Hosts) * n; len(s.Hosts) <= maxHosts && all > maxHostValues {
+		fs.add(path, "use several objects", "%d hosts have %d %s together, at most %d are allowed", len(s.Hosts), all, what, maxHostValues)
+	}
 }
 
 func portNames(ports []*EntryPort) string {
@@ -302,6 +317,9 @@ func (fs *faults) workloadFields(path string, w *WorkloadEntrySpec) {
 		}
 	}
 	fs.labels(path+".labels", w.Labels)
+	if len(validation.IsValidLabelValue(w.Network)) > 0 { // it is one of a Gateway's, too
+		fs.add(path+".network", "use letters, digits, '-', '_' and '.'", "%q is not the name of a network", w.Network)
+	}
 	if w.ServiceAccount != "" && len(validation.IsDNS1123Subdomain(w.ServiceAccount)) > 0 {
 		fs.add(path+".serviceAccount", "name an account of this namespace", "%q is not a service account", w.ServiceAccount)
 	}
