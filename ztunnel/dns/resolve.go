@@ -22,6 +22,7 @@ type Resolver struct {
 	domain    string // "cluster.local"
 	svc       string // "svc.cluster.local"
 	dotSvc    string // ".svc.cluster.local"
+	dotDomain string // ".cluster.local"
 	preferred string
 	ipv6      bool
 }
@@ -39,7 +40,7 @@ func NewResolver(c ResolverConfig) *Resolver {
 	if d == "" {
 		d = DefaultDomain
 	}
-	return &Resolver{domain: d, svc: "svc." + d, dotSvc: ".svc." + d, preferred: c.Preferred, ipv6: !c.NoIPv6}
+	return &Resolver{domain: d, svc: "svc." + d, dotSvc: ".svc." + d, dotDomain: "." + d, preferred: c.Preferred, ipv6: !c.NoIPv6}
 }
 
 // Client is who asks.
@@ -76,6 +77,7 @@ type answer struct {
 	addrs   []netip.Addr
 	targets []target
 	scratch [3 * maxName]byte
+	owner   [maxName]byte
 }
 
 // target is one SRV record.
@@ -212,7 +214,8 @@ func (l *lookup) exactOrWild(name []byte, end string) (hit, bool) {
 	if end != "" {
 		full = append(append(full, '.'), end...)
 	}
-	if h, ok := l.exact(full); ok {
+	o := l.ownerOf(full)
+	if h, ok := l.exact(full, o); ok {
 		return h, true
 	}
 	for i := 1; i < len(full); i++ {
@@ -220,19 +223,57 @@ func (l *lookup) exactOrWild(name []byte, end string) (hit, bool) {
 			continue
 		}
 		full[i-1] = '*' // what is before the dot is not needed again
-		if svc := l.choose(l.s.ServicesByHostname(view(full[i-1:]))); svc != nil {
+		if svc := l.choose(l.s.ServicesByHostname(view(full[i-1:])), o); svc != nil {
 			return hit{svc: svc}, true
 		}
 	}
 	return hit{}, false
 }
 
+// owner is who may give a name under the cluster's domain a meaning for others.
+// Anybody may write a ServiceEntry, and a client's search domains turn every name
+// it asks for into one under its own namespace first: without owners
+// "*.cluster.local", or "web.shop.svc.cluster.local.bank.svc.cluster.local",
+// would take other namespaces' services away from their clients.
+type owner struct {
+	domain bool   // the name is under the cluster's domain
+	svc    bool   // and there among the services
+	ns     string // of which namespace; empty: of none
+}
+
+// ownerOf reads the namespace of "name.namespace.svc.cluster.local" and of
+// "pod.name.namespace.svc.cluster.local". What has more labels is no name of
+// Kubernetes. The namespace is a copy, good until the next call.
+func (l *lookup) ownerOf(name []byte) owner {
+	o := owner{domain: strings.HasSuffix(view(name), l.dotDomain)}
+	var rest string
+	if rest, o.svc = strings.CutSuffix(view(name), l.dotSvc); !o.svc {
+		return o
+	}
+	if i := strings.LastIndexByte(rest, '.'); i >= 0 && strings.Count(rest[:i], ".") <= 1 {
+		o.ns = view(append(l.a.owner[:0], rest[i+1:]...))
+	}
+	return o
+}
+
+// mayAnswer reports whether a service may give a name with such an owner a
+// meaning. In its own namespace a client gets what that declares.
+func (l *lookup) mayAnswer(s *mesh.Service, o owner) bool {
+	switch {
+	case !o.domain || s.Namespace == l.c.Namespace:
+		return true
+	case o.svc:
+		return s.Namespace == o.ns && strings.HasSuffix(s.Host.Name, l.dotSvc)
+	}
+	return s.Host.Name[0] != '*'
+}
+
 // view is b as a string while b does not change. Lookups keep no key.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-func (l *lookup) exact(name []byte) (hit, bool) {
+func (l *lookup) exact(name []byte, o owner) (hit, bool) {
 	cluster := strings.HasSuffix(view(name), l.dotSvc)
-	if svc := l.choose(l.s.ServicesByHostname(view(name))); svc != nil {
+	if svc := l.choose(l.s.ServicesByHostname(view(name)), o); svc != nil {
 		return hit{svc: svc, cluster: cluster}, true
 	}
 	i := bytes.IndexByte(name, '.')
@@ -244,7 +285,7 @@ func (l *lookup) exact(name []byte) (hit, bool) {
 	if len(pods) == 0 && (len(parents) == 0 || !cluster) {
 		return hit{}, false
 	}
-	parent := l.choose(parents)
+	parent := l.choose(parents, o)
 	switch {
 	case parent == nil && len(parents) > 0:
 		return hit{}, false // of a service that this client must not see
@@ -291,11 +332,11 @@ func headless(s *mesh.Service) bool { return len(s.VIPs) == 0 && len(s.CIDRs) ==
 // choose picks among the services of one host name: those that have an answer
 // and that the client may see; its own namespace's, a canonical one, the
 // preferred namespace's, the first seen.
-func (l *lookup) choose(list []*mesh.Service) *mesh.Service {
+func (l *lookup) choose(list []*mesh.Service, o owner) *mesh.Service {
 	var best *mesh.Service
 	bestRank := -1
 	for _, s := range list {
-		if len(s.VIPs) == 0 && !strings.HasSuffix(s.Host.Name, l.dotSvc) || !s.VisibleTo(l.c.Namespace) {
+		if len(s.VIPs) == 0 && !strings.HasSuffix(s.Host.Name, l.dotSvc) || !s.VisibleTo(l.c.Namespace) || !l.mayAnswer(s, o) {
 			continue
 		}
 		rank := 0
