@@ -5,9 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -65,15 +63,7 @@ func newOnDemand(t *testing.T) *onDemand {
 	return o
 }
 
-func (o *onDemand) has(key string) bool {
-	m := o.store.View().Mesh
-	network, rest, _ := strings.Cut(key, "/")
-	if a, err := netip.ParseAddr(rest); err == nil {
-		return m.WorkloadByAddr(network, a) != nil || m.ServiceByVIP(network, a, "") != nil
-	}
-	h, err := mesh.ParseHostname(key)
-	return m.Workload(key) != nil || err == nil && m.Service(h) != nil
-}
+func (o *onDemand) has(name string) bool { return o.store.View().Mesh.Has(name) }
 
 func (o *onDemand) listen(addr string) {
 	o.Helper()

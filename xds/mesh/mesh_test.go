@@ -208,6 +208,25 @@ func TestServiceByVIP(t *testing.T) {
 	}
 }
 
+// Whoever asks the control plane for names must not take a range, or what only
+// others see, for an answer about an address.
+func TestHas(t *testing.T) {
+	private := svc("a/private", "1.1.1.1")
+	private.Visibility = workload.Service_NAMESPACE
+	s := snapshot(pod("a", "p", "n", "10.0.0.1"), private, svc("a/wide", "10.0.0.0/8", "fd00::/8"))
+	for name, want := range map[string]bool{
+		"/10.0.0.1": true, "/::ffff:10.0.0.1": true, "/1.1.1.1": true, "a/wide": true, s.WorkloadByAddr("", ip("10.0.0.1")).UID: true,
+		"/10.0.0.2": false, "/fd00::1": false, "n/1.1.1.1": false, "b/wide": false, "x": false, "": false,
+	} {
+		if got := s.Has(name); got != want {
+			t.Errorf("%q: %v", name, got)
+		}
+	}
+	if (*Snapshot)(nil).Has("/10.0.0.1") {
+		t.Error("nothing has something")
+	}
+}
+
 func TestEndpointsBeforeTheirService(t *testing.T) {
 	w := serves(pod("a", "p", "n", "10.0.0.1"), "a/x", Port{Service: 80, Target: 8080})
 	s := snapshot(w)

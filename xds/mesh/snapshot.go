@@ -14,6 +14,7 @@ package mesh
 import (
 	"iter"
 	"net/netip"
+	"strings"
 
 	"github.com/ambit-mesh/ambit/xds/hamt"
 )
@@ -105,6 +106,30 @@ func (s *Snapshot) WorkloadByAddr(network string, a netip.Addr) *Workload {
 		return nil
 	}
 	return list[0]
+}
+
+// Has reports whether there is what a name means: a workload's uid,
+// network/address or namespace/hostname, whoever sees the service. A range that
+// holds the address does not say what the address is.
+func (s *Snapshot) Has(name string) bool {
+	s = s.orEmpty()
+	if s.Workload(name) != nil {
+		return true
+	}
+	first, rest, ok := strings.Cut(name, "/")
+	if !ok {
+		return false
+	}
+	a, err := netip.ParseAddr(rest)
+	if err != nil {
+		return s.Service(Hostname{first, rest}) != nil
+	}
+	k := NetAddr{first, a.Unmap()}
+	_, ok = s.addrs.Get(k)
+	if !ok {
+		_, ok = s.vips.Get(k)
+	}
+	return ok
 }
 
 // LocalWorkload returns the workload of a pod on a node.
