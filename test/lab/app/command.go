@@ -399,7 +399,10 @@ func (c *call) signal(ctx context.Context, sig syscall.Signal, wait bool) (int, 
 	if c.app.mesh != nil {
 		if comp, ok := c.app.mesh.Component(c.Args[0]); ok {
 			if !wait {
-				return 0, comp.Signal(sig)
+				if err := comp.Signal(sig); err != nil {
+					return 1, fmt.Errorf("signal %s: %w (it starts again by itself)", comp.Name, err)
+				}
+				return 0, nil
 			}
 			if err := comp.Restart(ctx, sig); err != nil {
 				return 1, err
