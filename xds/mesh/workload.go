@@ -126,7 +126,7 @@ func (w *Workload) indexedByAddr() bool { return w.NetworkMode != workload.Netwo
 // betterAt reports whether w rather than o is meant by an address that both
 // have: a pod, then one that speaks HBONE.
 func (w *Workload) betterAt(o *Workload) bool {
-	if a, b := w.isPod(), o.isPod(); a != b {
+	if a, b := w.IsPod(), o.IsPod(); a != b {
 		return a
 	}
 	if a, b := w.Tunnel == workload.TunnelProtocol_HBONE, o.Tunnel == workload.TunnelProtocol_HBONE; a != b {
@@ -135,7 +135,8 @@ func (w *Workload) betterAt(o *Workload) bool {
 	return w.UID < o.UID
 }
 
-func (w *Workload) isPod() bool { return strings.Contains(w.UID, "//Pod/") }
+// IsPod reports whether w is a pod and not what somebody wrote down as a workload.
+func (w *Workload) IsPod() bool { return w != nil && strings.Contains(w.UID, "//Pod/") }
 
 // Service is a set of addresses and ports that a client may connect to. It is
 // immutable.

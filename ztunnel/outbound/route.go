@@ -128,6 +128,9 @@ func Route(m *mesh.Snapshot, r Request) (Plan, error) {
 	}
 	byAddr := m.WorkloadByAddr(r.Src.Network, dst.Addr())
 	svc := m.ServiceByVIP(r.Src.Network, dst.Addr(), r.Src.Namespace)
+	if svc != nil && byAddr.IsPod() && svc.Namespace != r.Src.Namespace && svc.Namespace != byAddr.Namespace {
+		svc = nil // not the reference's: a ServiceEntry would take the pod's connections in the whole mesh
+	}
 	// An address that is a workload's is no service's for waypoints, but it is
 	// for load balancing: the reference's order, kept to the letter.
 	if byAddr == nil && svc != nil {
