@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -141,15 +140,19 @@ func (m *Manager) DelPod(uid string) error {
 
 // SnapshotDone drains the pods that the agent did not name.
 func (m *Manager) SnapshotDone(known []string) {
+	named := make(map[string]bool, len(known))
+	for _, uid := range known {
+		named[uid] = true
+	}
 	m.mu.Lock()
 	var gone []string
 	for uid := range m.pods {
-		if !slices.Contains(known, uid) {
+		if !named[uid] {
 			gone = append(gone, uid)
 		}
 	}
 	for uid := range m.pending {
-		if !slices.Contains(known, uid) {
+		if !named[uid] {
 			delete(m.pending, uid)
 		}
 	}
@@ -261,7 +264,7 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 		port    string
 		account *ledger.Account
 		serve   Handler
-	}{{outboundPort, h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}, {socksPort, h.Account, h.SOCKS}} { // hbone counts its own
+	}{{"15001", h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}, {socksPort, h.Account, h.SOCKS}} { // hbone counts its own
 		if l.serve == nil {
 			continue
 		}

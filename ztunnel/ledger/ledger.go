@@ -110,6 +110,13 @@ func (l *Ledger) Pod(key string) *Account {
 	return a
 }
 
+// Accounts is the number of open accounts.
+func (l *Ledger) Accounts() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.pods)
+}
+
 // Close gives the account back. What it still holds stays counted until released.
 func (a *Account) Close() {
 	if a == nil {
