@@ -89,6 +89,55 @@ func TestLife(t *testing.T) {
 	controlPlane(t, l)
 	drains(t, l)
 	deaths(t, l)
+	rollouts(t, l)
+}
+
+// rollouts replaces our proxy beside the running one. The other proxy's readiness
+// port is fixed, so two of it do not fit the one namespace of a lab's node.
+func rollouts(t *testing.T, l *lab) {
+	each(t, "rolling update of our proxy at the server: no call fails", func(t *testing.T, r route) string {
+		b := l.begin(t, r.client(), "load", "-n", "0", r.server())
+		l.must(t, "restart", "ztunnel@"+r.to, "--rolling")
+		time.Sleep(7 * time.Second) // the old one's streams have five
+		if s := b.load(t); s.Failed > 0 || s.Calls < 20 {
+			t.Errorf("%+v", s)
+		}
+		return ""
+	}, "ours→ours", "theirs→ours")
+	each(t, "rolling update of our proxy at the client: no call fails", func(t *testing.T, r route) string {
+		b := l.begin(t, r.client(), "load", "-n", "0", r.server())
+		l.must(t, "restart", "ztunnel@"+r.from, "--rolling")
+		time.Sleep(7 * time.Second)
+		if s := b.load(t); s.Failed > 0 || s.Calls < 20 {
+			t.Errorf("%+v", s)
+		}
+		return ""
+	}, "ours→ours", "ours→theirs")
+	each(t, "a pod that ends in order: no call of its Service fails", func(t *testing.T, r route) string {
+		name, yaml := "pair-"+r.to, ""
+		for _, n := range []string{r.to, "node-4"} {
+			yaml += serverYAML("pair-"+r.to+"-"+n, n, "pair-"+r.to)
+		}
+		if r.to == "node-4" {
+			yaml += serverYAML("pair-"+r.to+"-node-1", "node-1", "pair-"+r.to)
+		}
+		l.apply(t, yaml+strings.Replace(serviceOf(name, ""), "{app: server}", "{app: pair-"+r.to+"}", 1))
+		l.must(t, "wait", "--timeout", "30s")
+		until(t, patience, "both answer", func() (bool, string) {
+			res := l.traffic(r.client(), "who", "-n", "50", name)
+			return strings.Contains(res.out, name+"-"+r.to) && strings.Count(res.out, `":`) >= 2, res.out + res.err
+		})
+		b := l.begin(t, r.client(), "load", "-n", "0", name)
+		l.must(t, "delete", "pod", name+"-"+r.to)
+		time.Sleep(2 * time.Second)
+		s := b.load(t)
+		l.remove(yaml)
+		l.must(t, "delete", "service", name)
+		if s.Calls < 20 || s.Failed > 0 {
+			t.Errorf("%+v", s)
+		}
+		return ""
+	})
 }
 
 // pods come and go on every node while others are called.

@@ -71,9 +71,14 @@ func serve(ctx context.Context) error {
 	case err := <-errc:
 		return err
 	case <-ctx.Done():
+		time.Sleep(leaving)
 		return nil
 	}
 }
+
+// leaving is how long a server that was told to end goes on, as servers should:
+// callers learn of its end only afterwards.
+const leaving = time.Second
 
 func acceptLoop(ln net.Listener, handle func(*net.TCPConn) error) error {
 	for {

@@ -105,7 +105,7 @@ spec:
   serviceAccountName: server
   hostname: %s
   subdomain: all
-  terminationGracePeriodSeconds: 1
+  terminationGracePeriodSeconds: 3
   nodeSelector: {kubernetes.io/hostname: %s}
   containers:
   - name: c
