@@ -241,6 +241,9 @@ func TestIncrementsAgreeWithOneStep(t *testing.T) {
 				spec.ExportTo = [][]string{nil, {"."}, {"~"}}[rnd.IntN(3)]
 				spec.Resolution = crd.Resolution(pick("STATIC", "STATIC", "DNS", "NONE", "DYNAMIC_DNS"))
 				spec.Addresses = [][]string{nil, nil, {"240.240.0.0/17"}, {"2001:2::/49", "172.16.0.1"}}[rnd.IntN(4)]
+				if theirs := e.entries.vips.addrs(nn{"n", "a.example.com"}); len(theirs) > 0 && rnd.IntN(4) == 0 {
+					spec.Addresses = []string{theirs[rnd.IntN(len(theirs))].String()}
+				}
 				return se
 			case 15, 16:
 				w := testWorkloadEntry(ns, pick("w1", "w2"), pick("a", "b"), rnd.IntN(3))

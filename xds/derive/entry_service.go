@@ -184,9 +184,7 @@ func (e *Engine) judgeAddress(j *judgement, se *crd.ServiceEntry, host string) {
 		why = "a wildcard gets no address: name one in spec.addresses"
 	case !wantsVIP(se, host):
 		why = fmt.Sprintf("label %s is false: name one in spec.addresses", autoAllocateLabel)
-	case n == 0:
-		why = fmt.Sprintf("none is free in %s and %s", vipRange4, vipRange6)
-	case n == 1:
+	case n < 2: // 70,000 hosts, or as many addresses declared
 		j.add(ReasonNoAddress, "host %s: it has an address of one family only, none is free in the other range", host)
 		return
 	default:

@@ -15,11 +15,12 @@ import (
 //
 // The engine remembers nothing from one process to the next, so an address is a
 // function of the objects alone: each host has its own sequence of addresses, by
-// hash, and gets the first that neither an object declares nor an older host
-// holds (age as the API server recorded it; in plain files, which have none, the
+// hash, and gets the first that neither an object declares by itself nor an older
+// host holds (age as the API server recorded it; in plain files, which have none, the
 // name decides). Hence the order of files, restarts and replicas do not matter,
 // and an entry that is added never moves an older one. What does move a host: an
-// object that declares its very address, and, where two hosts collided (with 300
+// object that declares its very address (a range that holds it does not: proxies
+// look for ranges last), and, where two hosts collided (with 300
 // hosts an even chance that some two did), the end of the older one, whose
 // address the younger one then takes.
 
@@ -82,9 +83,8 @@ type vips struct {
 	// wanted remembers who was turned away where, to be asked when it gets free.
 	wanted map[netip.Addr]map[*vipClaim]struct{}
 
-	declared map[source][]netip.Prefix // within the ranges, so nearly always empty
-	blocked  map[netip.Prefix]int      // how many declare it
-	lengths  map[int]int               // of the keys of blocked
+	declared map[source][]netip.Addr // within the ranges, so nearly always empty
+	blocked  map[netip.Addr]int      // how many declare it
 
 	changed set[nn] // hosts whose addresses may differ since the last drain
 }
@@ -92,7 +92,7 @@ type vips struct {
 func newVIPs() *vips {
 	return &vips{
 		claims: map[nn]*vipClaim{}, holders: map[netip.Addr]*vipClaim{}, wanted: map[netip.Addr]map[*vipClaim]struct{}{},
-		declared: map[source][]netip.Prefix{}, blocked: map[netip.Prefix]int{}, lengths: map[int]int{}, changed: set[nn]{},
+		declared: map[source][]netip.Addr{}, blocked: map[netip.Addr]int{}, changed: set[nn]{},
 	}
 }
 
@@ -151,7 +151,7 @@ func (v *vips) seat(family int, c *vipClaim) {
 		for seat := &c.at[family]; seat.tries < vipTries; seat.tries++ {
 			a := c.candidate(family, seat.tries)
 			holder := v.holders[a]
-			if !v.isBlocked(a) && (holder == nil || c.before(holder)) {
+			if v.blocked[a] == 0 && (holder == nil || c.before(holder)) {
 				v.holders[a], seat.addr = c, a
 				if holder != nil {
 					v.turnAway(family, holder, a)
@@ -194,7 +194,7 @@ func (v *vips) forget(family int, c *vipClaim, try int) {
 func (v *vips) free(family int, a netip.Addr) {
 	for a.IsValid() {
 		delete(v.holders, a)
-		if v.isBlocked(a) {
+		if v.blocked[a] > 0 {
 			return
 		}
 		var best *vipClaim
@@ -221,10 +221,10 @@ func (v *vips) free(family int, a netip.Addr) {
 
 // declare says which addresses an object uses: they are not given to others.
 func (v *vips) declare(src source, addrs []netip.Prefix) {
-	var now []netip.Prefix
+	var now []netip.Addr
 	for _, p := range addrs {
-		if p.Overlaps(vipRange4) || p.Overlaps(vipRange6) {
-			now = append(now, p)
+		if a := p.Addr(); p.IsSingleIP() && (vipRange4.Contains(a) || vipRange6.Contains(a)) {
+			now = append(now, a)
 		}
 	}
 	was := v.declared[src]
@@ -236,30 +236,20 @@ func (v *vips) declare(src source, addrs []netip.Prefix) {
 	} else {
 		v.declared[src] = now
 	}
-	for _, p := range now {
-		if v.blocked[p]++; v.blocked[p] == 1 {
-			v.lengths[p.Bits()]++
-			v.evict(p)
+	for _, a := range now {
+		if v.blocked[a]++; v.blocked[a] == 1 {
+			v.evict(a)
 		}
 	}
-	for _, p := range was {
-		if v.blocked[p]--; v.blocked[p] == 0 {
-			delete(v.blocked, p)
-			if v.lengths[p.Bits()]--; v.lengths[p.Bits()] == 0 {
-				delete(v.lengths, p.Bits())
-			}
-			v.reopen(p)
+	for _, a := range was {
+		if v.blocked[a]--; v.blocked[a] > 0 {
+			continue
+		}
+		delete(v.blocked, a)
+		if v.holders[a] == nil {
+			v.free(family(a), a) // to whom it was refused
 		}
 	}
-}
-
-func (v *vips) isBlocked(a netip.Addr) bool {
-	for bits := range v.lengths {
-		if p, err := a.Prefix(bits); err == nil && v.blocked[p] > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 func family(a netip.Addr) int {
@@ -269,42 +259,13 @@ func family(a netip.Addr) int {
 	return 1
 }
 
-// evict moves the hosts out of what an object declares.
-func (v *vips) evict(p netip.Prefix) {
-	for _, a := range within(v.holders, p) {
-		c := v.holders[a]
-		if c == nil {
-			continue
-		}
+// evict moves the host that has what an object declares.
+func (v *vips) evict(a netip.Addr) {
+	if c := v.holders[a]; c != nil {
 		delete(v.holders, a)
 		v.turnAway(family(a), c, a)
 		v.seat(family(a), c)
 	}
-}
-
-// reopen lets the hosts in again that came to what is no longer declared.
-func (v *vips) reopen(p netip.Prefix) {
-	for _, a := range within(v.wanted, p) {
-		if v.holders[a] == nil {
-			v.free(family(a), a)
-		}
-	}
-}
-
-func within[V any](m map[netip.Addr]V, p netip.Prefix) []netip.Addr {
-	if p.IsSingleIP() {
-		if _, ok := m[p.Addr()]; ok {
-			return []netip.Addr{p.Addr()}
-		}
-		return nil
-	}
-	var out []netip.Addr
-	for a := range m {
-		if p.Contains(a) {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // drain returns the hosts whose addresses may have changed since the last call.

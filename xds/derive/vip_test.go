@@ -28,12 +28,12 @@ func TestVIPsDoNotDependOnOrder(t *testing.T) {
 		v := newVIPs()
 		claims, declared := map[nn]time.Time{}, map[source][]netip.Prefix{}
 		// Most of the range is taken, so that hosts collide all the time.
-		narrow := []netip.Prefix{
-			netip.MustParsePrefix("240.240.0.0/17"), netip.MustParsePrefix("240.240.128.0/18"), netip.MustParsePrefix("240.240.192.0/19"),
-			netip.MustParsePrefix("240.240.224.0/20"), netip.MustParsePrefix("240.240.240.0/21"), netip.MustParsePrefix("240.240.248.0/22"),
+		var taken []netip.Addr
+		for i := range 0xfc00 {
+			taken = append(taken, netip.AddrFrom4([4]byte{240, 240, byte(i >> 8), byte(i)}))
 		}
-		declared[src(-1)] = narrow
-		v.declare(src(-1), narrow)
+		declared[src(-1)] = singles(taken)
+		v.declare(src(-1), declared[src(-1)])
 		for range 300 {
 			host := nn{"n", fmt.Sprintf("h%d.example.com", r.IntN(150))}
 			switch r.IntN(5) {
@@ -44,7 +44,11 @@ func TestVIPsDoNotDependOnOrder(t *testing.T) {
 				i := r.IntN(5)
 				declared[src(i)] = nil
 				if r.IntN(3) > 0 {
-					declared[src(i)] = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{240, 240, 252 + byte(r.IntN(4)), byte(r.IntN(256))}), 22+r.IntN(11)).Masked()}
+					var some []netip.Addr
+					for range 1 + r.IntN(100) {
+						some = append(some, netip.AddrFrom4([4]byte{240, 240, 252 + byte(r.IntN(4)), byte(r.IntN(256))}))
+					}
+					declared[src(i)] = singles(some)
 				}
 				v.declare(src(i), declared[src(i)])
 			default:
@@ -63,12 +67,10 @@ func TestVIPsDoNotDependOnOrder(t *testing.T) {
 		if !maps.Equal(got, want) {
 			t.Fatalf("seed %d: %d addresses, %d from scratch, or others", seed, len(got), len(want))
 		}
-		for a := range got {
-			for _, ps := range declared {
-				for _, p := range ps {
-					if p.Contains(a) {
-						t.Fatalf("seed %d: %s is declared in %s", seed, a, p)
-					}
+		for _, ps := range declared {
+			for _, p := range ps {
+				if host, both := got[p.Addr()]; both {
+					t.Fatalf("seed %d: %s of %s is declared", seed, p.Addr(), host)
 				}
 			}
 		}
@@ -103,9 +105,18 @@ func TestVIPsOfOneHost(t *testing.T) {
 	if got := v.addrs(host); fmt.Sprint(got) != fmt.Sprint(first) {
 		t.Errorf("after the pod went: %v, want %v", got, first)
 	}
-	v.declare(source{"ServiceEntry", host}, []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4")})
+	// One object must not take everybody's address.
+	v.declare(source{"ServiceEntry", host}, []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/0")})
+	if got := v.addrs(host); fmt.Sprint(got) != fmt.Sprint(first) {
+		t.Errorf("with ranges declared: %v, want %v", got, first)
+	}
+	var all []netip.Addr
+	for a := vipRange4.Addr(); vipRange4.Contains(a); a = a.Next() {
+		all = append(all, a)
+	}
+	v.declare(source{"ServiceEntry", host}, singles(all))
 	if got := v.addrs(host); len(got) != 1 || got[0] != first[1] {
-		t.Errorf("with all of IPv4 declared: %v", got)
+		t.Errorf("with every address of IPv4 declared: %v", got)
 	}
 }
 
