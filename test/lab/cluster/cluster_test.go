@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -110,5 +111,17 @@ func TestDecodeIsStrict(t *testing.T) {
 	}
 	if n := len(decode(t, "---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a}}\n- {apiVersion: v1, kind: Pod, metadata: {name: b}}\n---\n")); n != 2 {
 		t.Errorf("%d objects in a list of two", n)
+	}
+}
+
+// Numbers are keys in what people write most for ports.
+func TestNumbersAsKeys(t *testing.T) {
+	const in = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: default}\nspec:\n  portLevelMtls:\n    8080: {mode: STRICT}\n"
+	all, err := Decode(strings.NewReader(in), "in")
+	if err != nil || len(all) != 1 {
+		t.Fatal(all, err)
+	}
+	if b, err := json.Marshal(all[0]); err != nil || !strings.Contains(string(b), `"8080":{"mode":"STRICT"}`) {
+		t.Errorf("%s %v", b, err)
 	}
 }

@@ -187,6 +187,7 @@ func decodeDocument(doc *yaml.Node) ([]Object, error) {
 	if err := doc.Decode(&v); err != nil {
 		return nil, err
 	}
+	v = withStringKeys(v)
 	m, ok := v.(map[string]any)
 	if v == nil {
 		return nil, nil // an empty document between two separators
@@ -212,6 +213,27 @@ func decodeDocument(doc *yaml.Node) ([]Object, error) {
 		return nil, err
 	}
 	return []Object{o}, nil
+}
+
+// withStringKeys writes keys such as the 8080 of portLevelMtls as JSON can.
+func withStringKeys(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, x := range v {
+			v[k] = withStringKeys(x)
+		}
+	case map[any]any:
+		m := make(map[string]any, len(v))
+		for k, x := range v {
+			m[fmt.Sprint(k)] = withStringKeys(x)
+		}
+		return m
+	case []any:
+		for i, x := range v {
+			v[i] = withStringKeys(x)
+		}
+	}
+	return v
 }
 
 func decodeValue(v any) (Object, error) {
