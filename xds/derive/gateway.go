@@ -495,9 +495,10 @@ func (e *Engine) wayInto(k nn, g *crd.Gateway, w *waypoint, n *notes) {
 		w.into = toAddress(w.network, ips[0], uint32(l.Port))
 	case host != "":
 		// Proxies look a gateway up as a service, and resolve names of a service's
-		// endpoints. The service's own name is one that nothing else can have.
+		// endpoints. The service's own name is one that nothing else can have: a
+		// ServiceEntry's host holds no "_".
 		port := []*workload.Port{{ServicePort: uint32(l.Port), TargetPort: uint32(l.Port)}}
-		w.service = &workload.Service{Name: k.name, Namespace: k.ns, Hostname: k.name + "." + k.ns + ".gateway." + e.cfg.ClusterDomain, Ports: port}
+		w.service = &workload.Service{Name: k.name, Namespace: k.ns, Hostname: k.name + "." + k.ns + "._gateway." + e.cfg.ClusterDomain, Ports: port}
 		r.Uid, r.Hostname = uid+host, host
 		r.Services = map[string]*workload.PortList{k.ns + "/" + w.service.Hostname: {Ports: port}}
 		w.into = toHostname(k.ns, w.service.Hostname, uint32(l.Port))

@@ -203,3 +203,23 @@ func TestWaypointsHaveNoWaypoint(t *testing.T) {
 		}
 	}
 }
+
+// A ServiceEntry whose host is the name of a Gateway's service is another
+// service: what it says, and its end, change nothing about the way.
+func TestNothingElseHasTheNameOfAWay(t *testing.T) {
+	e := New(Config{})
+	way := testWayInto("n", "far")
+	way.Value.(*crd.Gateway).Spec.Addresses = []crd.GatewayAddress{{Type: crd.AddressHostname, Value: "far.example.com"}}
+	e.Apply(upsert(way))
+	gateway := snapshot(t, e).Workload("Kubernetes/gateway.networking.k8s.io/Gateway/n/to-far/far.example.com")
+	for host := range gateway.Services {
+		se := testEntry("n", "same", 0, nil, 1, host.Name)
+		if faults := se.Value.(*crd.ServiceEntry).Validate(); len(faults) > 0 {
+			continue // nobody can write it
+		}
+		e.Apply(upsert(se))
+		if r := e.Apply(dir.Change{Deletes: []dir.Key{se.Key()}}); len(r.Removes) != 1 { // its endpoint
+			t.Errorf("an entry for %s took the service with it: %v", host, r.Removes)
+		}
+	}
+}
