@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
@@ -54,8 +55,8 @@ type gateways struct {
 	ofClass multi[string, nn]
 	users   multi[nn, source] // objects whose labels name the Gateway
 	points  map[nn]*waypoint  // as they are in force
-	// into are the Gateways of each remote network, in force.
-	into map[string]map[nn]*workload.GatewayAddress
+	// into are the Gateways of each remote network, as they are in force.
+	into map[string]map[nn]*waypoint
 
 	selective int // points that choose namespaces by label
 
@@ -67,7 +68,7 @@ func newGateways() gateways {
 	return gateways{
 		all: map[nn]*crd.Gateway{}, classes: map[string]*crd.GatewayClass{},
 		ofClass: multi[string, nn]{}, users: multi[nn, source]{}, points: map[nn]*waypoint{},
-		into: map[string]map[nn]*workload.GatewayAddress{}, dirty: set[nn]{}, dirtyNamespaces: set[string]{},
+		into: map[string]map[nn]*waypoint{}, dirty: set[nn]{}, dirtyNamespaces: set[string]{},
 	}
 }
 
@@ -81,8 +82,9 @@ type waypoint struct {
 	tunnel   *workload.ApplicationTunnel
 	isPart   bool // acts as a waypoint, or leads into a network: has no waypoint itself
 	network  string
-	// Of what leads into a network: itself, the service that names it when it has
-	// a hostname only, and how others refer to it.
+	// Of what leads into a network: how old it is, itself, the service that names
+	// it when it has a hostname only, and how others refer to it.
+	created  time.Time
 	workload *workload.Workload
 	service  *workload.Service
 	into     *workload.GatewayAddress
@@ -245,7 +247,7 @@ func (e *Engine) resolveGateway(k nn) (*waypoint, notes) {
 	class := e.gw.classes[g.Spec.GatewayClassName]
 	w := &waypoint{
 		serves: servesOf(g, class, &n), tunnel: tunnelOf(g, class, &n),
-		network: g.Labels[networkLabel], isPart: isInfrastructure(g, class),
+		network: g.Labels[networkLabel], isPart: isInfrastructure(g, class), created: g.CreationTimestamp.Time,
 	}
 	l := boundListener(g, w.tunnel)
 	w.from = crd.FromSame
@@ -552,9 +554,9 @@ func (e *Engine) setWayInto(k nn, was, now *waypoint) {
 	}
 	if now != nil && now.into != nil {
 		if e.gw.into[now.network] == nil {
-			e.gw.into[now.network] = map[nn]*workload.GatewayAddress{}
+			e.gw.into[now.network] = map[nn]*waypoint{}
 		}
-		e.gw.into[now.network][k] = now.into
+		e.gw.into[now.network][k] = now
 	}
 	for network := range touched {
 		if proto.Equal(before[network], e.networkGateway(network)) {
@@ -570,13 +572,24 @@ func (e *Engine) setWayInto(k nn, was, now *waypoint) {
 	}
 }
 
-// networkGateway is the way into a network from others: the first by name.
+// networkGateway is the way into a network from others: one of the root
+// namespaces before others, so that no other namespace takes everybody's traffic
+// over, then the oldest.
 func (e *Engine) networkGateway(network string) *workload.GatewayAddress {
 	ways := e.gw.into[network]
 	if len(ways) == 0 {
 		return nil
 	}
-	return ways[slices.MinFunc(slices.Collect(maps.Keys(ways)), nn.compare)]
+	level := func(k nn) int {
+		if e.set.isRoot(k.ns) {
+			return 0
+		}
+		return 1
+	}
+	first := slices.MinFunc(slices.Collect(maps.Keys(ways)), func(a, b nn) int {
+		return cmp.Or(cmp.Compare(level(a), level(b)), compareAge(ways[a].created, a, ways[b].created, b))
+	})
+	return ways[first].into
 }
 
 // applicationTunnel is what the Gateway that a pod belongs to asks for.

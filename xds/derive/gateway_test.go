@@ -1,6 +1,7 @@
 package derive
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -221,5 +222,36 @@ func TestNothingElseHasTheNameOfAWay(t *testing.T) {
 		if r := e.Apply(dir.Change{Deletes: []dir.Key{se.Key()}}); len(r.Removes) != 1 { // its endpoint
 			t.Errorf("an entry for %s took the service with it: %v", host, r.Removes)
 		}
+	}
+}
+
+// Of several ways into a network the root namespace's is taken, then the oldest:
+// a namespace cannot make itself the way by its name.
+func TestWhichWayIntoANetwork(t *testing.T) {
+	way := func(ns string, created int64) *dir.Object {
+		o := testWayInto(ns, "far")
+		g := o.Value.(*crd.Gateway)
+		g.CreationTimestamp, g.Spec.Addresses = metav1.Unix(created, 0), []crd.GatewayAddress{{Value: fmt.Sprintf("192.0.2.%d", created)}}
+		return o
+	}
+	e := New(Config{Network: "near"})
+	e.Apply(upsert(labelled(testPod("n", "p", "", "sa", "a", 1), networkLabel, "far")))
+	for _, step := range []struct {
+		change dir.Change
+		want   string
+	}{
+		{upsert(way("b", 5)), "192.0.2.5"},
+		{upsert(way("a", 6)), "192.0.2.5"},
+		{upsert(way("istio-system", 7)), "192.0.2.7"},
+		{upsert(way("ambit-system", 8)), "192.0.2.7"},
+		{upsert(way("istio-system", 9)), "192.0.2.8"}, // made again
+		{dir.Change{Deletes: []dir.Key{way("istio-system", 0).Key(), way("ambit-system", 0).Key()}}, "192.0.2.5"},
+		{upsert(way("b", 7)), "192.0.2.6"}, // made again: the other is older now
+	} {
+		e.Apply(step.change)
+		if got := snapshot(t, e).Workload("Kubernetes//Pod/n/p").NetworkGateway.Addr.String(); got != step.want {
+			t.Errorf("the way is %s, want %s", got, step.want)
+		}
+		sameAsFromScratch(t, e)
 	}
 }
