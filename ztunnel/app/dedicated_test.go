@@ -92,7 +92,7 @@ func startDedicated(t *testing.T, xdsTLS func() (*tls.Config, error), flags ...s
 	t.Cleanup(func() {
 		p.stop()
 		if t.Failed() {
-			t.Logf("log of the process:\n%s", p.logs.b.String())
+			t.Logf("log of the process:\n%s", p.logs.text())
 		}
 	})
 	url := func(port string) string {

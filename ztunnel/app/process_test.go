@@ -56,7 +56,7 @@ func startProcess(t *testing.T, w *world, xds *fakexds.Server, node, uds string)
 	t.Cleanup(func() {
 		p.stop()
 		if t.Failed() {
-			t.Logf("log of the process:\n%s", p.logs.b.String())
+			t.Logf("log of the process:\n%s", p.logs.text())
 		}
 	})
 	url := func(port string) string {

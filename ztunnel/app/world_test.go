@@ -167,7 +167,7 @@ func (w *world) addNode(name string) *testNode {
 		wg.Wait()
 		n.store.Close()
 		if w.Failed() {
-			w.Logf("log of %s:\n%s", name, n.logs.b.String())
+			w.Logf("log of %s:\n%s", name, n.logs.text())
 		}
 	})
 	w.nodes[name] = n

@@ -87,6 +87,22 @@ func run(t *testing.T, f func(t *testing.T, m *Manager, ca *fakeCA)) {
 	})
 }
 
+// TestIssuedBetweenLookAndWait: Get finds nothing, the certificate comes, and
+// only then Get begins to wait. It must not wait for the renewal.
+func TestIssuedBetweenLookAndWait(t *testing.T) {
+	run(t, func(t *testing.T, m *Manager, _ *fakeCA) {
+		want, err := m.Get(t.Context(), id("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		got, err := m.wait(t.Context(), id("a")) // what Get does after its look
+		if waited := time.Since(begun); err != nil || got != want || waited != 0 {
+			t.Errorf("waited %v for a certificate that was there: %v", waited, err)
+		}
+	})
+}
+
 func TestIssueRenewForget(t *testing.T) {
 	run(t, func(t *testing.T, m *Manager, ca *fakeCA) {
 		m.Retain([]identity.ID{id("a")})
