@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +71,9 @@ func (e *edit) address(r client.Resource) error {
 		if err != nil {
 			return err
 		}
+		if reflect.DeepEqual(e.mesh.Service(svc.Host), svc) {
+			break // sent again, as putWorkload says
+		}
 		e.mesh.PutService(svc)
 		e.services[svc.Host] = true
 	default:
@@ -96,9 +100,15 @@ func (e *edit) removeAddress(name string) {
 	}
 }
 
+// putWorkload takes a version in force or holds it back. What is sent again as
+// it was, by a control plane that does not know what this proxy has, is no
+// change: nothing is decided anew for it, however much of it there is.
 func (e *edit) putWorkload(w *mesh.Workload) {
 	e.dropHeld(w.UID)
 	old := e.mesh.Workload(w.UID)
+	if reflect.DeepEqual(old, w) {
+		return
+	}
 	e.count(w, 1)
 	if old != nil && samePod(old, w) && e.missing(w) != "" {
 		e.s.held[w.UID] = held{w, time.Now().Add(HoldBack)}
@@ -165,6 +175,10 @@ func (e *edit) authorization(r client.Resource) error {
 	var a security.Authorization
 	if err := proto.Unmarshal(r.Value, &a); err != nil {
 		return fmt.Errorf("decode authorization: %w", err)
+	}
+	if key := a.GetNamespace() + "/" + a.GetName(); e.policies.Get(key) != nil && proto.Equal(e.policies.Get(key).Source, &a) {
+		delete(e.s.dying, key)
+		return nil // sent again, as putWorkload says
 	}
 	p, err := policy.Compile(&a)
 	if err != nil {

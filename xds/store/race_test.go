@@ -1,0 +1,6 @@
+//go:build race
+
+package store
+
+// meshSize under the race detector, which is ten times slower.
+const meshSize = 5000
