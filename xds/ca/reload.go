@@ -22,6 +22,10 @@ const crlFile = "ca-crl.pem"
 // Kubernetes replaces mounted Secrets (a symbolic link two levels up moves).
 const pollInterval = time.Second
 
+// retryInterval is when files that could not be used are read again: what was
+// wrong may have been the disk or the clock.
+const retryInterval = time.Minute
+
 // watched lists the files that make up the CA.
 func (c Config) watched() []string {
 	dir := c.StateDir
@@ -125,23 +129,28 @@ func (a *Authority) Run(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	tried := a.inForce().files
+	var retry time.Time // zero: what was read last is in force
 	for last := tried; ; {
+		var at time.Time
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case at = <-tick.C:
 		}
 		now := a.cfg.stamps()
-		if now == last && now != tried {
-			tried = now
-			a.reload(now, log)
+		if now == last && (now != tried || !retry.IsZero() && at.After(retry)) {
+			tried, retry = now, time.Time{}
+			if !a.reload(now, log) {
+				retry = at.Add(retryInterval)
+			}
 		}
 		last = now
 	}
 }
 
-func (a *Authority) reload(files string, log *slog.Logger) {
-	before := a.inForce()
+// reload reports whether what the files say is in force.
+func (a *Authority) reload(files string, log *slog.Logger) bool {
+	before, told := a.inForce(), a.Problem()
 	st, err := a.read(before, files)
 	if err == nil {
 		err = st.issuer.keyLost
@@ -156,13 +165,16 @@ func (a *Authority) reload(files string, log *slog.Logger) {
 	a.mu.Unlock()
 	switch {
 	case st == nil:
-		log.Error("CA files not used: what was in force stays in force", "error", err)
-		return
+		if told == nil || told.Error() != err.Error() {
+			log.Error("CA files not used: what was in force stays in force", "error", err)
+		}
+		return false
 	case err != nil:
 		log.Error("the CA signs with a key that is only in memory: save the state directory's other files and run `ambitd ca restore`, or rotate, before this process ends", "error", err)
 	}
 	log.Info("CA files in force", "signs", Fingerprint(st.issuer.cert), "signed_before", Fingerprint(before.issuer.cert),
 		"roots", len(st.issuer.roots), "revocation_lists", strings.Count(string(st.revoked), "-----BEGIN"))
+	return true
 }
 
 // read loads the files while no command changes them.

@@ -121,6 +121,33 @@ func TestPluggedInFilesAreFollowed(t *testing.T) {
 	})
 }
 
+// What was wrong need not be in the files: a clock that is behind, a full disk.
+func TestFilesThatBecomeUsableAreUsed(t *testing.T) {
+	var dir string
+	running(t, func(t *testing.T) Config {
+		dir, _ = pluggedIn(t, time.Now(), nil)
+		stamped(t, dir)
+		return Config{TrustDomain: domain, StateDir: t.TempDir(), PluggedDir: dir}
+	}, func(t *testing.T, a *Authority, log *lines) {
+		before, _ := a.Bundle()
+		time.Sleep(time.Minute)
+		next, _ := pluggedIn(t, time.Now().Add(2*time.Hour), nil)
+		copyFiles(t, next, dir)
+		settleFiles()
+		if a.Problem() == nil {
+			t.Fatal("a CA of tomorrow is in force")
+		}
+		time.Sleep(3 * time.Hour)
+		synctest.Wait()
+		if b, _ := a.Bundle(); b.Roots == before.Roots || a.Problem() != nil {
+			t.Errorf("the CA is valid now and not in force: %v", a.Problem())
+		}
+		if n := strings.Count(log.String(), "is not valid before"); n != 1 {
+			t.Errorf("the problem is told %d times:\n%s", n, log)
+		}
+	})
+}
+
 func TestCommandsReachARunningAuthority(t *testing.T) {
 	var dir string
 	running(t, func(t *testing.T) Config {
