@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,16 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
 )
+
+// TestDemandAnsweredBetweenLookAndWait: what comes for somebody else between the
+// look for a key and the wait for it is not asked for again.
+func TestDemandAnsweredBetweenLookAndWait(t *testing.T) {
+	looks := 0
+	d := newDemands(func(string) bool { looks++; return looks > 1 })
+	if w, err := d.enter("n/10.0.0.1"); w != nil || err != nil || len(d.keys) != 0 {
+		t.Errorf("waits for what is there: %v, %v", w, err)
+	}
+}
 
 func TestDemandsAreBoundedInTimeAndNumber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -76,6 +87,67 @@ func TestDemandsAreBoundedInTimeAndNumber(t *testing.T) {
 		d.begin(first)
 		if len(first.InitialResourceVersions) != maxDemandBatch {
 			t.Errorf("%d pending keys in a first request", len(first.InitialResourceVersions))
+		}
+	})
+}
+
+// What is known to be absent makes room for what somebody needs: one pod that
+// tries address after address must not stop the others of its node.
+func TestAbsentKeysMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDemands(func(string) bool { return false })
+		var all []string
+		for i := range maxDemands {
+			all = append(all, fmt.Sprint(i))
+		}
+		donec := make(chan error, 1)
+		go func() { donec <- d.wait(context.Background(), all) }()
+		synctest.Wait()
+		for req := d.next("t"); req != nil; req = d.next("t") {
+		}
+		d.answer(&discovery.DeltaDiscoveryResponse{RemovedResources: all}, nil, time.Now())
+		if err := <-donec; err != nil {
+			t.Fatal(err)
+		}
+		w, err := d.enter("one more")
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := d.next("t")
+		if len(d.keys) != maxDemands || len(req.ResourceNamesSubscribe) != 1 || len(req.ResourceNamesUnsubscribe) != 1 {
+			t.Fatalf("%d keys, %d asked for and %d given up", len(d.keys), len(req.ResourceNamesSubscribe), len(req.ResourceNamesUnsubscribe))
+		}
+		// What was given up is asked for again, before the control plane heard of either.
+		gone := req.ResourceNamesUnsubscribe[0]
+		d.leave("one more", w)
+		for _, key := range []string{gone, "two more"} {
+			if _, err := d.enter(key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var kept string
+		for _, key := range all {
+			if d.keys[key] == nil {
+				kept = key
+			}
+		}
+		if _, err := d.enter(kept); err != nil {
+			t.Fatal(err)
+		}
+		req = d.next("t")
+		if slices.Contains(req.ResourceNamesUnsubscribe, kept) || !slices.Contains(req.ResourceNamesSubscribe, kept) {
+			t.Errorf("%s is wanted again: asked for %v, given up %v", kept, req.ResourceNamesSubscribe, req.ResourceNamesUnsubscribe)
+		}
+		// All of them wait: there is no room to make.
+		clear(d.keys)
+		d.absent = 0
+		for i := range maxDemands {
+			if _, err := d.enter(fmt.Sprint(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := d.enter("one more"); err == nil {
+			t.Error("no bound")
 		}
 	})
 }

@@ -16,7 +16,7 @@ const (
 	// Meanwhile the key stays subscribed, so that what appears counts at once.
 	absentFor = 10 * time.Second
 	// maxDemands bounds the keys that wait or are known to be absent: some MiB,
-	// whatever addresses an application tries.
+	// whatever addresses an application tries. The absent ones make room.
 	maxDemands = 16384
 	// maxDemandBatch bounds the keys of one request.
 	maxDemandBatch = 4096
@@ -36,8 +36,10 @@ type demands struct {
 	has   func(key string) bool
 	wakec chan struct{} // cap 1: there are keys to send
 
-	mu   sync.Mutex
-	keys map[string]*demand // guarded by mu; those pending or absent, what is there is in the handler
+	mu     sync.Mutex
+	keys   map[string]*demand // guarded by mu; those pending or absent, what is there is in the handler
+	absent int                // guarded by mu; of keys
+	gaveUp []string           // guarded by mu; absent keys that made room, to be unsubscribed
 }
 
 type demand struct {
@@ -102,13 +104,16 @@ func (d *demands) enter(key string) (*demand, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.has(key) { // again, now that no answer can come unseen
+		return nil, nil
+	}
 	w := d.keys[key]
 	if w != nil && !w.until.IsZero() && !time.Now().Before(w.until) {
-		delete(d.keys, key) // still subscribed; asked anew all the same
+		d.dropLocked(key) // still subscribed; asked anew all the same
 		w = nil
 	}
 	if w == nil {
-		if len(d.keys) >= maxDemands {
+		if len(d.keys) >= maxDemands && !d.makeRoomLocked() {
 			return nil, &DemandError{key, fmt.Sprintf("%d keys are being asked for already", maxDemands)}
 		}
 		w = &demand{donec: make(chan struct{})}
@@ -117,6 +122,27 @@ func (d *demands) enter(key string) (*demand, error) {
 	}
 	w.waiting++
 	return w, nil
+}
+
+// dropLocked forgets a key that is known to be absent.
+func (d *demands) dropLocked(key string) {
+	delete(d.keys, key)
+	d.absent--
+}
+
+// makeRoomLocked gives up a key that is known to be absent, if there is one.
+func (d *demands) makeRoomLocked() bool {
+	if d.absent == 0 {
+		return false
+	}
+	for k, w := range d.keys {
+		if !w.until.IsZero() {
+			d.dropLocked(k)
+			d.gaveUp = append(d.gaveUp, k)
+			return true
+		}
+	}
+	panic("BUG: no absent key among those that are counted")
 }
 
 // leave forgets a key that nobody waits for and that was not sent.
@@ -142,9 +168,10 @@ func (d *demands) begin(req *discovery.DeltaDiscoveryRequest) {
 	req.ResourceNamesSubscribe, req.ResourceNamesUnsubscribe = []string{"*"}, []string{"*"} // nothing by itself
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.gaveUp = nil // a new stream has no subscriptions
 	for k, w := range d.keys {
 		if w.sent = false; !w.until.IsZero() {
-			delete(d.keys, k)
+			d.dropLocked(k)
 			continue
 		}
 		if len(req.InitialResourceVersions) == 0 {
@@ -174,7 +201,13 @@ func (d *demands) next(typeURL string) *discovery.DeltaDiscoveryRequest {
 		w.sent = true
 		req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, k)
 	}
-	if len(req.ResourceNamesSubscribe) == 0 {
+	for _, k := range d.gaveUp {
+		if d.keys[k] == nil && !d.has(k) { // else it is wanted again
+			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, k)
+		}
+	}
+	d.gaveUp = nil
+	if len(req.ResourceNamesSubscribe)+len(req.ResourceNamesUnsubscribe) == 0 {
 		return nil
 	}
 	return req
@@ -189,7 +222,7 @@ func (d *demands) expire(now time.Time, typeURL string) *discovery.DeltaDiscover
 		if w.until.IsZero() || now.Before(w.until) {
 			continue
 		}
-		delete(d.keys, k)
+		d.dropLocked(k)
 		if !d.has(k) {
 			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, k)
 		}
@@ -233,6 +266,7 @@ func (d *demands) answer(resp *discovery.DeltaDiscoveryResponse, refused map[str
 			delete(d.keys, k)
 		case gone[k] && w.sent:
 			w.until = now.Add(absentFor)
+			d.absent++
 		default:
 			continue
 		}
