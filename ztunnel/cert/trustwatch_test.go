@@ -3,6 +3,7 @@ package cert
 import (
 	"context"
 	"crypto/x509"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +20,7 @@ import (
 type fakeTrust struct {
 	bundles chan *trust.Bundle
 	errs    chan error
-	opened  int
+	opened  atomic.Int64
 }
 
 func newFakeTrust() *fakeTrust {
@@ -27,7 +28,7 @@ func newFakeTrust() *fakeTrust {
 }
 
 func (f *fakeTrust) WatchTrust(ctx context.Context, got func(*trust.Bundle)) error {
-	f.opened++
+	f.opened.Add(1)
 	for {
 		select {
 		case b := <-f.bundles:
@@ -188,8 +189,8 @@ func TestControlPlaneWithoutPush(t *testing.T) {
 		m.Retain([]identity.ID{id("a")})
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if w.opened < 4 || w.opened > 13 {
-			t.Errorf("asked %d times in an hour", w.opened)
+		if n := w.opened.Load(); n < 4 || n > 13 {
+			t.Errorf("asked %d times in an hour", n)
 		}
 		m.rootsAre(t, "by the certificate", ca.ca)
 		next := meshca.New(t, "cluster.local")
@@ -217,8 +218,8 @@ func TestRestartOfThePushDoesNotHammer(t *testing.T) {
 		}()
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if w.opened < 60 || w.opened > 260 {
-			t.Errorf("asked %d times in an hour, want about one in 30 s", w.opened)
+		if n := w.opened.Load(); n < 60 || n > 260 {
+			t.Errorf("asked %d times in an hour, want about one in 30 s", n)
 		}
 		close(stop)
 	})
