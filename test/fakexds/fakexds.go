@@ -62,6 +62,7 @@ type stream struct {
 	number int
 	has    map[string]map[string]string // type → name → version
 	wakec  chan struct{}
+	rawc   chan *discovery.DeltaDiscoveryResponse
 }
 
 // New starts a server that ends with the test.
@@ -184,6 +185,22 @@ func (s *Server) Update(f func(set func(typeURL, name string, value *anypb.Any),
 	}
 }
 
+// Say sends a response as it is on every stream: whatever a control plane could
+// come to say.
+func (s *Server) Say(ctx context.Context, resp *discovery.DeltaDiscoveryResponse) error {
+	s.mu.Lock()
+	streams := slices.Collect(maps.Keys(s.streams))
+	s.mu.Unlock()
+	for _, st := range streams {
+		select {
+		case st.rawc <- resp:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
 // Requests returns all requests so far.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
@@ -221,7 +238,7 @@ func (s *Server) Wait(ctx context.Context, cond func(Request) bool) (Request, er
 // DeltaAggregatedResources serves one stream.
 func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	header, _ := metadata.FromIncomingContext(g.Context())
-	st := &stream{has: map[string]map[string]string{}, wakec: make(chan struct{}, 1)}
+	st := &stream{has: map[string]map[string]string{}, wakec: make(chan struct{}, 1), rawc: make(chan *discovery.DeltaDiscoveryResponse)}
 	s.mu.Lock()
 	s.streams[st] = true
 	for _, r := range s.requests {
@@ -265,6 +282,10 @@ func (s *Server) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService
 				if err := s.push(g, st, t, false); err != nil {
 					return err
 				}
+			}
+		case resp := <-st.rawc:
+			if err := g.Send(resp); err != nil {
+				return err
 			}
 		case <-g.Context().Done():
 			return g.Context().Err()
