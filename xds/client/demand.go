@@ -201,12 +201,15 @@ func (d *demands) next(typeURL string) *discovery.DeltaDiscoveryRequest {
 		w.sent = true
 		req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, k)
 	}
-	for _, k := range d.gaveUp {
+	now := d.gaveUp[:min(len(d.gaveUp), maxDemandBatch)]
+	if d.gaveUp = d.gaveUp[len(now):]; len(d.gaveUp) > 0 {
+		d.wake()
+	}
+	for _, k := range now {
 		if d.keys[k] == nil && !d.has(k) { // else it is wanted again
 			req.ResourceNamesUnsubscribe = append(req.ResourceNamesUnsubscribe, k)
 		}
 	}
-	d.gaveUp = nil
 	if len(req.ResourceNamesSubscribe)+len(req.ResourceNamesUnsubscribe) == 0 {
 		return nil
 	}
