@@ -445,3 +445,63 @@ func echo(t *testing.T, w io.WriteCloser, r io.Reader, peer *Stream) {
 	}
 	wg.Wait()
 }
+
+// A slot whose stream never came about is given back: nothing else would end a tunnel that drains.
+func TestSlotOfAFailedOpenIsGivenBack(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		fail func(m *mesh, tn *tunnel) error
+	}{
+		{"bad header", func(m *mesh, tn *tunnel) error {
+			_, err := tn.open(ConnectRequest{Authority: "a:1", Header: []HeaderField{{Name: "x", Value: "a\nb"}}})
+			tn.drain()
+			return err
+		}},
+		{"draining", func(m *mesh, tn *tunnel) error {
+			tn.drain()
+			_, err := tn.open(ConnectRequest{Authority: "a:1"})
+			return err
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				m, acc := newPairs(t, memPair)
+				c, s := streamPair(t, m, acc)
+				tn := c.t
+				_, _ = c.Close(), s.Close()
+				synctest.Wait()
+				if !tn.reserve() {
+					t.Fatal("an idle tunnel has no slot")
+				}
+				begin := time.Now()
+				if tt.fail(m, tn) == nil {
+					t.Error("a stream was opened")
+				}
+				<-tn.donec
+				if took := time.Since(begin); took > closeGrace {
+					t.Errorf("the tunnel ended after %v", took)
+				}
+				m.close()
+			})
+		})
+	}
+}
+
+// A request that is read while its tunnel ends leaves nothing behind.
+func TestRequestOnAnEndedTunnel(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		account := ledger.New(ledger.DefaultLimits()).Pod("server")
+		acc := make(chan *Stream, 1)
+		m := newMesh(t, meshConfig{Dial: memPair, Handler: acceptTo(acc), Server: ServerConfig{Account: account}})
+		_, s := streamPair(t, m, acc)
+		tn := s.t
+		m.close()
+		if err := tn.in.newRequest(3, &head{method: "CONNECT", authority: "a:1"}, false); err != nil {
+			t.Errorf("newRequest: %v", err)
+		}
+		synctest.Wait()
+		if n := account.InUse(ledger.Streams); len(tn.streams) != 0 || len(acc) != 0 || n != 0 {
+			t.Errorf("%d streams, %d of them served, %d accounted for on a tunnel that has ended", len(tn.streams), len(acc), n)
+		}
+	})
+}

@@ -260,11 +260,7 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 	if !t.refusing {
 		t.highID = id
 	}
-	ended := t.err != nil
 	t.mu.Unlock()
-	if ended {
-		return nil
-	}
 	if refuse || !t.account.TryAcquire(ledger.Streams, 1) {
 		if err := r.flood(); err != nil {
 			return err
@@ -277,6 +273,12 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 	s.cancel = cancel
 
 	t.mu.Lock()
+	if t.err != nil { // nobody would tell the stream
+		t.mu.Unlock()
+		cancel()
+		s.release()
+		return nil
+	}
 	t.streams[id] = s
 	t.w.mu.Lock()
 	s.sendWindow = t.w.initialWindow

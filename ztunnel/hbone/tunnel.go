@@ -437,15 +437,24 @@ func (t *tunnel) firstSettings() {
 
 // open starts a CONNECT on a slot that the pool has reserved.
 func (t *tunnel) open(r ConnectRequest) (*Stream, error) {
+	s, err := t.tryOpen(r)
+	if err != nil {
+		t.unreserve()
+	}
+	return s, err
+}
+
+// tryOpen makes a stream of the slot, or leaves it reserved.
+func (t *tunnel) tryOpen(r ConnectRequest) (*Stream, error) {
 	if err := checkFields(r.Header); err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.reserved--
 	if t.err != nil || t.draining {
 		return nil, errRefused
 	}
+	t.reserved--
 	s := t.newStream(t.nextID)
 	s.answerc = make(chan struct{})
 	wider := s.widen()
@@ -455,9 +464,6 @@ func (t *tunnel) open(r ConnectRequest) (*Stream, error) {
 	}
 	t.w.mu.Lock()
 	defer t.w.mu.Unlock()
-	if t.w.closed != nil {
-		return nil, errRefused
-	}
 	var a [1024]byte
 	b := t.w.beginBlockLocked(a[:0])
 	b = appendIndexedName(b, staticMethod, "CONNECT")
