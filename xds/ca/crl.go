@@ -57,6 +57,9 @@ func (k *Keeper) RevokeCertificate(path string) (*Report, error) {
 }
 
 func (k *Keeper) revoke(serial *big.Int, issued func(*x509.Certificate) bool) (*Report, error) {
+	if i := slices.IndexFunc(k.issuers(), func(c *x509.Certificate) bool { return c.SerialNumber.Cmp(serial) == 0 }); i >= 0 {
+		return nil, &RefusedError{Step: "revoke", Why: "that is the certificate of the CA " + Fingerprint(k.issuers()[i]) + ", not one that it issued: if its key has leaked use `ambitd ca revoke-key`, else `ambitd ca rotate`"}
+	}
 	lists, err := readCRLs(k.cfg.StateDir)
 	if err != nil {
 		return nil, err

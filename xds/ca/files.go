@@ -63,7 +63,19 @@ func lockDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock state directory %s: %w", dir, err), f.Close())
 	}
+	removeUnfinishedKeys(dir)
 	return func() { _ = f.Close() }, nil // which unlocks; nothing was written
+}
+
+// removeUnfinishedKeys deletes what processes that were killed within writeFile
+// left of private keys. Keys are written under the lock of the directory only,
+// so that under it nobody is about to finish one. What cannot be removed costs
+// nothing but that it stays.
+func removeUnfinishedKeys(dir string) {
+	left, _ := filepath.Glob(filepath.Join(dir, ".*key*.pem.*")) // the pattern is good
+	for _, path := range left {
+		_ = os.Remove(path)
+	}
 }
 
 // readKey reads a key that this package made. A group may have access, since
