@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
@@ -51,7 +50,7 @@ func Parse(b []byte) ([]client.Delta, error) {
 	if err := d.Decode(&struct{}{}); !errors.Is(err, io.EOF) {
 		return nil, errors.New("local configuration: more than one document")
 	}
-	policies, addresses := collector{typ: api.AuthorizationType}, collector{typ: api.AddressType}
+	policies, addresses := collector{typ: api.AuthorizationType, seen: map[string]bool{}}, collector{typ: api.AddressType, seen: map[string]bool{}}
 	for i := range f.Policies {
 		p := &f.Policies[i]
 		m, err := p.message()
@@ -75,14 +74,16 @@ func Parse(b []byte) ([]client.Delta, error) {
 
 type collector struct {
 	typ  string
+	seen map[string]bool
 	out  []client.Resource
 	errs []error
 }
 
 func (c *collector) add(kind, name string, m proto.Message, err error) {
-	if slices.ContainsFunc(c.out, func(r client.Resource) bool { return r.Name == name }) {
+	if c.seen[name] {
 		err = errors.Join(err, errors.New("is there twice"))
 	}
+	c.seen[name] = true
 	var b []byte
 	if err == nil {
 		b, err = proto.MarshalOptions{Deterministic: true}.Marshal(m)
