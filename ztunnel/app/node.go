@@ -71,6 +71,7 @@ type node struct {
 type podServe struct {
 	pod     handoff.Pod
 	hbone   *hbone.Server
+	account *ledger.Account
 	retired bool // its peers were told that the pod ends; guarded by node.mu
 }
 
@@ -86,7 +87,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		PolicyInfo: cfg.PolicyInfoLogging, Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
 		DialTransport: n.dialTransport, GatewayHeader: n.gatewayHeader, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
-		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source),
+		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source), Account: n.account,
 		Logger: boot.Scoped(log, "hbone"), Registerer: reg,
 	})
 	n.leases, n.neighbours = outbound.NewLeases(outbound.LeaseConfig{Probe: n.handshake, Registerer: reg}), map[podName]*neighbour{}
@@ -99,6 +100,17 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	n.store.Subscribe(n.flow.Changed)
 	n.store.Subscribe(func(_, _ *store.View, _ store.Change) { n.changed.signal() })
 	return n
+}
+
+// account is the share of the pod that dials: what answers fill, and what
+// tunnels and handshakes cost, is its as much as what it takes in.
+func (n *node) account(k hbone.Key) *ledger.Account {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.serving[k.Pod]; s != nil {
+		return s.account
+	}
+	return nil // its namespace is gone too, so that nothing can be dialled
 }
 
 // dialTransport opens a tunnel's socket in the source pod's namespace.
@@ -233,7 +245,8 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
 		},
 	})
-	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc, Liveness: n.cfg.liveness()}
+	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc, Liveness: n.cfg.liveness(),
+		Busy: func() bool { return account.InUse(ledger.Streams)+account.InUse(ledger.Connections) > sockopt.AppTuned }}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
 		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel})
 	srv := hbone.NewServer(hbone.ServerConfig{
@@ -244,7 +257,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	})
 	nb := n.settle(p, stay, in)
 	n.mu.Lock()
-	n.serving[stay] = &podServe{pod: p, hbone: srv}
+	n.serving[stay] = &podServe{pod: p, hbone: srv, account: account}
 	n.mu.Unlock()
 	h := inpod.Handlers{
 		Account:   account,

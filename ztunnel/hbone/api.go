@@ -33,7 +33,7 @@ type DialerConfig struct {
 	TLS func(ctx context.Context, k Key) (*tls.Config, error)
 	// GatewayHeader is sent with the outer CONNECT to the gateway of another network; nil: nothing.
 	GatewayHeader func(k Key) []HeaderField
-	// Account returns the pod's account in the ledger; nil means no limits.
+	// Account returns the pod's account in the ledger; nil means no limits. It must not call the Dialer.
 	Account func(k Key) *ledger.Account
 
 	// Opened is told of each tunnel once its handshake is done, and how to cut it; what it returns is called at its end.

@@ -64,7 +64,7 @@ func (d *Dialer) Connect(ctx context.Context, k Key, r ConnectRequest) (*Stream,
 		return nil, nil, err
 	}
 	defer d.leave(set)
-	account := d.cfg.Account(k)
+	account := set.account
 	if err := account.Acquire(ctx, ledger.Streams, 1); err != nil {
 		return nil, nil, &DialError{StageLocal, k.Addr, err}
 	}
@@ -147,8 +147,7 @@ func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Str
 
 // dial opens one tunnel. The context carries cancellation of the set, not of whoever asked first: others may wait.
 func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error) {
-	k := set.key
-	account := d.cfg.Account(k)
+	k, account := set.key, set.account
 	stage := StageLocal
 	defer func() {
 		d.met.dial(stage, err)
@@ -223,7 +222,7 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, acco
 	if err := conn.SetDeadline(time.Now().Add(d.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	rc, state, err := clientRecords(ctx, conn, cfg, d.cfg.AmbitRecords)
+	rc, state, err := clientRecords(ctx, conn, cfg, d.cfg.AmbitRecords, account)
 	if err != nil {
 		return nil, err
 	}

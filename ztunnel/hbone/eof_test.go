@@ -32,7 +32,7 @@ func TestRecordsTellEndFromCutOff(t *testing.T) {
 					}
 					_ = s.Close()
 				})
-				rc, _, err := clientRecords(t.Context(), c, p.clientConfig(), ambitLayer)
+				rc, _, err := clientRecords(t.Context(), c, p.clientConfig(), ambitLayer, nil)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/record"
 )
 
@@ -57,12 +58,12 @@ type tlsRecords struct {
 }
 
 // clientRecords completes the handshake as a client. The caller sets deadlines on c and closes it on error.
-func clientRecords(ctx context.Context, c net.Conn, cfg *tls.Config, ambit bool) (recordConn, *tls.ConnectionState, error) {
-	return handshake(ctx, c, fullRecords(cfg), ambit, true)
+func clientRecords(ctx context.Context, c net.Conn, cfg *tls.Config, ambit bool, account *ledger.Account) (recordConn, *tls.ConnectionState, error) {
+	return handshake(ctx, c, fullRecords(cfg), ambit, true, account)
 }
 
-func serverRecords(ctx context.Context, c net.Conn, cfg *tls.Config, ambit bool) (recordConn, *tls.ConnectionState, error) {
-	return handshake(ctx, c, fullRecords(cfg), ambit, false)
+func serverRecords(ctx context.Context, c net.Conn, cfg *tls.Config, ambit bool, account *ledger.Account) (recordConn, *tls.ConnectionState, error) {
+	return handshake(ctx, c, fullRecords(cfg), ambit, false, account)
 }
 
 // fullRecords returns cfg with full-size records from the first byte on: crypto/tls otherwise starts with small ones,
@@ -83,21 +84,28 @@ var errCutOff = fmt.Errorf("%w: transport ended without close_notify", io.ErrUne
 var errNoH2 = errors.New("peer did not negotiate ALPN h2")
 
 // handshake does TLS and chooses the record layer: ours where it is asked for and can, otherwise that of crypto/tls.
-func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, ambit, client bool) (recordConn, *tls.ConnectionState, error) {
+func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, ambit, client bool, account *ledger.Account) (recordConn, *tls.ConnectionState, error) {
 	var secrets *record.Secrets
 	if ambit && record.Allowed() {
 		cfg, secrets = record.Capture(cfg)
 		defer secrets.Wipe()
 	}
 	g := newGatherConn(c)
+	turn := &turn{ctx: ctx, account: account}
+	cfg = turn.during(cfg)
 	t := tls.Server(g, cfg)
 	if client {
 		t = tls.Client(g, cfg)
 	}
+	if err := turn.take(); err != nil {
+		return nil, nil, err
+	}
+	defer turn.give()
+	g.turn = turn
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, nil, err
 	}
-	g.secured = true
+	g.turn, g.secured = nil, true
 	state := t.ConnectionState()
 	if state.NegotiatedProtocol != "h2" {
 		return nil, nil, errNoH2
@@ -179,6 +187,7 @@ type gatherConn struct {
 	recLeft int    // of the record being handed out
 	readErr error  // result of readOnce
 	secured bool   // the handshake is over: an end of the transport is no longer an end of the peer's
+	turn    *turn  // until then: given up while it waits
 	once    func(fd uintptr) bool
 
 	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
@@ -259,6 +268,13 @@ func (g *gatherConn) more() error {
 }
 
 func (g *gatherConn) readMore() error {
+	if g.turn != nil {
+		return g.turn.without(g.readOne)
+	}
+	return g.readOne()
+}
+
+func (g *gatherConn) readOne() error {
 	g.makeRoom()
 	if g.raw != nil {
 		if err := g.raw.Read(g.once); err != nil {

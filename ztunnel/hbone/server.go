@@ -114,7 +114,7 @@ func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
 	if err := c.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	rc, state, err := serverRecords(ctx, c, cfg, s.cfg.AmbitRecords)
+	rc, state, err := serverRecords(ctx, c, cfg, s.cfg.AmbitRecords, s.cfg.Account)
 	if err != nil {
 		return nil, err
 	}

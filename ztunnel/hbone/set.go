@@ -6,12 +6,17 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
 
 // tunnelSet is all tunnels of one key. Small flows share, a busy one is left alone.
 type tunnelSet struct {
-	d     *Dialer
-	key   Key
+	d   *Dialer
+	key Key
+	// account pays for all of it: what was acquired must come back to the same one, also when the pod has gone meanwhile.
+	account *ledger.Account
+
 	users int // Connects under way; guarded by d.mu
 
 	mu      sync.Mutex
@@ -32,7 +37,9 @@ type dialing struct {
 // errStale ends a dial whose configuration is out of date; whoever waited dials anew.
 var errStale = errors.New("dial superseded")
 
-func newTunnelSet(d *Dialer, k Key) *tunnelSet { return &tunnelSet{d: d, key: k} }
+func newTunnelSet(d *Dialer, k Key) *tunnelSet {
+	return &tunnelSet{d: d, key: k, account: d.cfg.Account(k)}
+}
 
 // acquire returns a tunnel with a slot reserved in it.
 func (set *tunnelSet) acquire(ctx context.Context) (t *tunnel, reused bool, err error) {

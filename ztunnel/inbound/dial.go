@@ -40,6 +40,9 @@ type AppDialer struct {
 	Liveness sockopt.Liveness
 	// KeepSource is false where transparent sockets are not to be had.
 	KeepSource bool
+	// Busy reports whether the pod has so many connections that the kernel
+	// must not grow another one's buffers. Nil: never.
+	Busy func() bool
 }
 
 // Dial connects to dst, from src when that is another host's address of the
@@ -71,7 +74,10 @@ func (a *AppDialer) Dial(ctx context.Context, src netip.Addr, dst netip.AddrPort
 
 func (a *AppDialer) dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration) (net.Conn, error) {
 	d := &net.Dialer{Timeout: limit, KeepAlive: -1}
-	opts := sockopt.Options{Mark: a.Mark, Buffers: sockopt.AppBuffer}
+	opts := sockopt.Options{Mark: a.Mark}
+	if a.Busy != nil && a.Busy() {
+		opts.Buffers = sockopt.AppBuffer
+	}
 	if src.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(src)
 		// ReuseAddr: a port is free again for other destinations, and beside

@@ -76,13 +76,9 @@ func newPod(info handoff.Pod, h Handlers, liveness sockopt.Liveness, log *slog.L
 // listener's own traffic is not to be captured; transparency lets 15006 answer
 // from addresses that are not the pod's.
 func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
-	opts := sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}
-	if port == outboundPort || port == socksPort {
-		opts.Buffers = sockopt.AppBuffer // the pod's own processes connect to these; to the others, the network
-	}
 	lc := &net.ListenConfig{
 		KeepAlive: -1, // set on the accepted socket, with the mesh's values
-		Control:   sockopt.ControlFor(opts),
+		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}),
 	}
 	if port == socksPort {
 		return ns.Listen(ctx, lc, "tcp4", "127.0.0.1:"+port)
@@ -140,7 +136,17 @@ func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) 
 	if err := p.liveness.Set(c); err != nil {
 		return // the peer has gone already
 	}
+	if account.InUse(ledger.Connections) > sockopt.AppTuned && local(c) {
+		_ = sockopt.BoundBuffers(c, sockopt.AppBuffer) // memory, not correctness
+	}
 	serve(p.ctx, c)
+}
+
+// local reports whether one of the pod's own processes connected: the kernel
+// redirects those to loopback.
+func local(c *net.TCPConn) bool {
+	a, ok := c.LocalAddr().(*net.TCPAddr)
+	return ok && a.IP.IsLoopback()
 }
 
 // stopAccepting closes the listeners, once; connections go on.

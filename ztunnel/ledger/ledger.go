@@ -1,21 +1,27 @@
 // Package ledger shares every bounded resource of the node among the pods that use it.
 //
-// Each pod has an account. Of every resource an account may always use its guaranteed share, limit divided by the number
-// of open accounts; what others leave idle it may borrow; when another account wants its share, what was borrowed is
-// not taken away but no more is lent until enough has come back, and what comes back goes to those below their share
-// first. So one heavy pod can fill an idle node and cannot keep a second one out.
+// Each pod has an account. Its share of a resource is the limit divided by the number of open accounts. Half of the share
+// is reserved: nobody else ever has it, so that it is to be had at once. All else is lent to whoever asks; it is not taken
+// away again, but when another account wants its share, no more is lent until enough has come back, and what comes back
+// goes to those below their share first, in turn. So one heavy pod can fill most of an idle node and cannot keep a second
+// one out.
 //
-//	Acquire ──► free, and nobody below their share waits ──► granted
-//	        └─► below share: waits at the head             ──► granted when something is released
-//	        └─► above share: waits behind                  ──► granted when nothing else waits, or ctx ends
+//	Acquire ──► reserved, or free and nobody below their share waits ──► granted
+//	        └─► below share: waits                                   ──► granted in turn when something is released
+//	        └─► above share: waits behind these                      ──► granted when they have, or ctx ends
 //
-// All methods may be called from any goroutine. TryAcquire and Release are constant-time: two atomic-size critical
-// sections under one mutex per resource.
+// Turns are of another kind: a goroutine holds one only while it computes, so that as many run as there are processors
+// for it, and each pod's wait for theirs in turn.
+//
+// All methods may be called from any goroutine. TryAcquire and Release are constant-time while nobody waits: a critical
+// section under one mutex per resource.
 package ledger
 
 import (
 	"context"
 	"fmt"
+	"maps"
+	"runtime"
 	"sync"
 )
 
@@ -29,10 +35,11 @@ const (
 	Bytes                       // receive windows granted beyond each stream's minimum
 	Dials                       // TCP connects under way
 	Queries                     // DNS queries under way
+	Turns                       // goroutines that compute for handshakes
 	numResources
 )
 
-var resourceNames = [numResources]string{"handshakes", "connections", "streams", "bytes", "dials", "queries"}
+var resourceNames = [numResources]string{"handshakes", "connections", "streams", "bytes", "dials", "queries", "turns"}
 
 // String is a metric label: the set is closed.
 func (r Resource) String() string { return resourceNames[r] }
@@ -41,9 +48,10 @@ func (r Resource) String() string { return resourceNames[r] }
 type Limits [numResources]int64
 
 // DefaultLimits suit a node of a few hundred pods: memory for windows stays below 1 GiB, and handshakes, which cost CPU,
-// are few at a time.
+// are few at a time and have at most half of the processors at once: the other half relays.
 func DefaultLimits() Limits {
-	return Limits{Handshakes: 1024, Connections: 1 << 18, Streams: 1 << 18, Bytes: 1 << 30, Dials: 1 << 14, Queries: 1 << 14}
+	return Limits{Handshakes: 1024, Connections: 1 << 18, Streams: 1 << 18, Bytes: 1 << 30, Dials: 1 << 14, Queries: 1 << 14,
+		Turns: int64(max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
 // ExhaustedError says which bound refused whom.
@@ -91,11 +99,6 @@ type Account struct {
 	used [numResources]use // used[r] is guarded by l.pools[r].mu
 }
 
-// use is an account's part in one pool.
-type use struct {
-	held int64
-}
-
 // Pod returns the account of a pod, opening it if needed; each call needs one Close.
 func (l *Ledger) Pod(key string) *Account {
 	l.mu.Lock()
@@ -104,7 +107,7 @@ func (l *Ledger) Pod(key string) *Account {
 	if a == nil {
 		a = &Account{pod: key, l: l}
 		l.pods[key] = a
-		l.addAccountsLocked(1)
+		l.resizeLocked(nil)
 	}
 	a.refs++
 	return a
@@ -129,21 +132,31 @@ func (a *Account) Close() {
 	}
 	if a.refs--; a.refs == 0 {
 		delete(a.l.pods, a.pod)
-		a.l.addAccountsLocked(-1)
+		a.l.resizeLocked(a)
 	}
 }
 
-func (l *Ledger) addAccountsLocked(n int64) {
+// resizeLocked tells the pools that an account was opened, or that one has closed.
+func (l *Ledger) resizeLocked(closed *Account) {
 	for r := range l.pools {
 		p := &l.pools[r]
 		p.mu.Lock()
-		p.accounts += n
-		p.wakeLocked()
+		if closed != nil {
+			closed.used[r].closed = true
+		}
+		p.resizeLocked(len(l.pods), func(yield func(int64) bool) {
+			for a := range maps.Values(l.pods) {
+				if !yield(a.used[r].held) {
+					return
+				}
+			}
+		})
 		p.mu.Unlock()
 	}
 }
 
-// Pressure reports whether more than three quarters of r are in use on the node: a sign to ask for less.
+// Pressure reports whether the account lives on loan while most of what may be lent is: a sign to ask for less. Who is
+// within what is reserved feels none, whatever others do.
 func (a *Account) Pressure(r Resource) bool {
 	if a == nil {
 		return false
@@ -151,7 +164,7 @@ func (a *Account) Pressure(r Resource) bool {
 	p := &a.l.pools[r]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.limit > 0 && p.inUse > p.limit/4*3
+	return p.pressureLocked(&a.used[r])
 }
 
 // InUse returns what the account holds of r.
@@ -187,7 +200,7 @@ func (a *Account) Acquire(ctx context.Context, r Resource, n int64) error {
 		p.mu.Unlock()
 		return nil
 	}
-	if n > p.limit { // waiting could never help
+	if p.neverFitsLocked(&a.used[r], n) { // waiting could never help
 		defer p.mu.Unlock()
 		return a.exhausted(r, nil)
 	}
@@ -201,10 +214,11 @@ func (a *Account) Acquire(ctx context.Context, r Resource, n int64) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if w.granted {
+	if w.el == nil { // granted meanwhile
 		return nil
 	}
 	p.removeLocked(w)
+	p.wakeLocked()
 	return a.exhausted(r, context.Cause(ctx))
 }
 
@@ -224,7 +238,6 @@ func (a *Account) Release(r Resource, n int64) {
 	if u.held < n {
 		panic("BUG: ledger: release of more than was acquired: " + r.String())
 	}
-	u.held -= n
-	p.inUse -= n
+	p.addLocked(u, -n)
 	p.wakeLocked()
 }

@@ -16,20 +16,93 @@ func limits(n int64) Limits {
 	return l
 }
 
-func TestBorrowIdleCapacity(t *testing.T) {
-	l := New(limits(10))
-	a, b := l.Pod("a"), l.Pod("b")
-	defer b.Close()
-	defer a.Close()
-	if !a.TryAcquire(Streams, 10) {
-		t.Error("idle capacity is not lent")
+// One pod takes all that it can get; what is reserved for another is still there, at once, and no more than that.
+func TestReserveIsToBeHadAtOnce(t *testing.T) {
+	for r := range numResources {
+		l := New(limits(100))
+		a, b := l.Pod("a"), l.Pod("b")
+		if !a.TryAcquire(r, 75) || a.TryAcquire(r, 1) {
+			t.Errorf("%s: want its own half share and all that may be lent, 75 of 100, lent to one", r)
+		}
+		if b.Pressure(r) || !a.Pressure(r) {
+			t.Errorf("%s: want pressure on who borrows, and on nobody else", r)
+		}
+		if !b.TryAcquire(r, 25) || b.TryAcquire(r, 1) {
+			t.Errorf("%s: want 25 of 100 for the other", r)
+		}
+		if a.TryAcquire(r, 1) {
+			t.Errorf("%s: more granted than there is", r)
+		}
+		a.Release(r, 1)
+		if !b.TryAcquire(r, 1) {
+			t.Errorf("%s: what came back is not granted", r)
+		}
 	}
-	if b.TryAcquire(Streams, 1) {
-		t.Error("more granted than there is")
+}
+
+// A pod that waits for a thousand units gets them in turn with one that waits for a single one.
+func TestWaitersOfOnePodDoNotDelayAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(limits(1))
+		a, b := l.Pod("a"), l.Pod("b")
+		order := make(chan string, 2000)
+		want := func(name string, acct *Account) {
+			if err := acct.Acquire(t.Context(), Turns, 1); err != nil {
+				t.Error(err)
+				return
+			}
+			order <- name
+			acct.Release(Turns, 1)
+		}
+		a.TryAcquire(Turns, 1)
+		for range 1000 {
+			go want("a", a)
+		}
+		synctest.Wait()
+		for range 10 {
+			go want("b", b)
+		}
+		synctest.Wait()
+		a.Release(Turns, 1)
+		synctest.Wait()
+		for i := range 20 {
+			if got, want := <-order, []string{"a", "b"}[i%2]; got != want {
+				t.Fatalf("turn %d went to %s, want %s", i, got, want)
+			}
+		}
+		if n := len(order); n != 990 {
+			t.Errorf("%d turns left, want 990", n)
+		}
+	})
+}
+
+// New accounts shrink reserves; what was held before stays held, and comes back to those who have less.
+func TestAccountsComeAndGo(t *testing.T) {
+	l := New(limits(100))
+	a := l.Pod("a")
+	if !a.TryAcquire(Bytes, 100) {
+		t.Fatal("alone, and refused")
 	}
-	a.Release(Streams, 1)
-	if !b.TryAcquire(Streams, 1) {
-		t.Error("what came back is not granted")
+	b := l.Pod("b")
+	if b.TryAcquire(Bytes, 1) {
+		t.Error("more than there is")
+	}
+	a.Release(Bytes, 30)
+	if a.TryAcquire(Bytes, 6) || !a.TryAcquire(Bytes, 5) {
+		t.Error("want 75 for the borrower, now that another's 25 are reserved")
+	}
+	a.Close() // holds 75, and has no reserve any more
+	if !b.TryAcquire(Bytes, 25) || b.TryAcquire(Bytes, 1) {
+		t.Error("want 25 while a closed account holds 75")
+	}
+	a.Release(Bytes, 75)
+	if !b.TryAcquire(Bytes, 75) {
+		t.Error("the last account does not get everything")
+	}
+	b.Release(Bytes, 100)
+	b.Close()
+	if p := &l.pools[Bytes]; p.inUse != 0 || p.covered != 0 || p.accounts != 0 {
+		t.Errorf("left over: %d in use, %d covered, %d accounts", p.inUse, p.covered, p.accounts)
 	}
 }
 
@@ -38,8 +111,8 @@ func TestShareComesBackUnderDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(limits(10))
 		a, b := l.Pod("a"), l.Pod("b")
-		if err := a.Acquire(t.Context(), Streams, 10); err != nil {
-			t.Fatal(err)
+		if !a.TryAcquire(Streams, 8) || !b.TryAcquire(Streams, 2) {
+			t.Fatal("refused")
 		}
 		order := make(chan string, 2)
 		take := func(name string, acct *Account) {
