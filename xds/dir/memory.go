@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -27,6 +29,8 @@ type memory struct {
 	dir  string // "": no memory
 	log  *slog.Logger
 	disk map[id]bool // what is there
+
+	roots []string // as they are on disk
 }
 
 func openMemory(dir string, log *slog.Logger) *memory {
@@ -47,6 +51,39 @@ func remembered(o *Object) bool {
 		return name != "" && name != "none"
 	}
 	return false
+}
+
+// rootsPath is beside the entries: which directories said something, one a line.
+func (m *memory) rootsPath() string { return m.dir + "-sources" }
+
+// loadRoots returns the directories that said something before the restart.
+func (m *memory) loadRoots() []string {
+	if m.dir == "" {
+		return nil
+	}
+	data, err := os.ReadFile(m.rootsPath())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.log.Warn("which directories had objects before the restart cannot be read", "err", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		m.roots = append(m.roots, strings.TrimSuffix(line, "\n"))
+	}
+	return m.roots
+}
+
+func (m *memory) keepRoots(roots []string) {
+	if m.dir == "" || slices.Equal(m.roots, roots) {
+		return
+	}
+	var b strings.Builder
+	for _, r := range roots {
+		b.WriteString(r + "\n")
+	}
+	if err := m.replace(m.rootsPath(), []byte(b.String())); err != nil {
+		m.log.Error("which directories have objects is not kept for a restart", "err", err)
+		return
+	}
+	m.roots = slices.Clone(roots)
 }
 
 // memoryEntry is the content of a file.
@@ -147,7 +184,11 @@ func (m *memory) write(o *Object) error {
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}
-	path := m.path(o.id())
+	return m.replace(m.path(o.id()), append(data, '\n'))
+}
+
+// replace writes a file at once.
+func (m *memory) replace(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
@@ -156,7 +197,7 @@ func (m *memory) write(o *Object) error {
 		return err
 	}
 	defer os.Remove(tmp.Name()) // after the rename there is nothing to remove
-	_, err = tmp.Write(append(data, '\n'))
+	_, err = tmp.Write(data)
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}

@@ -51,7 +51,10 @@ func Watch(ctx context.Context, dirs []string, log *slog.Logger, changed func(Ch
 // call of changed carries the full state, also when there is nothing yet. All
 // calls come from the goroutine that called Watch. A directory that cannot be
 // read at the start is an error; later it is a Problem and what it said stays in
-// force.
+// force. So it is with a directory that had files and has none, as one that is
+// not mounted: without the cluster in it, every proxy would forget its policies
+// and peers. At a start nothing is reported before it has some. One file that
+// says nothing makes an empty directory a deliberate one.
 func (src Source) Watch(ctx context.Context, changed func(Change)) error {
 	if len(src.Dirs) == 0 {
 		return errors.New("watch directories: none given")
@@ -71,12 +74,16 @@ func (src Source) Watch(ctx context.Context, changed func(Change)) error {
 		return err
 	}
 	mem := openMemory(src.LastGood, src.Log)
+	if err := s.awaitFiles(ctx, mem.loadRoots()); err != nil {
+		return err
+	}
 	for _, o := range s.table.recall(mem.load()) {
 		src.Log.Warn("what the file says cannot be used, its last good version is taken from before the restart", "object", o.Key().String(), "file", o.File)
 	}
 	report := func() {
 		changed(s.table.Change())
 		mem.keep(s.table)
+		mem.keepRoots(s.filled())
 	}
 	report()
 	return s.loop(ctx, report)
@@ -116,6 +123,69 @@ func (s *scanner) first(ctx context.Context) error {
 	}
 	s.scan(true)
 	return nil
+}
+
+// emptied is what is wrong with a directory that had files and has none.
+const emptied = "directory has no .yaml, .yml or .json files any more: is it mounted?"
+
+const emptiedHint = "what it said before stays in force; if nothing is meant, put a file there that says nothing"
+
+// awaitFiles waits for directories that had files before a restart.
+func (s *scanner) awaitFiles(ctx context.Context, had []string) error {
+	told := false
+	for {
+		empty := slices.DeleteFunc(slices.Clone(had), func(root string) bool {
+			return !slices.Contains(s.roots, root) || s.hasFiles(root)
+		})
+		if len(empty) == 0 {
+			return nil
+		}
+		if !told {
+			s.log.Warn("source "+emptied+" Nothing is served until it has some; if nothing is meant, put a file there that says nothing", "dirs", empty)
+			told = true
+		}
+		select {
+		case <-time.After(settle):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := s.first(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *scanner) hasFiles(root string) bool {
+	for path := range s.table.files {
+		if within(path, root) {
+			return true
+		}
+	}
+	return false
+}
+
+// filled lists the directories that say something.
+func (s *scanner) filled() (roots []string) {
+	for _, root := range s.roots {
+		if s.saysSomething(root) {
+			roots = append(roots, root)
+		}
+	}
+	return roots
+}
+
+func (s *scanner) saysSomething(root string) bool {
+	for path, f := range s.table.files {
+		if within(path, root) && len(f.objects) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func within(path, dir string) bool {
+	dir = filepath.Clean(dir)
+	return dir == "." && !filepath.IsAbs(path) || strings.HasPrefix(path, strings.TrimSuffix(dir, string(filepath.Separator))+string(filepath.Separator))
 }
 
 func (s *scanner) loop(ctx context.Context, changed func()) error {
@@ -166,6 +236,10 @@ func (s *scanner) scan(atOnce bool) (differs, again bool) {
 	unreadable := map[string]string{}
 	for _, root := range s.roots {
 		s.tree(root, 0, seen, unreadable)
+		root = filepath.Clean(root)
+		if _, bad := unreadable[root]; !bad && !anyWithin(seen, root) && !anyWithin(unreadable, root) && s.saysSomething(root) {
+			unreadable[root] = emptied
+		}
 	}
 	for path := range seen {
 		d, a := s.look(path, atOnce, forced[path] || s.faults[path] != "")
@@ -186,12 +260,25 @@ func (s *scanner) scan(atOnce bool) (differs, again bool) {
 	}
 	for dir, msg := range unreadable {
 		if s.faults[dir] != msg {
-			s.table.cannotRead(dir, msg, "what it said before stays in force")
+			hint := "what it said before stays in force"
+			if msg == emptied {
+				hint = emptiedHint
+			}
+			s.table.cannotRead(dir, msg, hint)
 			differs = true
 		}
 	}
 	s.faults = unreadable
 	return differs, again
+}
+
+func anyWithin[V any](paths map[string]V, root string) bool {
+	for path := range paths {
+		if within(path, root) {
+			return true
+		}
+	}
+	return false
 }
 
 // under reports whether path is, or is in, one of dirs.
