@@ -187,7 +187,7 @@ type gatherConn struct {
 	recLeft int    // of the record being handed out
 	readErr error  // result of readOnce
 	secured bool   // the handshake is over: an end of the transport is no longer an end of the peer's
-	turn    *turn  // until then: given up while it waits
+	turn    *turn  // until then: given up while the transport is waited for
 	once    func(fd uintptr) bool
 
 	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
@@ -383,7 +383,7 @@ func (g *gatherConn) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.corked {
-		return g.Conn.Write(p)
+		return g.writeNow(p)
 	}
 	if g.out == nil {
 		g.out = gatherBufs.Get().(*gatherBuf)
@@ -399,6 +399,15 @@ func (g *gatherConn) Write(p []byte) (int, error) {
 		done += n
 	}
 	return len(p), nil
+}
+
+// writeNow passes p on. A handshake fits the buffers of any socket; a stream may take nothing until its peer wants it to.
+func (g *gatherConn) writeNow(p []byte) (n int, err error) {
+	if g.turn == nil || g.raw != nil {
+		return g.Conn.Write(p)
+	}
+	err = g.turn.without(func() error { n, err = g.Conn.Write(p); return err })
+	return n, err
 }
 
 func (g *gatherConn) cork() {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/netip"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/ambit-mesh/ambit/test/memnet"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
@@ -99,5 +101,32 @@ func TestHandshakeWaitsForItsTurn(t *testing.T) {
 		}
 		busy.Release(ledger.Turns, 1)
 		<-done
+	})
+}
+
+// A transport that takes nothing, such as a stream whose window the other end keeps shut, holds no turn either.
+func TestStuckHandshakeHoldsNoTurn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		account := oneTurn().Pod("pod")
+		begin := time.Now()
+		m := newMesh(t, meshConfig{Handler: func(context.Context, *Request) {}, Server: ServerConfig{Account: account},
+			Dial: memPair, Dialer: DialerConfig{Account: func(Key) *ledger.Account { return account }}})
+		defer m.close()
+		stuck := NewDialer(DialerConfig{Account: func(Key) *ledger.Account { return account },
+			TLS: func(context.Context, Key) (*tls.Config, error) { return testPKI().clientConfig(), nil },
+			DialTransport: func(context.Context, Key) (net.Conn, error) {
+				c, _ := memnet.Pipe()
+				c.SetBuffer(0)
+				return c, nil
+			}})
+		go func() {
+			_, _, _ = stuck.Connect(context.Background(), m.key, ConnectRequest{Authority: "192.0.2.2:80"})
+		}()
+		synctest.Wait()
+		m.wantTunnel(t, "beside it")
+		if waited := time.Since(begin); waited != 0 {
+			t.Errorf("waited %v for a handshake that is stuck", waited)
+		}
+		_ = stuck.Close()
 	})
 }
