@@ -227,7 +227,7 @@ func (e *Engine) canonical(host string) nn {
 	var best nn
 	for h := range defined {
 		k := e.holder(h).nn
-		if se := e.entries.services[k]; exportOf(se) != exportPublic || e.takesAddress(k, &se.Spec) {
+		if se := e.entries.services[k]; e.exportOfHost(se, host) != exportPublic || e.takesAddress(k, &se.Spec) {
 			continue
 		}
 		if best == (nn{}) || e.olderEntry(k, best) {

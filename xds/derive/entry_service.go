@@ -47,6 +47,30 @@ func exportOf(se *crd.ServiceEntry) export {
 	return exportPrivate
 }
 
+// exportOfHost is who sees a host of an entry. A name under svc.<cluster domain>
+// is its namespace's to give: what another namespace says about it, or about all
+// of these names, is for that namespace alone, except for the root namespace. A
+// name could otherwise be taken whose Service is yet to come, or is an alias.
+func (e *Engine) exportOfHost(se *crd.ServiceEntry, host string) export {
+	x := exportOf(se)
+	if x == exportPublic && e.nameOfAnother(se.Namespace, host) {
+		return exportPrivate
+	}
+	return x
+}
+
+func (e *Engine) nameOfAnother(ns, host string) bool {
+	if e.set.isRoot(ns) {
+		return false
+	}
+	names := ".svc." + e.cfg.ClusterDomain
+	if crd.Wildcard(host) && strings.HasSuffix(names, host[1:]) {
+		return true // of every namespace
+	}
+	rest, ok := strings.CutSuffix(host, names)
+	return ok && rest[strings.LastIndexByte(rest, '.')+1:] != ns
+}
+
 // entryPorts lists the ports that a proxy can serve, in the entry's order. TCP
 // with its real target: endpoints may override it by name.
 func entryPorts(s *crd.ServiceEntrySpec) []servicePort {
@@ -95,7 +119,7 @@ func (e *Engine) entryService(k nn, se *crd.ServiceEntry, host string, b binding
 	if len(se.Spec.SubjectAltNames) == 0 {
 		w.SubjectAltNames = e.entryIdentities(k, se)
 	}
-	if exportOf(se) == exportPrivate {
+	if e.exportOfHost(se, host) == exportPrivate {
 		w.Visibility = workload.Service_NAMESPACE
 	}
 	return w
@@ -143,6 +167,9 @@ func (e *Engine) judgeEntry(j *judgement, se *crd.ServiceEntry, mine []string) {
 		}
 	}
 	for _, h := range mine {
+		if e.exportOfHost(se, h) != exportOf(se) {
+			j.add(ReasonConflict, "host %s: names under svc.%s are their namespace's, others do not see the entry: write it there, or in namespace %s", h, e.cfg.ClusterDomain, e.set.roots[0])
+		}
 		if crd.Wildcard(h) && !strings.HasPrefix(h, "*.") {
 			j.add(ReasonUnsupported, "host %s: node proxies find names by *.<domain> only", h)
 		}
