@@ -51,3 +51,18 @@ func TestNamesOfOtherNamespaces(t *testing.T) {
 	}
 	sameAsFromScratch(t, e)
 }
+
+// A Service is the holder of its name in its own namespace only.
+func TestNameOfAServiceElsewhere(t *testing.T) {
+	const host = "db.shop.svc.cluster.local"
+	e := New(Config{})
+	e.Apply(upsert(testService("shop", "db", "a", 1)))
+	e.Apply(upsert(testEntry("shop", "e", 0, nil, 1, host)))
+	e.Apply(upsert(testEntry("own", "e", 0, nil, 2, host)))
+	m := snapshot(t, e)
+	for ns, want := range map[string]string{"shop": "db", "own": "e", "third": "db"} {
+		if svc := m.ServiceByHostname(host, ns); svc == nil || svc.Name != want {
+			t.Errorf("clients in %s reach %+v, want %s", ns, svc, want)
+		}
+	}
+}

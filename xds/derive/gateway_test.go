@@ -255,3 +255,51 @@ func TestWhichWayIntoANetwork(t *testing.T) {
 		sameAsFromScratch(t, e)
 	}
 }
+
+// Each thing that a Gateway says, changed alone, reaches those who use it.
+func TestOneChangeOfAWaypoint(t *testing.T) {
+	waypoint := func(edit func(*crd.Gateway)) dir.Change {
+		o := testWaypoint("n", "wp", 15008)
+		edit(o.Value.(*crd.Gateway))
+		return upsert(o)
+	}
+	selecting := func(team string) func(*crd.Gateway) {
+		return func(g *crd.Gateway) {
+			s := &metav1.LabelSelector{MatchLabels: map[string]string{"team": team}}
+			g.Spec.Listeners[0].AllowedRoutes = &crd.AllowedRoutes{Namespaces: &crd.RouteNamespaces{From: crd.FromSelector, Selector: s}}
+		}
+	}
+	serving := func(what string) func(*crd.Gateway) {
+		return func(g *crd.Gateway) { g.Labels = map[string]string{waypointForLabel: what} }
+	}
+	e := New(Config{})
+	e.Apply(dir.Change{Upserts: []*dir.Object{
+		labelled(object("Namespace", "", "n", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "n"}}), "team", "a"),
+		labelled(testService("n", "s", "a", 1), useWaypointLabel, "wp"), labelled(testPod("n", "p", "node", "sa", "a", 1), gatewayNameLabel, "wp"),
+	}})
+	for _, step := range []struct {
+		what  string
+		edit  func(*crd.Gateway)
+		bound bool
+	}{
+		{"there", func(*crd.Gateway) {}, true},
+		{"for workloads", serving(trafficWorkload), false},
+		{"for all", serving(trafficAll), true},
+		{"for team a", selecting("a"), true},
+		{"for team b", selecting("b"), false},
+		{"for everybody", func(g *crd.Gateway) {
+			g.Spec.Listeners[0].AllowedRoutes = &crd.AllowedRoutes{Namespaces: &crd.RouteNamespaces{From: crd.FromAll}}
+		}, true},
+		{"not ready", func(g *crd.Gateway) { g.Status.Addresses, g.Status.Conditions = nil, []any{"x"} }, false},
+	} {
+		e.Apply(waypoint(step.edit))
+		if got := snapshot(t, e).Service(mesh.Hostname{Namespace: "n", Name: "s.n.svc.cluster.local"}).Waypoint != nil; got != step.bound {
+			t.Errorf("%s: bound %v", step.what, got)
+		}
+		sameAsFromScratch(t, e)
+	}
+	for _, binding := range []string{"PROXY", "NONE", "PROXY/15088"} {
+		e.Apply(waypoint(func(g *crd.Gateway) { g.Annotations = map[string]string{inboundBindingAnnotation: binding} }))
+		sameAsFromScratch(t, e)
+	}
+}
