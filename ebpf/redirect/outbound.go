@@ -26,6 +26,7 @@ func (d *Dataplane) outbound(dns bool) []rule {
 	}
 	rules = append(rules,
 		rule{"only TCP", join(l4proto(expr.CmpOpNeq, unix.IPPROTO_TCP), accept())},
+		older(),
 		rule{"replies to the proxy", join(mark(expr.CmpOpEq, MarkReturn), accept())},
 		rule{"node's probes (IPv4)", join(destination(netip.PrefixFrom(d.cfg.ProbeV4, 32)), accept())},
 		rule{"node's probes (IPv6)", join(destination(netip.PrefixFrom(d.cfg.ProbeV6, 128)), accept())},

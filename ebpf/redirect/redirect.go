@@ -126,7 +126,11 @@ func New(cfg Config) (*Dataplane, error) {
 // need them. What is right already is not touched.
 func (d *Dataplane) Apply(ns *netns.NS, rules PodRules) error {
 	d.migrateQueues(ns)
-	return d.apply(ns, d.chains(rules, true), rules.IPv6)
+	if err := d.apply(ns, d.chains(rules, true), rules.IPv6); err != nil {
+		return err
+	}
+	d.rememberHalfClosed(ns) // the sysctls come with conntrack
+	return nil
 }
 
 // Release stops capturing new connections and keeps what the established ones

@@ -24,8 +24,9 @@ type rule struct {
 	exprs   []expr.Any
 }
 
-// chains returns a pod's rules. Without capture only the marks of established
-// connections remain.
+// chains returns a pod's rules. Without capture those remain that established
+// connections need: their marks, and chains without rules, since the kernel
+// translates addresses only while there is a chain of that type.
 func (d *Dataplane) chains(r PodRules, capture bool) []chain {
 	chains := []chain{
 		{
@@ -45,28 +46,37 @@ func (d *Dataplane) chains(r PodRules, capture bool) []chain {
 		},
 	}
 	if !capture {
-		return chains
+		return append(chains, natPrerouting(nil), natOutput(nil))
 	}
 	if r.DNS {
 		chains = append(chains, dnsZone()...)
 	}
 	if !r.BypassInbound {
-		chains = append(chains, chain{
-			name: "nat_prerouting", kind: nftables.ChainTypeNAT,
-			hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest,
-			rules: d.inbound(),
-		})
+		chains = append(chains, natPrerouting(d.inbound()))
 	}
-	return append(chains, chain{
+	return append(chains, natOutput(d.outbound(r.DNS)))
+}
+
+func natPrerouting(rules []rule) chain {
+	return chain{
+		name: "nat_prerouting", kind: nftables.ChainTypeNAT,
+		hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest,
+		rules: rules,
+	}
+}
+
+func natOutput(rules []rule) chain {
+	return chain{
 		name: "nat_output", kind: nftables.ChainTypeNAT,
 		hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityNATDest,
-		rules: d.outbound(r.DNS),
-	})
+		rules: rules,
+	}
 }
 
 func (d *Dataplane) inbound() []rule {
 	return []rule{
 		{"only TCP", join(l4proto(expr.CmpOpNeq, unix.IPPROTO_TCP), accept())},
+		older(),
 		{"node's probes (IPv4)", join(source(d.cfg.ProbeV4), accept())},
 		{"node's probes (IPv6)", join(source(d.cfg.ProbeV6), accept())},
 		{"proxy", join(mark(expr.CmpOpEq, MarkProxy), accept())},
@@ -76,6 +86,27 @@ func (d *Dataplane) inbound() []rule {
 		{"plaintext", redirectTo(PortInbound)},
 	}
 }
+
+// older lets connections go on that are older than the rules. Before the first
+// rules of a namespace conntrack is off there; then whatever packet comes first
+// is to it the beginning of a connection, which these chains see and would
+// redirect. Only a SYN begins one. It needs a rule before it that lets only TCP
+// through.
+func older() rule {
+	return rule{"older connections", join([]expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1}, // RFC 9293 §3.1
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpFIN | tcpSYN | tcpRST | tcpACK}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{tcpSYN}},
+	}, accept())}
+}
+
+const (
+	tcpFIN = 1 << iota
+	tcpSYN
+	tcpRST
+	_
+	tcpACK
+)
 
 var (
 	loopbackV4 = netip.MustParsePrefix("127.0.0.0/8")
