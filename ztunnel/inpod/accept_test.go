@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -69,6 +70,30 @@ func TestAcceptBacksOffWithoutDescriptors(t *testing.T) {
 		if d := time.Since(begun); d != 0 {
 			t.Errorf("the end waited %v for the next try", d)
 		}
+	})
+}
+
+// TestNeighboursAreTurnedAwayAtOnce: a pod that drains takes no new connections
+// by any way, however long its own go on.
+func TestNeighboursAreTurnedAwayAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ns, err := netns.Own()
+		if err != nil {
+			t.Fatal(err)
+		}
+		connc := make(chan struct{})
+		var turnedAway atomic.Bool
+		log, _ := boot.NewLogger(&bytes.Buffer{}, "text", "info")
+		p := newPod(handoff.Pod{NS: ns}, Handlers{Wait: func() { turnedAway.Store(true) }}, sockopt.Liveness{}, log)
+		p.conns.Go(func() { <-connc })
+		donec := make(chan struct{})
+		go func() { defer close(donec); p.drain(t.Context()) }()
+		synctest.Wait()
+		if !turnedAway.Load() {
+			t.Error("neighbours still get in while a connection of the pod goes on")
+		}
+		close(connc)
+		<-donec
 	})
 }
 

@@ -164,10 +164,10 @@ func (p *pod) drain(ctx context.Context) {
 	donec := make(chan struct{})
 	go func() {
 		defer close(donec)
-		p.conns.Wait()
 		if p.handlers.Wait != nil {
-			p.handlers.Wait()
+			p.handlers.Wait() // first: neighbours have no listener that is closed to them
 		}
+		p.conns.Wait()
 	}()
 	// Its context ends after the connections, so that each of these ends with
 	// the cause below and not with that of a tunnel that vanished under it.
