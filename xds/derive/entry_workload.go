@@ -30,7 +30,7 @@ func (e *Engine) workloadEntry(k nn) ([]Resource, []Condition) {
 	if !reachable(w) {
 		j.add(ReasonNoAddress, "there is no address, and no gateway leads into network %s: it is not used", w.Network)
 	}
-	extend(w, &ambit.WorkloadExtension{AccessLog: e.podLog(k, spec.Labels, o.Annotations)})
+	extend(w, &ambit.WorkloadExtension{AccessLog: e.podLog(k, spec.Labels, o.Annotations), StrictBy: e.strictBy(k.ns, spec.Labels)})
 	conditions := append(b.conditions, accessLogConditions(source{"WorkloadEntry", k}, o.Annotations)...)
 	if len(j.notes) > 0 {
 		conditions = append(conditions, j.condition())

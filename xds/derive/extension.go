@@ -43,6 +43,7 @@ func (e *Engine) extension(k nn, p *corev1.Pod, w *workload.Workload) *ambit.Wor
 		AccessLog:   e.podLog(k, p.Labels, p.Annotations),
 		Terminating: p.DeletionTimestamp != nil,
 		DnsNames:    e.dnsNames(k, p),
+		StrictBy:    e.strictBy(k.ns, p.Labels),
 	}
 	if e.sameNode(k, p, w) == crd.SameNodeLocal {
 		x.SameNode = ambit.WorkloadExtension_SAME_NODE_LOCAL

@@ -266,7 +266,7 @@ func (e *Engine) markSelected(ns string, selector map[string]string) {
 }
 
 func (e *Engine) inputPeer(k nn, p *crd.PeerAuthentication) {
-	before := e.inheritedMode(k.ns)
+	before := e.inheritedFrom(k.ns)
 	was := put(e.peers, k, p)
 	e.dirty.peers[k] = struct{}{}
 	if was != nil {
@@ -300,7 +300,7 @@ func (e *Engine) inputPeer(k nn, p *crd.PeerAuthentication) {
 		}
 	}
 	switch {
-	case before == e.inheritedMode(k.ns):
+	case before == e.inheritedFrom(k.ns):
 	case root:
 		markAll(e.dirty.pods, e.pods)
 		markAll(e.dirty.workloads, e.entries.workloads)

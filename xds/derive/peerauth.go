@@ -86,21 +86,58 @@ func (e *Engine) oldest(namespaces ...string) *crd.PeerAuthentication {
 
 // inheritedMode is the mode of a workload that no selector chooses.
 func (e *Engine) inheritedMode(ns string) crd.MTLSMode {
-	mode := crd.ModePermissive
-	if p := e.oldest(e.set.roots...); p != nil {
-		mode = effective(p.Spec.MTLS.EffectiveMode(), mode)
+	mode, _ := e.inherited(ns)
+	return mode
+}
+
+// modeFrom is a mode and the name of the PeerAuthentication that sets it.
+type modeFrom struct {
+	mode crd.MTLSMode
+	name nn
+}
+
+func (e *Engine) inheritedFrom(ns string) modeFrom {
+	mode, by := e.inherited(ns)
+	if by == nil {
+		return modeFrom{mode: mode}
 	}
+	return modeFrom{mode, nn{by.Namespace, by.Name}}
+}
+
+// inherited is inheritedMode, and who says so: nil for nobody.
+func (e *Engine) inherited(ns string) (mode crd.MTLSMode, by *crd.PeerAuthentication) {
+	mode = crd.ModePermissive
+	levels := [][]string{e.set.roots}
 	if !e.set.isRoot(ns) {
-		if p := e.oldest(ns); p != nil {
-			mode = effective(p.Spec.MTLS.EffectiveMode(), mode)
+		levels = append(levels, []string{ns})
+	}
+	for _, level := range levels {
+		if p := e.oldest(level...); p != nil && p.Spec.MTLS.EffectiveMode() != crd.ModeUnset {
+			mode, by = p.Spec.MTLS.EffectiveMode(), p
 		}
 	}
-	return mode
+	return mode, by
 }
 
 // peerPolicy is the policy that a workload's mTLS mode makes it refer to, "" for none.
 func (e *Engine) peerPolicy(ns string, labels map[string]string) string {
-	inherited := e.inheritedMode(ns)
+	policy, _ := e.peerPolicyBy(ns, labels)
+	return policy
+}
+
+// strictBy is the PeerAuthentication that makes a workload refuse plaintext on
+// every port, "" for none.
+func (e *Engine) strictBy(ns string, labels map[string]string) string {
+	policy, by := e.peerPolicyBy(ns, labels)
+	if by == nil || policy != e.set.roots[0]+"/"+StrictPolicy {
+		return ""
+	}
+	return by.Namespace + "/" + by.Name
+}
+
+// peerPolicyBy is peerPolicy, and whose mode it is.
+func (e *Engine) peerPolicyBy(ns string, labels map[string]string) (policy string, by *crd.PeerAuthentication) {
+	inherited, by := e.inherited(ns)
 	var own *crd.PeerAuthentication
 	if !e.set.isRoot(ns) { // a selector in the root namespace is ignored, as in Istio
 		e.peerSelectors.choosing(ns, labels, func(p nn) {
@@ -111,14 +148,16 @@ func (e *Engine) peerPolicy(ns string, labels map[string]string) string {
 	}
 	if own != nil {
 		if a := portPolicy(own, inherited); a != nil {
-			return a.Namespace + "/" + a.Name
+			return a.Namespace + "/" + a.Name, own
 		}
-		inherited = effective(own.Spec.MTLS.EffectiveMode(), inherited)
+		if mode := own.Spec.MTLS.EffectiveMode(); mode != crd.ModeUnset {
+			inherited, by = mode, own
+		}
 	}
 	if inherited == crd.ModeStrict {
-		return e.set.roots[0] + "/" + StrictPolicy
+		return e.set.roots[0] + "/" + StrictPolicy, by
 	}
-	return ""
+	return "", nil
 }
 
 // peerVerdict is what becomes of one PeerAuthentication.

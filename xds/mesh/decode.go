@@ -206,6 +206,7 @@ func (d *decoder) own(w *Workload) {
 			return
 		}
 		w.SameNode, w.AccessLog, w.Terminating = x.GetSameNode(), x.GetAccessLog(), x.GetTerminating()
+		w.StrictBy = intern(x.GetStrictBy())
 		for _, n := range x.GetDnsNames() {
 			w.DNSNames = append(w.DNSNames, strings.ToLower(strings.TrimSuffix(n, ".")))
 		}

@@ -14,7 +14,7 @@ import (
 func TestOwnExtension(t *testing.T) {
 	x, err := proto.Marshal(&ambit.WorkloadExtension{
 		SameNode: ambit.WorkloadExtension_SAME_NODE_LOCAL, AccessLog: ambit.WorkloadExtension_ACCESS_LOG_FAILURES,
-		Terminating: true, DnsNames: []string{"Web-0.web.ns.svc.cluster.local."},
+		Terminating: true, DnsNames: []string{"Web-0.web.ns.svc.cluster.local."}, StrictBy: "ns/strict",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -27,7 +27,7 @@ func TestOwnExtension(t *testing.T) {
 		t.Fatal(err)
 	}
 	if w.SameNode != ambit.WorkloadExtension_SAME_NODE_LOCAL || w.AccessLog != ambit.WorkloadExtension_ACCESS_LOG_FAILURES ||
-		!w.Terminating || len(w.DNSNames) != 1 || w.DNSNames[0] != "web-0.web.ns.svc.cluster.local" {
+		!w.Terminating || w.StrictBy != "ns/strict" || len(w.DNSNames) != 1 || w.DNSNames[0] != "web-0.web.ns.svc.cluster.local" {
 		t.Errorf("decoded %+v", w)
 	}
 	w, err = DecodeWorkload(in("example.com/other", api.WorkloadExtensionType, x))

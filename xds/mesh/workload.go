@@ -107,6 +107,7 @@ type Workload struct {
 	AccessLog   ambit.WorkloadExtension_AccessLog
 	Terminating bool
 	DNSNames    []string // lower case, without the final dot
+	StrictBy    string   // the PeerAuthentication, "namespace/name", that refuses plaintext on every port
 }
 
 // HasAddr reports whether a is one of the workload's addresses.

@@ -38,7 +38,7 @@ func (s *Set) Authorize(ns string, refs []string, c Conn) Verdict {
 		v.Allowed, v.Policy, v.Rule, v.why = true, r.p.Key, r.i+1, matched
 		return v
 	}
-	v.why = noneMatched
+	v.why, v.names = noneMatched, d.lowest(allowClass)
 	return v
 }
 
@@ -98,6 +98,40 @@ func (d *decision) policies(class int) int {
 		}
 	}
 	return n
+}
+
+// maxNames is how many policies a verdict names that none of them matched.
+const maxNames = 3
+
+// lowest are the first policies of a class by key, "" where there are fewer.
+func (d *decision) lowest(class int) (names [maxNames]string) {
+	add := func(key string) {
+		for i, have := range names {
+			switch {
+			case have == key:
+				return
+			case have == "" || key < have:
+				copy(names[i+1:], names[i:])
+				names[i] = key
+				return
+			}
+		}
+	}
+	for _, g := range [...]*group{d.set.global, d.space, d.named} {
+		if g == nil {
+			continue
+		}
+		keys := g.class[class].keys
+		for _, key := range keys[:min(len(keys), maxNames)] {
+			add(key)
+		}
+	}
+	for _, key := range d.refs {
+		if _, ok := d.considered(key, class); ok {
+			add(key)
+		}
+	}
+	return names
 }
 
 func (d *decision) first(class int) (ref, bool) {

@@ -73,6 +73,7 @@ type index struct {
 	lists    hamt.Map[anchor, []ref] // sorted by policy key and rule
 	use      [kinds]usage
 	policies int
+	keys     []string // of the policies, sorted; never changed
 }
 
 func newIndex() *index { return &index{lists: hamt.NewMap[anchor, []ref](hashAnchor)} }

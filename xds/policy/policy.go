@@ -136,11 +136,15 @@ type Verdict struct {
 	Rule    int    // 1-based, 0 is none
 	// DryRun says what policies in dry run would have done, "" if nothing.
 	DryRun string
+	// StrictBy is the PeerAuthentication that made the workload STRICT,
+	// "namespace/name", for whoever knows the workload to set.
+	StrictBy string
 
 	why       reason
 	plaintext bool
 	ns        string
-	allows    int // ALLOW policies considered
+	allows    int              // ALLOW policies considered
+	names     [maxNames]string // the first of them, when none matched
 }
 
 // Policies that the control plane makes from PeerAuthentication.
@@ -153,19 +157,54 @@ const (
 func (v Verdict) Why() string {
 	switch v.why {
 	case matched:
-		if _, name, _ := strings.Cut(v.Policy, "/"); !v.Allowed && v.plaintext &&
-			(name == strictPolicy || strings.HasPrefix(name, strictPortPolicy)) {
-			return "STRICT: plaintext from a client outside the mesh (policy " + v.Policy + ")"
+		if author, strict := v.strict(); strict && !v.Allowed && v.plaintext {
+			if author != "" {
+				author = "PeerAuthentication " + author + ", "
+			}
+			return "STRICT: plaintext from a client outside the mesh (" + author + "policy " + v.Policy + ")"
 		}
 		return fmt.Sprintf("policy %s rule %d", v.Policy, v.Rule)
 	case noneMatched:
-		noun := "policies"
-		if v.allows == 1 {
-			noun = "policy"
-		}
-		return fmt.Sprintf("no ALLOW policy of namespace %s matched (%d %s)", v.ns, v.allows, noun)
+		return fmt.Sprintf("no ALLOW policy of namespace %s matched (%s)", v.ns, v.allowed())
 	case unknownPolicy:
 		return "policy " + v.Policy + " not yet known"
 	}
 	return "no ALLOW policy applies"
+}
+
+// strict reports whether the policy that decided is one that the control plane
+// made from a PeerAuthentication, and from which, if that is known.
+func (v Verdict) strict() (author string, strict bool) {
+	ns, name, _ := strings.Cut(v.Policy, "/")
+	if name == strictPolicy {
+		return v.StrictBy, true
+	}
+	if own, ok := strings.CutPrefix(name, strictPortPolicy); ok {
+		return ns + "/" + own, true
+	}
+	return "", false
+}
+
+// allowed counts the ALLOW policies that were considered, and names some.
+func (v Verdict) allowed() string {
+	var b strings.Builder
+	if v.allows == 1 {
+		b.WriteString("1 policy: ")
+	} else {
+		fmt.Fprintf(&b, "%d policies: ", v.allows)
+	}
+	named := 0
+	for _, name := range v.names {
+		if name == "" {
+			break
+		}
+		if named++; named > 1 {
+			b.WriteString(", ")
+		}
+		b.WriteString(name)
+	}
+	if more := v.allows - named; more > 0 {
+		fmt.Fprintf(&b, " and %d more", more)
+	}
+	return b.String()
 }

@@ -91,7 +91,7 @@ func TestAuthorize(t *testing.T) {
 	}{
 		{"no policy", nil, nil, conn(web, "10.0.0.1", 80), true, "no ALLOW policy applies"},
 		{"allow without rules", []*security.Authorization{auth("shop/none", namespace, allow, nil)}, nil,
-			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (1 policy)"},
+			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (1 policy: shop/none)"},
 		{"deny without rules", []*security.Authorization{auth("shop/none", namespace, deny, nil)}, nil,
 			conn(web, "10.0.0.1", 80), true, "no ALLOW policy applies"},
 		{"rule without clauses", []*security.Authorization{auth("shop/all", namespace, deny, []*security.Rule{{}})}, nil,
@@ -107,6 +107,10 @@ func TestAuthorize(t *testing.T) {
 			auth("shop/a", namespace, allow, []*security.Rule{{}}),
 			auth("shop/z", namespace, deny, rules(&security.Match{DestinationPorts: []uint32{80}}))}, nil,
 			conn(web, "10.0.0.1", 80), false, "policy shop/z rule 1"},
+		{"the first of those that allow are named", []*security.Authorization{
+			auth("shop/d", namespace, allow, nil), auth("root/z", global, allow, nil), auth("shop/c", selector, allow, nil),
+			auth("shop/b", namespace, allow, nil), auth("away/a", namespace, allow, nil), auth("shop/a", selector, allow, nil)}, []string{"shop/c"},
+			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (4 policies: root/z, shop/b, shop/c and 1 more)"},
 		{"lowest key is reported", []*security.Authorization{
 			auth("shop/b", namespace, deny, []*security.Rule{{}}), auth("root/a", global, deny, []*security.Rule{{}}),
 			auth("shop/a", selector, deny, []*security.Rule{{}})}, []string{"shop/a"},
@@ -136,10 +140,10 @@ func TestAuthorize(t *testing.T) {
 			conn(web, "10.0.0.1", 80), true, "policy shop/p rule 1"},
 		{"bad range in ALLOW matches nothing", []*security.Authorization{auth("shop/p", namespace, allow,
 			rules(&security.Match{SourceIps: []*security.Address{badCIDR}, DestinationPorts: []uint32{80}}))}, nil,
-			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (1 policy)"},
+			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (1 policy: shop/p)"},
 		{"bad excluded range in ALLOW matches nothing", []*security.Authorization{auth("shop/p", namespace, allow,
 			rules(&security.Match{NotSourceIps: []*security.Address{badCIDR}, DestinationPorts: []uint32{80}}))}, nil,
-			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (1 policy)"},
+			conn(web, "10.0.0.1", 80), false, "no ALLOW policy of namespace shop matched (1 policy: shop/p)"},
 		{"bad range in DENY matches everything", []*security.Authorization{auth("shop/p", namespace, deny,
 			rules(&security.Match{SourceIps: []*security.Address{cidr("192.0.2.0/24"), badCIDR}}))}, nil,
 			conn(web, "10.0.0.1", 80), false, "policy shop/p rule 1"},
@@ -159,6 +163,22 @@ func TestAuthorize(t *testing.T) {
 				t.Errorf("allowed %v: %s; want %v: %s", v.Allowed, v.Why(), tt.want, tt.why)
 			}
 		})
+	}
+}
+
+// Whose wish it was to refuse plaintext is in the sentence, as far as it is known.
+func TestStrictNamesItsAuthor(t *testing.T) {
+	for _, tt := range []struct{ policy, by, want string }{
+		{"root/istio_converted_static_strict", "", "(policy root/istio_converted_static_strict)"},
+		{"root/istio_converted_static_strict", "shop/strict", "(PeerAuthentication shop/strict, policy root/istio_converted_static_strict)"},
+		{"shop/converted_peer_authentication_ports", "", "(PeerAuthentication shop/ports, policy shop/converted_peer_authentication_ports)"},
+		{"shop/converted_peer_authentication_ports", "root/other", "(PeerAuthentication shop/ports, policy shop/converted_peer_authentication_ports)"},
+	} {
+		v := setOf(t, auth(tt.policy, selector, deny, rules(&security.Match{NotPrincipals: some(presence())}))).Authorize("shop", []string{tt.policy}, conn(identity.ID{}, "10.0.0.1", 80))
+		v.StrictBy = tt.by
+		if got, want := v.Why(), "STRICT: plaintext from a client outside the mesh "+tt.want; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
@@ -241,7 +261,18 @@ func (n naive) authorize(ns string, refs []string, c Conn) Verdict {
 		return Verdict{Policy: key, Rule: rule}
 	}
 	key, rule, count := first(allow, false)
-	return Verdict{Allowed: count == 0 || key != "", Policy: key, Rule: rule, allows: count}
+	v := Verdict{Allowed: count == 0 || key != "", Policy: key, Rule: rule, allows: count}
+	if !v.Allowed {
+		var sorted []string
+		for key := range keys {
+			if a := n.all[key]; a.GetAction() == allow && !a.GetDryRun() {
+				sorted = append(sorted, key)
+			}
+		}
+		slices.Sort(sorted)
+		copy(v.names[:], sorted)
+	}
+	return v
 }
 
 func naiveRule(r *security.Rule, action security.Action, c Conn) bool {
@@ -452,7 +483,7 @@ func compare(t *testing.T, c chooser, steps int) {
 		for range 10 {
 			cn := c.conn()
 			got, want := set.Authorize("shop", refs, cn), model.authorize("shop", refs, cn)
-			if got.Allowed != want.Allowed || got.Rule != want.Rule || want.why != unknownPolicy && got.Policy != want.Policy || got.allows != want.allows {
+			if got.Allowed != want.Allowed || got.Rule != want.Rule || want.why != unknownPolicy && got.Policy != want.Policy || got.allows != want.allows || got.names != want.names {
 				t.Fatalf("%+v with %d refs: %+v %q, want %+v", cn, len(refs), got, got.Why(), want)
 			}
 		}

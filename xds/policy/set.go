@@ -181,6 +181,8 @@ func (t *Txn) Commit() *Set {
 // regroup is the changes to one group.
 type regroup struct {
 	gone, come [classes][]ref
+	goneKeys   [classes]map[string]bool
+	comeKeys   [classes][]string
 	count      [classes]int
 	touched    [classes]bool
 }
@@ -188,6 +190,7 @@ type regroup struct {
 func (e *regroup) add(p *Policy) {
 	c := p.class()
 	e.come[c] = append(e.come[c], p.refs()...)
+	e.comeKeys[c] = append(e.comeKeys[c], p.Key)
 	e.count[c]++
 	e.touched[c] = true
 }
@@ -195,6 +198,10 @@ func (e *regroup) add(p *Policy) {
 func (e *regroup) remove(p *Policy) {
 	c := p.class()
 	e.gone[c] = append(e.gone[c], p.refs()...)
+	if e.goneKeys[c] == nil {
+		e.goneKeys[c] = map[string]bool{}
+	}
+	e.goneKeys[c][p.Key] = true
 	e.count[c]--
 	e.touched[c] = true
 }
@@ -207,10 +214,24 @@ func (e *regroup) on(old *group) *group {
 		}
 		x := *g.class[c]
 		x.policies += e.count[c]
+		x.keys = e.keys(c, x.keys)
 		x.apply(e.gone[c], e.come[c])
 		g.class[c] = &x
 	}
 	return &g
+}
+
+// keys is what the sorted keys of a class become.
+func (e *regroup) keys(c int, old []string) []string {
+	out := make([]string, 0, len(old)+len(e.comeKeys[c]))
+	for _, k := range old {
+		if !e.goneKeys[c][k] {
+			out = append(out, k)
+		}
+	}
+	out = append(out, e.comeKeys[c]...)
+	slices.Sort(out)
+	return out
 }
 
 func (g *group) policies() int {

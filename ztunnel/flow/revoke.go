@@ -80,6 +80,7 @@ func judge(v *store.View, s *Subject) (policy.Verdict, *DenyError) {
 		return policy.Verdict{}, &DenyError{Reason: "workload " + s.UID + " is no longer in the mesh"}
 	}
 	verdict := v.Policies.Authorize(w.Namespace, w.Policies, s.Conn)
+	verdict.StrictBy = w.StrictBy
 	if !verdict.Allowed {
 		return verdict, &DenyError{Verdict: verdict, Reason: verdict.Why()}
 	}

@@ -133,7 +133,10 @@ type WorkloadExtension struct {
 	Terminating bool `protobuf:"varint,3,opt,name=terminating,proto3" json:"terminating,omitempty"`
 	// dns_names are the pod's own names (RFC 1035, no final dot):
 	// "<hostname>.<service>.<namespace>.svc.<cluster domain>".
-	DnsNames      []string `protobuf:"bytes,4,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	DnsNames []string `protobuf:"bytes,4,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	// strict_by is the PeerAuthentication, "namespace/name", that makes this
+	// workload refuse plaintext on every port. The policy that does is shared.
+	StrictBy      string `protobuf:"bytes,5,opt,name=strict_by,json=strictBy,proto3" json:"strict_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +197,13 @@ func (x *WorkloadExtension) GetDnsNames() []string {
 		return x.DnsNames
 	}
 	return nil
+}
+
+func (x *WorkloadExtension) GetStrictBy() string {
+	if x != nil {
+		return x.StrictBy
+	}
+	return ""
 }
 
 // ServiceExtension is the config of istio.workload.Service's extension
@@ -299,13 +309,14 @@ var File_ambit_ambit_proto protoreflect.FileDescriptor
 
 const file_ambit_ambit_proto_rawDesc = "" +
 	"\n" +
-	"\x11ambit/ambit.proto\x12\bambit.v1\"\xdf\x02\n" +
+	"\x11ambit/ambit.proto\x12\bambit.v1\"\xfc\x02\n" +
 	"\x11WorkloadExtension\x12A\n" +
 	"\tsame_node\x18\x01 \x01(\x0e2$.ambit.v1.WorkloadExtension.SameNodeR\bsameNode\x12D\n" +
 	"\n" +
 	"access_log\x18\x02 \x01(\x0e2%.ambit.v1.WorkloadExtension.AccessLogR\taccessLog\x12 \n" +
 	"\vterminating\x18\x03 \x01(\bR\vterminating\x12\x1b\n" +
-	"\tdns_names\x18\x04 \x03(\tR\bdnsNames\"4\n" +
+	"\tdns_names\x18\x04 \x03(\tR\bdnsNames\x12\x1b\n" +
+	"\tstrict_by\x18\x05 \x01(\tR\bstrictBy\"4\n" +
 	"\bSameNode\x12\x13\n" +
 	"\x0fSAME_NODE_HBONE\x10\x00\x12\x13\n" +
 	"\x0fSAME_NODE_LOCAL\x10\x01\"L\n" +
