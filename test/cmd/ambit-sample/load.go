@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -30,12 +31,18 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	conns := fs.Int("conns", 8, "connections at a time")
 	size := fs.Int("size", 1024, "bytes per request")
 	fresh := fs.Bool("fresh", false, "a connection for each request")
+	secure := fs.Bool("tls", false, "a TLS handshake in place of each request, on a connection of its own")
 	for_ := fs.Duration("for", 5*time.Second, "how long")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
 	if fs.NArg() != 1 || *conns < 1 || *size < 1 {
 		return errors.New("load wants HOST:PORT of a TCP echo server, and at least one connection and byte")
+	}
+	exchange := func() func(net.Conn) error { return echoed(*size) }
+	if *secure {
+		*fresh = true
+		exchange = func() func(net.Conn) error { return handshake }
 	}
 	until := time.Now().Add(*for_)
 	var (
@@ -47,7 +54,7 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	began := time.Now()
 	for range *conns {
 		wg.Go(func() {
-			seen, errs, first := closedLoop(ctx, until, fs.Arg(0), *size, *fresh)
+			seen, errs, first := closedLoop(ctx, until, fs.Arg(0), exchange(), *fresh)
 			mu.Lock()
 			defer mu.Unlock()
 			times, report.Errors = append(times, seen...), report.Errors+errs
@@ -67,8 +74,24 @@ func load(ctx context.Context, args []string, out io.Writer) error {
 	return json.NewEncoder(out).Encode(report)
 }
 
-func closedLoop(ctx context.Context, until time.Time, addr string, size int, fresh bool) (times []time.Duration, errs int, first error) {
+// echoed sends as much and waits until it is back; for one goroutine.
+func echoed(size int) func(net.Conn) error {
 	buf, answer := make([]byte, size), make([]byte, size)
+	return func(c net.Conn) error {
+		if _, err := c.Write(buf); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, answer)
+		return err
+	}
+}
+
+// handshake completes TLS as far as a client without a certificate sees it.
+func handshake(c net.Conn) error {
+	return tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}).Handshake()
+}
+
+func closedLoop(ctx context.Context, until time.Time, addr string, exchange func(net.Conn) error, fresh bool) (times []time.Duration, errs int, first error) {
 	var c net.Conn
 	once := func() (err error) {
 		if c == nil {
@@ -77,10 +100,7 @@ func closedLoop(ctx context.Context, until time.Time, addr string, size int, fre
 			}
 			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		}
-		if _, err = c.Write(buf); err == nil {
-			_, err = io.ReadFull(c, answer)
-		}
-		if err != nil || fresh {
+		if err = exchange(c); err != nil || fresh {
 			_ = c.Close() // the exchange's own error says more
 			c = nil
 		} else {
