@@ -2,6 +2,7 @@ package derive
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -244,20 +245,21 @@ func (e *Engine) judge(r *Result, src source, v verdict) {
 
 // output replaces what a source made and reports the difference.
 func (e *Engine) output(r *Result, src source, now []Resource) {
-	was := e.made[src]
+	was := make(map[Name]Resource, len(e.made[src]))
+	for _, o := range e.made[src] {
+		was[Name{o.Type, o.Name}] = o
+	}
 	for i := range now {
-		j := slices.IndexFunc(was, func(o Resource) bool { return o.Name == now[i].Name && o.Type == now[i].Type })
-		if j >= 0 && string(was[j].Bytes) == string(now[i].Bytes) {
-			now[i] = was[j] // keeps one copy
+		name := Name{now[i].Type, now[i].Name}
+		o, had := was[name]
+		delete(was, name)
+		if had && string(o.Bytes) == string(now[i].Bytes) {
+			now[i] = o // keeps one copy
 			continue
 		}
 		r.Upserts = append(r.Upserts, now[i])
 	}
-	for _, o := range was {
-		if !slices.ContainsFunc(now, func(n Resource) bool { return o.Name == n.Name && o.Type == n.Type }) {
-			e.dropped[Name{o.Type, o.Name}] = o
-		}
-	}
+	maps.Copy(e.dropped, was)
 	if len(now) == 0 {
 		delete(e.made, src)
 	} else {

@@ -1,9 +1,12 @@
 package derive
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/ambit-mesh/ambit/xds/crd"
+	"github.com/ambit-mesh/ambit/xds/dir"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 )
 
@@ -64,5 +67,24 @@ func TestNameOfAServiceElsewhere(t *testing.T) {
 		if svc := m.ServiceByHostname(host, ns); svc == nil || svc.Name != want {
 			t.Errorf("clients in %s reach %+v, want %s", ns, svc, want)
 		}
+	}
+}
+
+// BenchmarkLargeEntry is an entry of as many endpoints as there may be, which
+// loses its first one.
+func BenchmarkLargeEntry(b *testing.B) {
+	object := func(from int) *dir.Object {
+		o := testEntry("n", "large", 0, nil, 0, "large.example.com")
+		se := o.Value.(*crd.ServiceEntry)
+		se.Spec.Endpoints = nil
+		for i := from; i < 10_000; i++ {
+			se.Spec.Endpoints = append(se.Spec.Endpoints, &crd.WorkloadEntrySpec{Address: fmt.Sprintf("10.1.%d.%d", i>>8, i&255)})
+		}
+		return o
+	}
+	e, whole, less := New(Config{}), upsert(object(0)), upsert(object(1))
+	for b.Loop() {
+		e.Apply(whole)
+		e.Apply(less)
 	}
 }

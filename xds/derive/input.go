@@ -141,10 +141,10 @@ func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 			}
 		}
 	}
-	var declared []string
+	var declared []netip.Prefix
 	if s != nil {
 		for i := range s.Endpoints {
-			declared = append(declared, s.Endpoints[i].Addresses...)
+			declared = append(declared, singles(parseAddrs(s.Endpoints[i].Addresses))...)
 		}
 		if svc, ok := sliceService(s); ok {
 			e.slicesOf.add(svc, k)
@@ -155,7 +155,7 @@ func (e *Engine) inputSlice(k nn, s *discoveryv1.EndpointSlice) {
 			}
 		}
 	}
-	e.entries.vips.declare(source{"EndpointSlice", k}, singles(parseAddrs(declared)))
+	e.entries.vips.declare(source{"EndpointSlice", k}, declared)
 	e.dirty.slices[k] = struct{}{}
 }
 
