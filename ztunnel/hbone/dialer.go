@@ -164,6 +164,12 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 	}
 	releaseConn := func() { account.Release(ledger.Connections, 1) }
 
+	stage = StageTLS
+	cfg, err := d.configuration(ctx, k)
+	if err != nil {
+		releaseConn()
+		return nil, err
+	}
 	stage = StageTCP
 	conn, err := d.dialTransport(ctx, k, account)
 	if err != nil {
@@ -171,7 +177,7 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 		return nil, err
 	}
 	stage = StageTLS
-	t, err = d.secure(ctx, set, conn, account)
+	t, err = d.secure(ctx, set, conn, cfg)
 	d.met.handshake(clientSide, err)
 	if err != nil {
 		_ = conn.Close()
@@ -207,18 +213,22 @@ func (d *Dialer) dialTransport(ctx context.Context, k Key, account *ledger.Accou
 	return d.cfg.DialTransport(ctx, k)
 }
 
+// configuration may wait for our certificate, so it comes first: a peer's bound on handshakes is not for our CA's delays.
+func (d *Dialer) configuration(ctx context.Context, k Key) (*tls.Config, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.HandshakeTimeout, os.ErrDeadlineExceeded)
+	defer cancel()
+	return d.cfg.TLS(ctx, k)
+}
+
 // secure completes TLS and sends our preface. The deadline set here ends with the peer's SETTINGS.
-func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, account *ledger.Account) (*tunnel, error) {
+func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, cfg *tls.Config) (*tunnel, error) {
+	account := set.account
 	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.HandshakeTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
 	if err := account.Acquire(ctx, ledger.Handshakes, 1); err != nil {
 		return nil, err
 	}
 	defer account.Release(ledger.Handshakes, 1)
-	cfg, err := d.cfg.TLS(ctx, set.key)
-	if err != nil {
-		return nil, err
-	}
 	if err := conn.SetDeadline(time.Now().Add(d.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}

@@ -505,3 +505,23 @@ func TestRequestOnAnEndedTunnel(t *testing.T) {
 		}
 	})
 }
+
+// Who waits for a certificate has no connection open meanwhile, which would count against the peer's handshakes.
+func TestCertificateComesBeforeTheConnection(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		away := errors.New("the CA is away")
+		d := NewDialer(DialerConfig{
+			TLS: func(ctx context.Context, _ Key) (*tls.Config, error) { <-ctx.Done(); return nil, away },
+			DialTransport: func(context.Context, Key) (net.Conn, error) {
+				t.Error("dialled without a certificate")
+				return nil, syscall.ECONNREFUSED
+			},
+		})
+		begin := time.Now()
+		_, _, err := d.Connect(t.Context(), Key{Addr: netip.MustParseAddrPort("192.0.2.2:15008")}, ConnectRequest{Authority: "a:1"})
+		if de, ok := errors.AsType[*DialError](err); !ok || de.Stage != StageTLS || !errors.Is(err, away) || time.Since(begin) != d.cfg.HandshakeTimeout {
+			t.Errorf("connect: %v after %v", err, time.Since(begin))
+		}
+		_ = d.Close()
+	})
+}
