@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,14 +125,15 @@ func TestSameNodeBothSidesAreLive(t *testing.T) {
 	greeting := a.ip.String() + "\n"
 	_, err = io.ReadFull(c, make([]byte, len(greeting)))
 	w.check(err)
-	var got []string
-	for _, l := range a.node.flow.List() {
-		got = append(got, fmt.Sprintf("%s %s %s %v", l.Direction, l.Transport, l.Pod, l.BytesSent == uint64(len(greeting))))
-	}
-	joined := strings.Join(got, "; ")
-	if len(got) != 2 || !strings.Contains(joined, "inbound local uid-b true") || !strings.Contains(joined, "outbound local uid-a true") {
-		t.Errorf("live: %s", joined)
-	}
+	// Bytes are counted once they are written, and so perhaps after they are read here.
+	eventually(t, "both sides, with the greeting counted", func() bool {
+		var got []string
+		for _, l := range a.node.flow.List() {
+			got = append(got, fmt.Sprintf("%s %s %s %v", l.Direction, l.Transport, l.Pod, l.BytesSent == uint64(len(greeting))))
+		}
+		slices.Sort(got)
+		return slices.Equal(got, []string{"inbound local uid-b true", "outbound local uid-a true"})
+	})
 }
 
 func TestSameNodePolicy(t *testing.T) {
