@@ -219,6 +219,60 @@ func TestRunningAuthorityOutlivesItsKeyFile(t *testing.T) {
 	})
 }
 
+// The key in memory signs for its own certificate only.
+func TestLostKeyOfAnotherCertificate(t *testing.T) {
+	var dir string
+	running(t, func(t *testing.T) Config {
+		dir = t.TempDir()
+		return Config{TrustDomain: domain, StateDir: dir}
+	}, func(t *testing.T, a *Authority, log *lines) {
+		before := a.inForce().issuer.cert
+		other := t.TempDir()
+		if _, err := Open(Config{TrustDomain: domain, StateDir: other}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		for _, name := range []string{certFile, chainFile, RootFile} {
+			write(t, dir, name, must(os.ReadFile(filepath.Join(other, name))))
+		}
+		if err := os.Remove(filepath.Join(dir, keyFile)); err != nil {
+			t.Fatal(err)
+		}
+		stamped(t, dir)
+		settleFiles()
+		if a.Problem() == nil || !a.inForce().issuer.cert.Equal(before) {
+			t.Errorf("a certificate without its key is in force (%v)", a.Problem())
+		}
+		if leaf := testLeaf(t, must(a.Sign(testCSR(t, testKey(t)), bookinfo, 0))); leaf.CheckSignatureFrom(before) != nil {
+			t.Error("a leaf that nobody signed")
+		}
+	})
+}
+
+func TestGenerationIsThatOfTheNewestFile(t *testing.T) {
+	c := Config{TrustDomain: domain, StateDir: t.TempDir()}
+	a, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := a.inForce().generation
+	for i, name := range []string{RootFile, certFile, keyFile, chainFile, crlFile, "key-x.pem"} {
+		path := filepath.Join(c.StateDir, name)
+		if _, err := os.Stat(path); err != nil {
+			write(t, c.StateDir, name, nil)
+		}
+		at := time.Now().Add(time.Duration(i+1) * time.Hour)
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+		now := c.generation()
+		if now <= last {
+			t.Errorf("%s changed, and the generation is %d after %d", name, now, last)
+		}
+		last = now
+	}
+}
+
 func signed(t *testing.T, tmpl, parent *x509.Certificate, key, by *ecdsa.PrivateKey) *x509.Certificate {
 	t.Helper()
 	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), by))))

@@ -316,11 +316,12 @@ func (k *Keeper) Promote(force bool) (*Report, error) {
 // promote changes who signs by one file, ca-cert.pem: the keys are found by it.
 func (k *Keeper) promote() error {
 	next := k.next
+	if _, err := loadKey(k.dir, next, k.readKey); err != nil {
+		return fmt.Errorf("promote: root %s cannot sign without its key, %s (put the file back, or begin anew with `ambitd ca abandon` and `ambitd ca rotate`): %w",
+			Fingerprint(next), k.path(keyFileOf(next)), err)
+	}
 	k.rot.Promoted = k.cfg.Now().UTC()
 	if err := k.saveRotation(); err != nil {
-		return err
-	}
-	if _, err := loadKey(k.dir, next, k.readKey); err != nil {
 		return err
 	}
 	if err := writeFile(k.path(chainFile), encodeCerts(next), 0o644); err != nil {

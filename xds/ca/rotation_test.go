@@ -275,6 +275,23 @@ func TestLostForGood(t *testing.T) {
 	}
 }
 
+// A root whose key is gone must not become the one that signs.
+func TestPromoteNeedsTheKey(t *testing.T) {
+	k := newKeeper(t)
+	k.do((*Keeper).Rotate)
+	keys := must(filepath.Glob(filepath.Join(k.dir, keyPattern)))
+	if err := os.Remove(keys[0]); err != nil || len(keys) != 1 {
+		t.Fatal(keys, err)
+	}
+	before := files(t, k.dir)
+	if _, err := k.try(promote(true)); err == nil || !strings.Contains(err.Error(), filepath.Base(keys[0])) {
+		t.Errorf("promoted: %v", err)
+	}
+	if changed := writesOf(before, files(t, k.dir)); len(changed) > 0 {
+		t.Errorf("a refused step wrote %v", changed)
+	}
+}
+
 func TestRevokeKeyDistrustsEverythingBeside(t *testing.T) {
 	k := newKeeper(t)
 	old := k.open().Roots()
@@ -334,7 +351,19 @@ func TestRevokeWritesAListThatOpenSSLReads(t *testing.T) {
 	k.do(promote(true))
 	newFile, latest := leaf()
 	k.do(func(c *Keeper) (*Report, error) { return c.Revoke(old.SerialNumber) })
+	numbers := func() (out []int64) {
+		for _, l := range must(readCRLs(k.dir)) {
+			out = append(out, l.Number.Int64())
+		}
+		return out
+	}
+	before := numbers()
 	r := k.do(func(c *Keeper) (*Report, error) { return c.Revoke(latest.SerialNumber) })
+	for i, n := range numbers() { // RFC 5280 §5.2.3: they only grow
+		if n <= before[i] {
+			t.Errorf("list %d has number %d after %d", i, n, before[i])
+		}
+	}
 	for _, path := range []string{badFile, oldFile, newFile} {
 		if got := verify(path); !strings.Contains(got, "certificate revoked") {
 			t.Errorf("%s in the overlap: %s", path, got)
