@@ -107,6 +107,39 @@ func TestAClientTooFarBehindMustResume(t *testing.T) {
 	}
 }
 
+// A service that gets the address it was asked for by brings the workloads that
+// were there before it, which nothing changed.
+func TestLateAliasBringsWhatIsReachedThroughIt(t *testing.T) {
+	c := newTestStream(t, NewStore(workload), Limits{})
+	pod := up(workload, "pod", "1")
+	pod.Via = []string{"ns/svc"}
+	c.apply([]Upsert{up(workload, "ns/svc", "1"), pod})
+	c.request(&discovery.DeltaDiscoveryRequest{TypeUrl: workload, ResourceNamesSubscribe: []string{"*"}, ResourceNamesUnsubscribe: []string{"*"}})
+	c.want("workload")
+	c.request(sub(workload, "net/10.9.9.9"))
+	c.want("workload -net/10.9.9.9")
+	c.apply([]Upsert{up(workload, "ns/svc", "2", "net/10.9.9.9")})
+	c.want("workload +ns/svc")
+	c.want("workload +pod")
+	c.want("")
+}
+
+// A resource that was sent and then is again what the client had when it
+// resumed, before the rest of the first answers went out, is sent again.
+func TestBackToTheVersionOfTheResume(t *testing.T) {
+	c := newTestStream(t, NewStore(workload), Limits{FirstBytes: 1, Bytes: 1})
+	c.apply([]Upsert{up(workload, "a", "1")})
+	had := c.store.Resources(workload)[0].Version
+	c.apply([]Upsert{up(workload, "a", "2"), up(workload, "b", "1"), up(workload, "c", "1")})
+	c.request(&discovery.DeltaDiscoveryRequest{TypeUrl: workload, InitialResourceVersions: map[string]string{"a": had}})
+	c.want("workload +a")
+	c.apply([]Upsert{up(workload, "a", "1")})
+	c.want("workload +b")
+	c.want("workload +c")
+	c.want("workload +a")
+	c.want("")
+}
+
 func TestLimits(t *testing.T) {
 	s := NewStore(workload)
 	tests := []struct {
