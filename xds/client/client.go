@@ -146,6 +146,9 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
+// jittered spreads the proxies of a control plane that restarts.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
+
 // Run keeps the subscription until ctx ends and returns its cause. While the
 // control plane is away, everything applied stays in force.
 func (c *Client) Run(ctx context.Context) error {
@@ -165,7 +168,7 @@ func (c *Client) Run(ctx context.Context) error {
 		c.metrics.terminated(err)
 		// Spread over half of the time, so that the proxies of a mesh do not
 		// return together after a restart of the control plane.
-		wait := backoff/2 + rand.N(backoff/2)
+		wait := jittered(backoff)
 		level := slog.LevelWarn
 		if heard {
 			level = slog.LevelInfo // streams end now and then: limits of age, restarts

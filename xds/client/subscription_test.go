@@ -83,3 +83,18 @@ func TestConfigProblemsAreAllNamed(t *testing.T) {
 		}
 	}
 }
+
+// TestReconnectsAreSpread: proxies that lost their control plane together do not
+// come back together.
+func TestReconnectsAreSpread(t *testing.T) {
+	for _, d := range []time.Duration{minBackoff, time.Second, maxBackoff} {
+		lowest, highest := d, time.Duration(0)
+		for range 1000 {
+			w := jittered(d)
+			lowest, highest = min(lowest, w), max(highest, w)
+		}
+		if lowest < d/2 || highest >= d || highest-lowest < d/3 {
+			t.Errorf("after %v waits are between %v and %v", d, lowest, highest)
+		}
+	}
+}

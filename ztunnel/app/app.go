@@ -143,8 +143,9 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	defer stop(nil)
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
-	a.gate.block("state manager")
-	a.gate.block("workload proxy manager")
+	for _, task := range a.cfg.tasks() {
+		a.gate.block(task)
+	}
 
 	g := boot.NewGroup(work, a.log)
 	if err := a.serveHTTP(g, levels, reg, quit); err != nil {
@@ -181,6 +182,18 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	a.shutdown()
 	stop(nil)
 	return g.Wait()
+}
+
+// tasks are what readiness waits for at a start, by the reference's names.
+func (c *Config) tasks() []string {
+	tasks := []string{"state manager", "workload proxy manager"}
+	if c.Mode == dedicated && c.EnableProxy { // there are no pods whose ports would count
+		tasks = append(tasks, "proxy")
+	}
+	if c.Mode == dedicated && c.DNSCapture {
+		tasks = append(tasks, "dns proxy")
+	}
+	return tasks
 }
 
 // shutdown lets connections end by themselves until the deadline, then cuts.

@@ -42,7 +42,9 @@ func (a *app) serveOne(ctx, group context.Context) error {
 		w := a.cfg.Workload
 		err = a.pods.AddPod(ctx, handoff.Pod{UID: dedicatedUID, Name: w.Name, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount, NS: ns})
 		if err == nil {
-			a.gate.open("workload proxy manager")
+			for _, task := range a.cfg.tasks()[1:] { // all but the mesh, which is known
+				a.gate.open(task)
+			}
 			return nil
 		}
 		_ = ns.Close() // err says more

@@ -185,6 +185,20 @@ func TestDedicatedProxyOfAnOrdinaryUser(t *testing.T) {
 	}
 }
 
+func TestReadinessWaitsFor(t *testing.T) {
+	for want, flags := range map[string][]string{
+		"state manager, workload proxy manager":                   nil,
+		"state manager, workload proxy manager, proxy, dns proxy": {"--proxy-mode=dedicated", "--proxy-workload-info=a/b/c"},
+		"state manager, workload proxy manager, proxy":            {"--proxy-mode=dedicated", "--proxy-workload-info=a/b/c", "--istio-meta-dns-capture=false"},
+		"state manager, workload proxy manager, dns proxy":        {"--proxy-mode=dedicated", "--proxy-workload-info=a/b/c", "--enable-proxy=false"},
+	} {
+		c, err := Parse(flags, minimal, io.Discard)
+		if got := strings.Join(c.tasks(), ", "); err != nil || got != want {
+			t.Errorf("%v: %q, %v, want %q", flags, got, err, want)
+		}
+	}
+}
+
 func TestDedicatedDegradesOnlyWhatWasNotAskedFor(t *testing.T) {
 	forbidden := func(sockopt.Options) error { return os.NewSyscallError("setsockopt", unix.EPERM) }
 	for _, tt := range []struct {
