@@ -49,6 +49,10 @@ func TestAliasesReachProxies(t *testing.T) {
 	a.write("pods.yaml", pod("p1", "a", "node-a", "10.0.0.1"))
 	a.start()
 	a.until("the source is read", func() bool { return a.status().Changes > 0 })
+	b := a.bundle()
+	if m, err := b.Recv(); err != nil || len(m.GetAliases()) > 0 {
+		t.Fatalf("before there are any: %v, %v", m, err)
+	}
 	a.write("mesh.yaml", `
 apiVersion: v1
 kind: ConfigMap
@@ -57,7 +61,6 @@ data:
   mesh: |
     trustDomainAliases: [old.example]
 `)
-	b := a.bundle()
 	a.until("the alias is pushed", func() bool {
 		m, err := b.Recv()
 		if err != nil {

@@ -99,6 +99,7 @@ func newTestServer(t *testing.T) *testServer {
 	s := &testServer{t: t, store: delta.NewStore(api.AuthorizationType, api.AddressType), tokens: tokens, ca: a}
 	s.server, err = New(Config{
 		Store: s.store, Reviewer: tokens, Signer: a, TLS: cert.Config(),
+		Trust: a, TrustDomains: func() []string { return []string{"cluster.local", "old.example"} },
 		Rule: &authority.NodeRule{TrustDomain: "cluster.local", Accounts: authority.DefaultNodeAccounts, Placement: placement{"node-a": onA, "node-b": onB}, Pods: pods{}},
 		Log:  slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
 	})
