@@ -324,7 +324,7 @@ func (a *App) remove(k cluster.Key) error {
 }
 
 // label sets labels or annotations: KIND NAME key=value key-.
-func (c *call) label(context.Context) (int, error) {
+func (c *call) label(ctx context.Context) (int, error) {
 	if len(c.Args) < 3 {
 		return 2, fmt.Errorf("%s wants KIND NAME KEY=VALUE or KEY-", c.Verb)
 	}
@@ -350,6 +350,9 @@ func (c *call) label(context.Context) (int, error) {
 		return 1, err
 	}
 	c.w.Printf("%s/%s %s\n", strings.ToLower(kind), c.Args[1], map[string]string{"label": "labeled", "annotate": "annotated"}[c.Verb])
+	if c.app.mesh != nil {
+		c.tellProblems(ctx, []cluster.Key{k})
+	}
 	return 0, nil
 }
 
