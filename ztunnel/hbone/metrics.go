@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"errors"
+	"io"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -27,7 +28,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"stage", "result"})),
 		handshakes: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ambit_ztunnel_hbone_handshakes_total",
-			Help: "TLS handshakes of HBONE tunnels, by side and result; limited were refused before they began.",
+			Help: "TLS handshakes of HBONE tunnels, by side and result; limited were refused before they began, and of left the client hung up before they were complete: port checks do.",
 		}, []string{"side", "result"})),
 		tunnels: register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ambit_ztunnel_hbone_tunnels_open",
@@ -64,7 +65,11 @@ const (
 )
 
 func (m *metrics) handshake(side string, err error) {
-	m.handshakes.WithLabelValues(side, result(err)).Inc()
+	r := result(err)
+	if side == serverSide && errors.Is(err, io.EOF) {
+		r = "left"
+	}
+	m.handshakes.WithLabelValues(side, r).Inc()
 }
 
 // open counts a tunnel until closed is called.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/ambit-mesh/ambit/test/memnet"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
@@ -58,4 +60,27 @@ func (s *Server) handshakeFrom(t *testing.T, src string) (net.Conn, error) {
 	go func() { _ = s.ServeConn(context.Background(), peer) }()
 	_, err := c.Read(make([]byte, 1))
 	return c, err
+}
+
+// Port checks, and the node's own questions to the network, are no failures.
+func TestWhoLeavesWithoutAWordIsNoFailure(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		reg := prometheus.NewRegistry()
+		m := newMesh(t, meshConfig{Dial: memPair, Handler: func(context.Context, *Request) {}, Server: ServerConfig{Registerer: reg}})
+		defer m.close()
+		c, s := memnet.Pipe()
+		_ = c.Close()
+		_ = m.srv.ServeConn(t.Context(), s)
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, metric := range f.GetMetric() {
+				if f.GetName() == "ambit_ztunnel_hbone_handshakes_total" && metric.Label[0].GetValue() != "left" {
+					t.Errorf("counted as %v", metric)
+				}
+			}
+		}
+	})
 }

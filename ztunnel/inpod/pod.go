@@ -45,11 +45,8 @@ type Handlers struct {
 // ErrNoShare is why a connection is reset as soon as it is accepted.
 var ErrNoShare = errors.New("the pod has used up its share of the node's connections")
 
-const (
-	outboundPort = "15001"
-	// socksPort is the reference's. It is nobody's but the pod's own processes'.
-	socksPort = "15080"
-)
+// socksPort is the reference's. It is nobody's but the pod's own processes'.
+const socksPort = "15080"
 
 // pod is one served pod.
 type pod struct {

@@ -2,9 +2,9 @@
 //
 //	Resolve ─→ cache ─→ one lookup per name, whoever asks ─→ an address of the client's family
 //
-// Names come from the control plane, not from applications, and are fully
-// qualified: no search domains apply. The package serves no DNS; that is
-// ztunnel/dns.
+// Names come from the control plane, and from applications that speak SOCKS; they
+// are taken as fully qualified: no search domains apply. The package serves no
+// DNS; that is ztunnel/dns.
 //
 // A Resolver is safe for use by any goroutine. It starts none: whoever asks for
 // a name first looks it up, the others wait for the answer.
