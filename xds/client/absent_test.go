@@ -151,3 +151,28 @@ func TestAbsentKeysMakeRoom(t *testing.T) {
 		}
 	})
 }
+
+// A removal that was sent before the control plane heard of a key is no answer
+// to it.
+func TestRemovalBeforeTheQuestion(t *testing.T) {
+	d := newDemands(func(string) bool { return false })
+	if _, err := d.enter("x"); err != nil {
+		t.Fatal(err)
+	}
+	d.answer(&discovery.DeltaDiscoveryResponse{RemovedResources: []string{"x"}}, nil, time.Now())
+	if w := d.keys["x"]; w == nil || !w.until.IsZero() {
+		t.Error("taken for absent before it was asked for")
+	}
+}
+
+// On demand, what a client had in a version that it refused is asked for by
+// name on the next stream; nobody would send it by itself.
+func TestOnDemandAsksForWhatItRefused(t *testing.T) {
+	s := newSubscription("t")
+	s.demands = newDemands(func(string) bool { return true })
+	s.known = map[string]string{"good": "1", "refused": ""}
+	req := s.begin(nil)
+	if len(req.InitialResourceVersions) != 1 || req.InitialResourceVersions["good"] != "1" || !slices.Equal(s.rest, []string{"refused"}) || len(s.unconfirmed) > 0 {
+		t.Errorf("versions %v, by name %v, in doubt %v", req.InitialResourceVersions, s.rest, s.unconfirmed)
+	}
+}
