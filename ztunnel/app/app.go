@@ -77,7 +77,10 @@ type app struct {
 	ca    io.Closer
 	node  *node
 	pods  *inpod.Manager
+	own   *inpod.Manager // of the proxy's own pod
 	gate  *gate
+
+	statsPort uint16 // set before anything is served
 
 	static  *store.View // what LOCAL_XDS described, nil if nothing
 	xdsTLS  func() (*tls.Config, error)
@@ -111,6 +114,7 @@ func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority 
 		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled, NoPortReuse: !cfg.InpodPortReuse, Liveness: cfg.liveness(),
 		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,
 	})
+	a.own = a.newOwn()
 	reg.MustRegister(istioBuild(cfg.Metadata))
 	return a
 }
@@ -167,11 +171,14 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 		g.Go("revocation lists", func(ctx context.Context) error { return a.node.certs.FollowCRL(ctx, a.cfg.CRLPath) })
 	}
 	g.Go("connections", a.node.flow.Run)
-	g.Go("identities", func(ctx context.Context) error { return a.node.identities(ctx, a.pods.Pods) })
+	g.Go("identities", func(ctx context.Context) error { return a.node.identities(ctx, a.allPods) })
 	if a.cfg.Mode == dedicated {
 		g.Go("workload", func(gctx context.Context) error { return a.serveOne(ctx, gctx) })
 	} else {
 		g.Go("agent", func(gctx context.Context) error { return a.agent(ctx, gctx) })
+	}
+	if a.cfg.hasOwn() {
+		g.Go("own port", func(gctx context.Context) error { return a.serveOwn(ctx, gctx) })
 	}
 	a.log.Info("ztunnel started", "node", a.cfg.NodeName, "xds", a.cfg.XDSAddress, "ca", a.cfg.CAAddress, "agent", a.cfg.InpodUDS, "version", boot.Version)
 
@@ -205,6 +212,7 @@ func (a *app) shutdown() {
 	// Accepted connections hold their streams, so draining the pods waits for
 	// both directions; tunnels without streams go at once.
 	a.pods.Shutdown(ctx)
+	a.own.Shutdown(ctx)
 	a.node.flow.CutPod("", flow.ErrDrained)
 	_ = a.node.tunnels.Close() // every stream has ended or was cut
 	a.node.leases.Close()
@@ -307,6 +315,9 @@ func (a *app) serveHTTP(g *boot.Group, levels *boot.LevelControl, reg *prometheu
 		cancel()
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if s.name == "metrics" {
+			a.statsPort = addrPortOf(ln.Addr()).Port()
 		}
 		a.log.Info("listening", "port", s.name, "addr", ln.Addr().String())
 		g.Go(s.name, func(ctx context.Context) error { return boot.ServeHTTP(ctx, ln, s.h, boot.Scoped(a.log, s.name)) })

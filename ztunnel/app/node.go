@@ -38,6 +38,7 @@ const selfTimeout = 5 * time.Second
 type podNet struct {
 	connect     func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error)
 	originalDst func(net.Conn) (netip.AddrPort, error)
+	only        uint16 // the one port that peers may ask for; 0: any
 }
 
 // node is the data path of one node: everything between accepted connections
@@ -245,10 +246,10 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
 		},
 	})
-	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc, Liveness: n.cfg.liveness(),
+	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc && pn.only == 0, Liveness: n.cfg.liveness(),
 		Busy: func() bool { return account.InUse(ledger.Streams)+account.InUse(ledger.Connections) > sockopt.AppTuned }}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
-		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel})
+		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel, Only: pn.only})
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },
 		Handler: in.ServeConnect, Opened: n.track(cert.Destination),

@@ -39,11 +39,11 @@ type process struct {
 
 var listening = regexp.MustCompile(`addr="([^"]+)"`)
 
-func startProcess(t *testing.T, w *world, xds *fakexds.Server, node, uds string) *process {
+func startProcess(t *testing.T, w *world, xds *fakexds.Server, node, uds string, flags ...string) *process {
 	t.Helper()
-	cfg, err := Parse([]string{"--node-name", node, "--xds-address", xds.Addr(), "--auth-token", "a.b.c", "--inpod-uds", uds,
+	cfg, err := Parse(append([]string{"--node-name", node, "--xds-address", xds.Addr(), "--auth-token", "a.b.c", "--inpod-uds", uds,
 		"--admin-addr", "127.0.0.1:0", "--stats-addr", "127.0.0.1:0", "--readiness-addr", "127.0.0.1:0",
-		"--connection-termination-deadline", "1s", fmt.Sprintf("--ipv6-enabled=%v", w.v6)}, nil, io.Discard)
+		"--connection-termination-deadline", "1s", fmt.Sprintf("--ipv6-enabled=%v", w.v6)}, flags...), nil, io.Discard)
 	w.check(err)
 	p := &process{t: t, logs: &logBuffer{c: make(chan struct{})}, donec: make(chan error, 1)}
 	log, levels := boot.NewLogger(p.logs, "text", "debug")

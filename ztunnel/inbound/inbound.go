@@ -48,6 +48,8 @@ type Config struct {
 	// LocalTunnel sends connections with a PROXY header to the pod's loopback
 	// address, where nobody but the proxy can reach the application.
 	LocalTunnel bool
+	// Only is the one port that peers may ask for; 0: any that is not the proxy's.
+	Only uint16
 }
 
 // Proxy of one pod.
@@ -121,7 +123,7 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 		return reject(503, err)
 	}
 	m := p.cfg.View().Mesh
-	target, err := Target(m, self, r.Method, r.Authority, rec.DstAddr.Addr())
+	target, err := p.target(m, self, r.Method, r.Authority, rec.DstAddr.Addr())
 	p.describe(rec, m, self, r, target.Addr.Port())
 	if err != nil {
 		status := 503

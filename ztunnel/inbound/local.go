@@ -34,7 +34,7 @@ func (p *Proxy) openLocal(ctx context.Context, c *flow.Conn, r outbound.LocalReq
 	rec := c.Record()
 	rec.Dst, rec.DstID = self, self.Identity
 	name(rec, r.Service)
-	target, err := Target(p.cfg.View().Mesh, self, "CONNECT", r.Target.String(), r.Target.Addr())
+	target, err := p.target(p.cfg.View().Mesh, self, "CONNECT", r.Target.String(), r.Target.Addr())
 	if err != nil {
 		return nil, flow.Failed(flow.ReasonBadRequest, err)
 	}

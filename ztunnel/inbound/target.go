@@ -42,6 +42,15 @@ type Destination struct {
 	Header netip.AddrPort
 }
 
+// target is Target, for the ports that are served.
+func (p *Proxy) target(m *mesh.Snapshot, self *mesh.Workload, method, authority string, local netip.Addr) (Destination, error) {
+	d, err := Target(m, self, method, authority, local)
+	if err == nil && p.cfg.Only != 0 && d.Addr.Port() != p.cfg.Only {
+		return Destination{}, unavailable("port %d is not for the mesh here, only %d is", d.Addr.Port(), p.cfg.Only)
+	}
+	return d, err
+}
+
 // Target decides where a CONNECT leads. The pod's own address is served, and
 // host names of services that it stands for. What a waypoint or an application
 // tunnel is asked for may be any address: their clients send the original
