@@ -101,3 +101,17 @@ func TestParseEntry(t *testing.T) {
 		t.Errorf("no entry: %v", err)
 	}
 }
+
+// TestTwoOptionRecordsAreMalformed: RFC 6891 §6.1.1.
+func TestTwoOptionRecordsAreMalformed(t *testing.T) {
+	question := []byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 'a', 0, 0, 1, 0, 1}
+	opt := []byte{0, 0, typeOPT, 4, 208, 0, 0, 0, 0, 0, 0}
+	var m message
+	if err := m.parse(append(question, opt...)); err != nil || !m.edns {
+		t.Fatalf("one record: %v", err)
+	}
+	question[11] = 2
+	if err := m.parse(append(append(question, opt...), opt...)); err != errMalformed {
+		t.Errorf("two records: %v, want %v", err, errMalformed)
+	}
+}
