@@ -207,7 +207,7 @@ func TestDNSIsCapturedOnceTheProxyAnswersIt(t *testing.T) {
 		p := w.pod("a")
 		p.DNS = true
 		w.pods <- []agent.Pod{p}
-		w.want("a proxy that does not answer", "apply inbound=true v6=false", "add a web")
+		w.want("a proxy that does not answer", "add a web", "apply inbound=true v6=false")
 		w.wantStatus("a", agent.Enabled, "")
 		w.resolves.Store(true)
 		a.SnapshotResult("a", errors.New("gone")) // the next proxy answers
@@ -232,7 +232,7 @@ func testEnrolThenUnenrol(t *testing.T) {
 	w.start()
 	p := w.pod("a")
 	w.pods <- []agent.Pod{p}
-	w.want("enrolment", "track a", "probes [10.0.0.1]", "apply inbound=true v6=false", "add a web")
+	w.want("enrolment, listeners first", "track a", "probes [10.0.0.1]", "add a web", "apply inbound=true v6=false")
 	first := w.wantStatus("a", agent.Enabled, "labelled")
 	if first.Since.IsZero() || first.Name != "web-a" || first.Namespace != "shop" {
 		t.Errorf("status %+v", first)
@@ -249,7 +249,7 @@ func testEnrolThenUnenrol(t *testing.T) {
 	w.wantStatus("a", "", "")
 	p.Enrolled = true
 	w.pods <- []agent.Pod{p}
-	w.want("again", "apply inbound=false v6=true", "add a other")
+	w.want("again", "add a other", "apply inbound=false v6=true")
 	w.wantStatus("a", agent.Enabled, "")
 }
 
@@ -283,6 +283,7 @@ func testRefusedPodIsRetried(t *testing.T) {
 	w.failing("add a web", &handoff.RejectedError{Reason: "port 15008 is taken"})
 	a := w.start()
 	w.pods <- []agent.Pod{w.pod("a")}
+	w.want("captured without a proxy: closed, not open", "add a web", "apply inbound=true v6=false")
 	w.wantStatus("a", agent.Pending, "port 15008 is taken")
 	w.failing("add a web", nil)
 	w.wantStatus("a", agent.Enabled, "")
@@ -322,8 +323,20 @@ func testFailingRulesAreRetried(t *testing.T) {
 	w.pods <- []agent.Pod{w.pod("a")}
 	w.wantStatus("a", agent.Pending, "does not support nat")
 	w.failing("apply inbound=true v6=false", nil)
-	w.want("repair", "apply inbound=true v6=false", "add a web")
+	w.want("repair", "apply inbound=true v6=false")
 	w.wantStatus("a", agent.Enabled, "")
+}
+
+// What an earlier agent captured stays captured first: there the order is about
+// rules that somebody may have damaged.
+func TestCapturedPodKeepsItsRulesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.present = true
+		w.start()
+		w.pods <- []agent.Pod{w.pod("a")}
+		w.want("rules first", "apply inbound=true v6=false", "add a web")
+	})
 }
 
 func TestOneBadPodDelaysNobody(t *testing.T) { synctest.Test(t, testOneBadPodDelaysNobody) }

@@ -196,12 +196,16 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	if err := w.agent.probes.put(w.uid, p.Addrs); err != nil {
 		return fmt.Errorf("exempt the node's probes: %w", err)
 	}
+	fresh := !w.acked
+	handed := w.listeners(ctx, p)
 	if !w.applied || w.rules != rules || check {
 		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {
 			return fmt.Errorf("redirect: %w", err)
 		}
 	}
-	fresh := !w.acked
+	if handed != nil {
+		return handed
+	}
 	if err := w.hand(ctx, p); err != nil {
 		return err
 	}
@@ -219,6 +223,20 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	w.cleared = true
 	w.show(p, Enabled, p.Why)
 	return nil
+}
+
+// listeners hands over a pod that nothing captures yet: until now it has talked
+// without the mesh, and for as long as it takes the proxy to listen its
+// connections would be refused. Rules follow whatever comes of it; from there on
+// it fails closed.
+func (w *worker) listeners(ctx context.Context, p Pod) error {
+	if w.applied {
+		return nil
+	}
+	if captured, err := w.agent.cfg.Rules.Present(w.ns); err != nil || captured {
+		return nil // an error comes again with the rules, where it is told
+	}
+	return w.hand(ctx, p)
 }
 
 // open makes w.ns the namespace at the pod's path.
