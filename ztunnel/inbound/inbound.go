@@ -26,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/store"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -96,6 +97,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	if err != nil {
 		return p.dialError(ctx, dst, err)
 	}
+	ledger.Opened(ctx)
 	return flow.Cause(ctx, relay.Join(ctx, down, app.(relay.Conn), c.Stats))
 }
 

@@ -58,6 +58,8 @@ type pod struct {
 	cancel    context.CancelCauseFunc
 	listeners []net.Listener // until stopAccepting
 	stopc     chan struct{}  // closed by stopAccepting
+	acceptCtx context.Context
+	endAccept context.CancelFunc
 	endDNS    context.CancelCauseFunc
 	accepting sync.WaitGroup
 	conns     sync.WaitGroup
@@ -66,6 +68,7 @@ type pod struct {
 func newPod(info handoff.Pod, h Handlers, liveness sockopt.Liveness, log *slog.Logger) *pod {
 	p := &pod{info: info, handlers: h, liveness: liveness, log: log, stopc: make(chan struct{}), endDNS: func(error) {}}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	p.acceptCtx, p.endAccept = context.WithCancel(context.Background())
 	return p
 }
 
@@ -123,11 +126,13 @@ func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler
 			_ = sockopt.Reset(tc) // it is gone either way
 			continue
 		}
-		p.conns.Go(func() { p.serveConn(tc, account, serve) })
+		o, _ := account.Open(p.acceptCtx) // at the end, what was accepted is served without
+		p.conns.Go(func() { p.serveConn(tc, account, o, serve) })
 	}
 }
 
-func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) {
+func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, o *ledger.Opening, serve Handler) {
+	defer o.Done()
 	defer account.Release(ledger.Connections, 1)
 	defer c.Close()
 	if err := p.liveness.Set(c); err != nil {
@@ -136,7 +141,7 @@ func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, serve Handler) 
 	if account.InUse(ledger.Connections) > sockopt.AppTuned && local(c) {
 		_ = sockopt.BoundBuffers(c, sockopt.AppBuffer) // memory, not correctness
 	}
-	serve(p.ctx, c)
+	serve(o.With(p.ctx), c)
 }
 
 // local reports whether one of the pod's own processes connected: the kernel
@@ -149,6 +154,7 @@ func local(c *net.TCPConn) bool {
 // stopAccepting closes the listeners, once; connections go on.
 func (p *pod) stopAccepting() {
 	close(p.stopc)
+	p.endAccept()
 	p.endDNS(flow.ErrDrained)
 	for _, ln := range p.listeners {
 		_ = ln.Close() // nothing to lose on a listener

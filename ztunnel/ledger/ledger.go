@@ -36,10 +36,11 @@ const (
 	Dials                       // TCP connects under way
 	Queries                     // DNS queries under way
 	Turns                       // goroutines that compute for handshakes
+	Openings                    // accepted connections that are not open yet; see Opening
 	numResources
 )
 
-var resourceNames = [numResources]string{"handshakes", "connections", "streams", "bytes", "dials", "queries", "turns"}
+var resourceNames = [numResources]string{"handshakes", "connections", "streams", "bytes", "dials", "queries", "turns", "openings"}
 
 // String is a metric label: the set is closed.
 func (r Resource) String() string { return resourceNames[r] }
@@ -51,7 +52,7 @@ type Limits [numResources]int64
 // are few at a time and have at most half of the processors at once: the other half relays.
 func DefaultLimits() Limits {
 	return Limits{Handshakes: 1024, Connections: 1 << 18, Streams: 1 << 18, Bytes: 1 << 30, Dials: 1 << 14, Queries: 1 << 14,
-		Turns: int64(max(1, runtime.GOMAXPROCS(0)/2))}
+		Turns: int64(max(1, runtime.GOMAXPROCS(0)/2)), Openings: 32 * int64(runtime.GOMAXPROCS(0))}
 }
 
 // ExhaustedError says which bound refused whom.

@@ -26,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -111,6 +112,7 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	if err != nil {
 		return err
 	}
+	ledger.Opened(ctx)
 	return up.join(ctx, c, down)
 }
 
