@@ -345,6 +345,21 @@ func TestMonitoringPages(t *testing.T) {
 			t.Errorf("%s is not JSON: %.300s", path, body)
 		}
 	}
+	// Every pod reaches the port: under its name it answers metrics and readiness.
+	for path, want := range map[string]int{"/metrics": 200, "/ready": 200, "/status": 403, "/debug/resources": 403, "/logging": 403} {
+		req, err := http.NewRequest(http.MethodGet, "http://"+a.monitoring+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = "ambitd.ambit-system:15014"
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != want {
+			t.Errorf("%s for others: %d, want %d", path, resp.StatusCode, want)
+		}
+	}
 	if !strings.Contains(a.log.String(), `kinds that this build does not enforce	kinds="VirtualService 1"`) {
 		t.Error("the kind that is not enforced is not named in the log")
 	}

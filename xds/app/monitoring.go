@@ -15,8 +15,8 @@ import (
 	_ "github.com/ambit-mesh/ambit/xds/api/security" // so that /debug/resources can print it
 )
 
-// handler serves the monitoring port. What shows configuration in full or
-// changes the process answers this host only.
+// handler serves the monitoring port. What names objects and proxies, or changes
+// the process, answers this host only: every pod reaches the port.
 func (a *ambitd) handler(levels *boot.LevelControl, reg *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	metrics := boot.Metrics(reg)
@@ -24,14 +24,16 @@ func (a *ambitd) handler(levels *boot.LevelControl, reg *prometheus.Registry) ht
 	mux.Handle("GET /stats/prometheus", metrics)
 	mux.Handle("GET /ready", a.ready)
 	mux.Handle("GET /healthz/ready", a.ready)
-	mux.HandleFunc("GET /status", a.serveStatus)
 	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(boot.BuildOf("ambitd")) // the client has gone: nothing to do
 	})
 	mux.Handle("/", boot.AdminMux(boot.AdminConfig{
-		Levels:   levels,
-		Handlers: map[string]http.Handler{"GET /debug/resources": http.HandlerFunc(a.serveResources)},
+		Levels: levels,
+		Handlers: map[string]http.Handler{
+			"GET /status":          http.HandlerFunc(a.serveStatus),
+			"GET /debug/resources": http.HandlerFunc(a.serveResources),
+		},
 	}))
 	return mux
 }

@@ -385,7 +385,7 @@ func (m *Mesh) Component(name string) (*Component, bool) {
 
 // Problems asks ambitd what it could not use. A missing answer is an error.
 func (m *Mesh) Problems(ctx context.Context) ([]Problem, error) {
-	body, err := m.ambitd.get(ctx, m.ambitd.ready, "/status")
+	body, err := m.ambitd.get(ctx, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), m.ambitd.ready.Port()), "/status") // answers its own host
 	if err != nil {
 		return nil, err
 	}

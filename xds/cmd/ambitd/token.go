@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/ambit-mesh/ambit/xds/ca"
@@ -31,6 +33,10 @@ func tokenCommand(args []string, stdout, stderr io.Writer) error {
 		return &exitError{2, errors.New("token: give --state-dir, the directory of the ambitd that will check the token")}
 	case (c.PodName == "") != (c.PodUID == ""):
 		return &exitError{2, errors.New("token: --pod and --uid go together")}
+	}
+	if _, err := os.Stat(*stateDir); errors.Is(err, fs.ErrNotExist) {
+		// Not refused: a token may be wanted before the first start.
+		fmt.Fprintf(stderr, "ambitd: token: %s is made now, with a key of its own: only an ambitd that runs with this --state-dir accepts the token\n", *stateDir)
 	}
 	tokens, err := ca.OpenTokens(*stateDir, nil, nil)
 	if err != nil {
