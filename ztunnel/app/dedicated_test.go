@@ -238,8 +238,10 @@ func TestTheOneWorkloadIsFoundOnAnyNode(t *testing.T) {
 	}
 	o := only{ref: WorkloadRef{"ns", "vm", "sa"}}
 	m := mesh.Empty()
-	if o.lookup(m) != nil || o.lookup(m) != nil {
-		t.Error("found in an empty mesh")
+	for range 2 { // the second look is one that remembers
+		if o.lookup(m) != nil {
+			t.Error("found in an empty mesh")
+		}
 	}
 	m = put(m, "a", "", "other")
 	if o.lookup(m) != nil {
