@@ -105,6 +105,7 @@ func TestFairSharing(t *testing.T) {
 	}{
 		{"streams that nobody reads", "neighbour", []string{"load", "--conns", "1000", "--size", "65536", "--for", "1m", other}, []string{"attack", "--n", "1000", "stalled", other}},
 		{"connections", "neighbour", []string{"load", "--fresh", "--conns", "64", "--for", "1m", other}, []string{"attack", "--n", "64", "connects", other}},
+		{"connections that are refused", "neighbour", []string{"load", "--fresh", "--conns", "64", "--for", "1m", other}, []string{"attack", "--n", "64", "connects", l.ip("other") + ":9999"}},
 		{"handshakes", "stranger", []string{"load", "--tls", "--conns", "64", "--for", "1m", tunnels}, []string{"attack", "--n", "10000", "handshakes", tunnels}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

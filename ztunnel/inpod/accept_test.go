@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/test/netlab"
 	"github.com/ambit-mesh/ambit/xds/boot"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -185,5 +187,51 @@ func TestAnotherNamespaceReplacesThePod(t *testing.T) {
 			t.Errorf("port %s: %q", port, got)
 		}
 		_ = c.Close() // read to the end of interest
+	}
+}
+
+// TestAcceptWaitsForTheShareOfOpenings: while the pod's openings are used up
+// nothing more is served; the end of the pod does not wait for them, and what
+// was accepted by then is served.
+func TestAcceptWaitsForTheShareOfOpenings(t *testing.T) {
+	log, _ := boot.NewLogger(&bytes.Buffer{}, "text", "info")
+	for _, end := range []bool{false, true} {
+		account := ledger.New(ledger.Limits{ledger.Openings: 1}).Pod("u")
+		if !account.TryAcquire(ledger.Openings, 1) {
+			t.Fatal("refused")
+		}
+		ln, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := newPod(handoff.Pod{}, Handlers{}, sockopt.Liveness{}, log)
+		var released atomic.Bool
+		servedc := make(chan struct{})
+		p.accept(ln, account, func(ctx context.Context, _ *net.TCPConn) {
+			defer close(servedc)
+			if !released.Load() {
+				t.Error("served before there was an opening to be had")
+			}
+			ledger.Opened(ctx)
+		})
+		c, err := net.Dial("tcp4", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for account.InUse(ledger.Connections) == 0 { // accepted, and waits
+			runtime.Gosched()
+		}
+		released.Store(true)
+		if end {
+			p.stopAccepting()
+		} else {
+			account.Release(ledger.Openings, 1)
+		}
+		<-servedc
+		if !end {
+			p.stopAccepting()
+		}
+		p.conns.Wait()
+		_ = c.Close() // served
 	}
 }
