@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/xds/mesh"
@@ -99,6 +100,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 		}
 	})
 	n.store.Subscribe(n.flow.Changed)
+	n.store.Subscribe(n.departed)
 	n.store.Subscribe(func(_, _ *store.View, _ store.Change) { n.changed.signal() })
 	return n
 }
@@ -361,6 +363,25 @@ func (n *node) retire() {
 	n.mu.Unlock()
 	for _, s := range leaving {
 		s.Retire()
+	}
+}
+
+// departed ends new use of the tunnels to addresses where a workload no longer
+// is. What has the address now, if anything, is reached by tunnels of its own.
+func (n *node) departed(_, current *store.View, ch store.Change) {
+	gone := map[netip.Addr]bool{}
+	for _, c := range ch.Workloads {
+		if c.Old == nil || c.Old.Tunnel != workload.TunnelProtocol_HBONE || n.cfg.Network != "" && c.Old.Network != n.cfg.Network {
+			continue // another network's addresses are not dialled
+		}
+		for _, a := range c.Old.Addrs {
+			if w := current.Mesh.WorkloadByAddr(c.Old.Network, a); w == nil || w.UID != c.UID || w.Tunnel != c.Old.Tunnel {
+				gone[a] = true
+			}
+		}
+	}
+	if len(gone) > 0 {
+		n.tunnels.Gone(func(k hbone.Key) bool { return gone[k.Addr.Addr()] })
 	}
 }
 

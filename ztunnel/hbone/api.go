@@ -60,6 +60,9 @@ type DialerConfig struct {
 type ConnectRequest struct {
 	Authority string
 	Header    []HeaderField
+	// Elsewhere says whether the caller would turn to another peer now. It is asked only when this one is silent or gone:
+	// then Connect gives up early, with a DialError that is Gone. nil: no, wait as long as ConnectTimeout.
+	Elsewhere func() bool
 }
 
 // ConnectResponse is the peer's answer.

@@ -69,7 +69,7 @@ func (d *Dialer) Connect(ctx context.Context, k Key, r ConnectRequest) (*Stream,
 		return nil, nil, &DialError{StageLocal, k.Addr, err}
 	}
 	for retried := false; ; retried = true {
-		t, reused, err := set.acquire(ctx)
+		t, reused, err := set.acquire(ctx, r)
 		if err != nil {
 			account.Release(ledger.Streams, 1)
 			return nil, nil, err
@@ -109,18 +109,14 @@ func isLost(err error) bool {
 func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Stream, *ConnectResponse, error) {
 	s, err := t.open(r)
 	if err != nil {
+		if t.isGone() && r.elsewhere() {
+			err = ErrGone // not the same address again
+		}
 		return nil, nil, err
 	}
-	timer := time.NewTimer(d.cfg.ConnectTimeout)
-	defer timer.Stop()
-	select {
-	case <-s.answerc:
-	case <-timer.C:
+	if err := s.awaitAnswer(ctx, d.cfg.ConnectTimeout, r); err != nil {
 		s.abort(CodeCancel)
-		return s, nil, os.ErrDeadlineExceeded
-	case <-ctx.Done():
-		s.abort(CodeCancel)
-		return s, nil, context.Cause(ctx)
+		return s, nil, err
 	}
 	if s.resp == nil {
 		s.mu.Lock()
@@ -238,6 +234,7 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, cfg 
 	}
 	t := newTunnel(rc, conn, state, d.cfg.Windows)
 	t.client, t.set, t.account, t.limit, t.log = true, set, account, d.cfg.MaxStreams, d.cfg.Logger
+	t.gonec = make(chan struct{})
 	t.notAfter = set.key.notAfter(earliestExpiry(cfg, state), time.Now())
 	t.in.configure(clientMaxHeader)
 	t.hello(0, clientMaxHeader)

@@ -22,6 +22,10 @@ var (
 	// errRefused marks a stream that the peer certainly has not processed: it may be tried again elsewhere
 	// (https://www.rfc-editor.org/rfc/rfc9113#section-8.7).
 	errRefused = errors.New("stream refused by peer")
+	// ErrSilent is why a CONNECT is given up whose peer does not answer a PING either.
+	ErrSilent = fmt.Errorf("peer has fallen silent: %w", os.ErrDeadlineExceeded)
+	// ErrGone is why a CONNECT is given up whose peer has left: see Dialer.Gone.
+	ErrGone = errors.New("peer has left the mesh")
 	// errPingTimeout is why a silent tunnel is cut.
 	errPingTimeout = errors.New("peer answers no PING")
 )
@@ -64,6 +68,10 @@ func (e *DialError) Timeout() bool {
 
 // Refused reports whether the peer certainly has not processed the request: it may be tried elsewhere.
 func (e *DialError) Refused() bool { return errors.Is(e.Err, errRefused) }
+
+// Gone reports whether the peer's proxy has fallen silent or left: our request has no answer, and may have been
+// processed all the same. Nothing was sent in the stream, and it was reset.
+func (e *DialError) Gone() bool { return errors.Is(e.Err, ErrSilent) || errors.Is(e.Err, ErrGone) }
 
 // StatusError is an answer to CONNECT other than 200.
 type StatusError struct {

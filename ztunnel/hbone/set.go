@@ -42,7 +42,7 @@ func newTunnelSet(d *Dialer, k Key) *tunnelSet {
 }
 
 // acquire returns a tunnel with a slot reserved in it.
-func (set *tunnelSet) acquire(ctx context.Context) (t *tunnel, reused bool, err error) {
+func (set *tunnelSet) acquire(ctx context.Context, r ConnectRequest) (t *tunnel, reused bool, err error) {
 	for {
 		t, dg := set.pick(ctx)
 		if t != nil {
@@ -57,7 +57,9 @@ func (set *tunnelSet) acquire(ctx context.Context) (t *tunnel, reused bool, err 
 		switch {
 		case dg.err == nil:
 			return dg.t, false, nil
-		case errors.Is(dg.err, errStale) && !set.d.isClosed():
+		case errors.Is(dg.err, ErrGone) && r.elsewhere():
+			return nil, false, &DialError{StageTCP, set.key.Addr, ErrGone}
+		case (errors.Is(dg.err, errStale) || errors.Is(dg.err, ErrGone)) && !set.d.isClosed():
 			continue
 		}
 		if t := set.busyTunnel(); t != nil {
@@ -138,8 +140,8 @@ func (set *tunnelSet) dialLocked(ctx context.Context) *dialing {
 func (set *tunnelSet) runDial(ctx context.Context, dg *dialing) {
 	defer set.d.wg.Done()
 	t, err := set.d.dial(ctx, set)
-	if err != nil && errors.Is(context.Cause(ctx), errStale) {
-		err = errStale
+	if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errStale) || errors.Is(cause, ErrGone)) {
+		err = cause
 	}
 
 	set.mu.Lock()

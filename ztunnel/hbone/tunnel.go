@@ -57,6 +57,7 @@ type tunnel struct {
 	ctx      context.Context // server: what handlers' contexts derive from; ends with ServeConn
 	notAfter time.Time       // client: no new streams from then on
 	set      *tunnelSet      // nil on servers
+	gonec    chan struct{}   // client: closed when whom it leads to has left
 	clock    func() time.Time
 
 	settingsc chan struct{} // closed when the peer's first SETTINGS came
@@ -73,6 +74,7 @@ type tunnel struct {
 	reserved   int                // client: streams promised by the pool and not yet open
 	maxStreams int                // what the peer allows
 	limit      int                // what our configuration allows
+	gone       bool               // client: gonec is closed
 	draining   bool               // no new streams from us
 	refusing   bool               // server: streams above highID are refused
 	err        error              // why the tunnel ended
@@ -91,8 +93,9 @@ type tunnel struct {
 	busyUntil atomic.Int64
 	rtt       atomic.Int64 // smallest round trip seen, ns
 	pingAt    atomic.Int64
-	handlers  atomic.Int64 // server: handlers running
-	answers   atomic.Int64 // server: requests answered since the reader last looked
+	asked     atomic.Uint64 // client: received, plus one, when a waiting CONNECT last asked for a sign of life
+	handlers  atomic.Int64  // server: handlers running
+	answers   atomic.Int64  // server: requests answered since the reader last looked
 }
 
 func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState, windows Windows) *tunnel {

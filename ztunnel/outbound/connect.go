@@ -27,12 +27,14 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, erro
 		return way{}, nowhere(err)
 	}
 	routed := plan // before reach takes the way inside the proxy, which another endpoint need not have
-	up, err := p.reach(ctx, c, &plan, r)
+	first := r
+	first.Elsewhere = func() bool { _, ok := another(p.cfg.View().Mesh, r, routed); return ok }
+	up, err := p.reach(ctx, c, &plan, first)
 	if err == nil || ctx.Err() != nil || !endpointFault(err, routed) {
 		return up, explain(err, plan)
 	}
 	p.cfg.Health.failed(p.cfg.Pod, plan.Hop, err)
-	other, ok := another(m, r, routed)
+	other, ok := another(p.cfg.View().Mesh, r, routed) // of now: others may have left too
 	if !ok {
 		return way{}, explain(err, plan)
 	}
@@ -117,7 +119,7 @@ func (e *ResolveError) Error() string {
 func (e *ResolveError) Unwrap() error { return e.Err }
 
 // endpointFault reports whether an error is the endpoint's failure to be
-// reached, before anything was sent to its application. What a peer decided
+// reached, before a byte was sent to its application. What a peer decided
 // (policy, a certificate that is not accepted) is an answer and is final, and
 // what failed on this side would fail again. That an application does not take
 // connections is its endpoint's fault: nothing has reached it.
@@ -145,13 +147,13 @@ func endpointFault(err error, plan Plan) bool {
 	}
 	switch d.Stage {
 	case hbone.StageTCP:
-		return d.Timeout() || unreachable(d.Err)
+		return d.Gone() || d.Timeout() || unreachable(d.Err)
 	case hbone.StageTLS:
 		return d.Timeout()
 	case hbone.StageH2:
 		return true
 	case hbone.StageConnect:
-		return d.Refused()
+		return d.Refused() || d.Gone()
 	}
 	return false
 }

@@ -147,7 +147,8 @@ func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (r
 		}
 		return up.(relay.Conn), nil
 	}
-	s, resp, err := p.cfg.Tunnels.Connect(ctx, p.key(c, plan, r), hbone.ConnectRequest{Authority: plan.Authority, Header: headers(c, plan, r.Src)})
+	s, resp, err := p.cfg.Tunnels.Connect(ctx, p.key(c, plan, r), hbone.ConnectRequest{
+		Authority: plan.Authority, Header: headers(c, plan, r.Src), Elsewhere: r.Elsewhere})
 	if err != nil {
 		return nil, err
 	}

@@ -95,6 +95,9 @@ type Request struct {
 	Except string
 	// Avoid names workloads to be dialled only if there is no other; nil: none.
 	Avoid mesh.Skip
+	// Elsewhere says whether a peer that has left or fallen silent is to be
+	// given up for another; nil: no.
+	Elsewhere func() bool
 }
 
 // pick tries to do without what is to be avoided.

@@ -1,0 +1,90 @@
+package app
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/xds/api"
+	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+)
+
+const dyingHost, dyingVIP = "svc.default.svc.cluster.local", "10.96.0.9"
+
+// dyingEndpoint is a mesh of pods a, b and c where a has pooled tunnels to b and
+// c with an open stream in each, and b serves a service. Then b's cable
+// vanishes: nothing of b's answers any more, and nobody says so.
+func dyingEndpoint(t *testing.T) (w *world, a, b, c *testPod) {
+	w, a, b = twoPods(t)
+	c = w.addPod("c", "node-2")
+	w.setWorkload(a, "node-1")
+	w.push(api.AddressType, "default/"+dyingHost, &workload.Address{Type: &workload.Address_Service{Service: &workload.Service{
+		Name: "svc", Namespace: "default", Hostname: dyingHost, Addresses: []*workload.NetworkAddress{{Address: netip.MustParseAddr(dyingVIP).AsSlice()}},
+		Ports: []*workload.Port{{ServicePort: 80, TargetPort: 8088}},
+	}}})
+	for _, p := range []*testPod{b, c} {
+		w.listen(p, 8088, func(conn *net.TCPConn) { _, _ = io.WriteString(conn, p.name); _, _ = io.Copy(conn, conn) })
+		conn, err := w.dial(a, fmt.Sprintf("%s:8088", p.ip))
+		w.check(err)
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatalf("no tunnel to %s: %v", p.name, err)
+		}
+	}
+	w.endpoint(b)
+	w.check(w.router.Unplug("b"))
+	return w, a, b, c
+}
+
+// endpoint makes a pod one of the service's.
+func (w *world) endpoint(p *testPod) {
+	m := w.workload(p, "node-2")
+	m.GetWorkload().Services = map[string]*workload.PortList{"default/" + dyingHost: {Ports: []*workload.Port{{ServicePort: 80, TargetPort: 8088}}}}
+	w.push(api.AddressType, m.GetWorkload().Uid, m)
+}
+
+func (w *world) retried(n *testNode) float64 {
+	return w.counter(n, "ambit_ztunnel_endpoint_retries_total")
+}
+
+// TestEndpointDiesSilently: the control plane does not know yet that a pod has
+// died. Calls that go into its pooled tunnel come to the other endpoint.
+func TestEndpointDiesSilently(t *testing.T) {
+	w, a, _, c := dyingEndpoint(t)
+	w.endpoint(c)
+	for range 100 {
+		w.wantAnswer(a, dyingVIP+":80", "chello")
+		if w.retried(a.node) > 0 {
+			w.wantAnswer(a, dyingVIP+":80", "chello") // the dead one comes last now
+			return
+		}
+	}
+	t.Error("100 calls were answered, none by a retry: was the dead endpoint ever chosen?")
+}
+
+// TestEndpointLeavesUnderCalls: the control plane takes the dead pod away while
+// calls wait for it.
+func TestEndpointLeavesUnderCalls(t *testing.T) {
+	const calls = 5
+	w, a, b, c := dyingEndpoint(t)
+	account := w.account(a)
+	open := account.InUse(ledger.Streams)
+	var wg sync.WaitGroup
+	for range calls {
+		wg.Go(func() {
+			if got, err := w.ask(a, dyingVIP+":80"); err != nil || got != "chello" {
+				t.Errorf("got %q, %v; want an answer of c", got, err)
+			}
+		})
+	}
+	eventually(t, "all calls wait for the dead endpoint", func() bool { return account.InUse(ledger.Streams) == open+calls })
+	w.endpoint(c)
+	w.remove(api.AddressType, "Kubernetes//Pod/default/"+b.name)
+	wg.Wait()
+	if n := w.retried(a.node); n != calls {
+		t.Errorf("%v retries of %d calls", n, calls)
+	}
+}
