@@ -10,6 +10,9 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/xds/client"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/xds/store"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
 
@@ -86,5 +89,77 @@ func TestEndpointLeavesUnderCalls(t *testing.T) {
 	wg.Wait()
 	if n := w.retried(a.node); n != calls {
 		t.Errorf("%v retries of %d calls", n, calls)
+	}
+}
+
+// TestWorkloadLeavesAndReturns: a pod that ends in order, or leaves the mesh,
+// keeps its open connections; whoever has its address next gets tunnels of its
+// own.
+func TestWorkloadLeavesAndReturns(t *testing.T) {
+	w, a, b := twoPods(t)
+	addr := fmt.Sprintf("%s:8080", b.ip)
+	c, err := w.dial(a, addr)
+	w.check(err)
+	if _, err := c.Read(make([]byte, 64)); err != nil {
+		t.Fatal(err)
+	}
+	dials := w.counter(a.node, "ambit_ztunnel_hbone_dials_total")
+	m := w.workload(b, "node-2")
+	m.GetWorkload().CanonicalRevision = "v2"
+	w.push(api.AddressType, m.GetWorkload().Uid, m) // changed, and still there
+	w.wantAnswer(a, addr, a.ip.String()+"\nhello")
+	if got := w.counter(a.node, "ambit_ztunnel_hbone_dials_total"); got != dials {
+		t.Fatalf("%v tunnels dialled after a change, %v before", got, dials)
+	}
+	// Node-2 hears of it later: what it cuts then is its own decision.
+	a.node.store.Apply(client.Delta{Type: api.AddressType, Removed: []string{m.GetWorkload().Uid}})
+	w.setWorkload(b, "node-2")
+	w.wantAnswer(a, addr, a.ip.String()+"\nhello")
+	if got := w.counter(a.node, "ambit_ztunnel_hbone_dials_total"); got != dials+1 {
+		t.Errorf("%v tunnels dialled after the pod left and returned, want one more than %v", got, dials)
+	}
+	_, err = io.WriteString(c, "x")
+	w.check(err)
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Errorf("the open connection was cut: %v", err)
+	}
+}
+
+func TestVacated(t *testing.T) {
+	ip, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	wl := func(uid, network string, hbone workload.TunnelProtocol, addrs ...netip.Addr) *mesh.Workload {
+		return &mesh.Workload{UID: uid, Network: network, Tunnel: hbone, Addrs: addrs}
+	}
+	const none, tunnel = workload.TunnelProtocol_NONE, workload.TunnelProtocol_HBONE
+	old := wl("u", "net", tunnel, ip)
+	for _, c := range []struct {
+		name     string
+		old, now *mesh.Workload
+		beside   *mesh.Workload // another one that there is now
+		network  string
+		want     bool
+	}{
+		{"it left", old, nil, nil, "", true},
+		{"it left this network", old, nil, nil, "net", true},
+		{"it left another network", old, nil, nil, "here", false},
+		{"it changed otherwise", old, wl("u", "net", tunnel, ip), nil, "", false},
+		{"it got another address beside", old, wl("u", "net", tunnel, other, ip), nil, "", false},
+		{"its address changed", old, wl("u", "net", tunnel, other), nil, "", true},
+		{"its network changed", old, wl("u", "far", tunnel, ip), nil, "", true},
+		{"it is no longer enrolled", old, wl("u", "net", none, ip), nil, "", true},
+		{"another has its address", old, nil, wl("v", "net", tunnel, ip), "", true},
+		{"it had no tunnels", wl("u", "net", none, ip), nil, nil, "", false},
+		{"it is new", nil, old, nil, "", false},
+	} {
+		m := mesh.Empty().Edit()
+		for _, w := range []*mesh.Workload{c.now, c.beside} {
+			if w != nil {
+				m.PutWorkload(w)
+			}
+		}
+		got := vacated(m.Commit(), store.Change{Workloads: []store.WorkloadChange{{UID: "u", Old: c.old, New: c.now}}}, c.network)
+		if got[ip] != c.want || len(got) > 1 {
+			t.Errorf("%s: vacated %v, want %v of %v", c.name, got, c.want, ip)
+		}
 	}
 }

@@ -369,20 +369,30 @@ func (n *node) retire() {
 // departed ends new use of the tunnels to addresses where a workload no longer
 // is. What has the address now, if anything, is reached by tunnels of its own.
 func (n *node) departed(_, current *store.View, ch store.Change) {
-	gone := map[netip.Addr]bool{}
+	if gone := vacated(current.Mesh, ch, n.cfg.Network); len(gone) > 0 {
+		n.tunnels.Gone(func(k hbone.Key) bool { return gone[k.Addr.Addr()] })
+	}
+}
+
+// vacated returns the addresses in a network, or in any if it has no name, that
+// a change has taken from workloads that tunnels led to.
+func vacated(m *mesh.Snapshot, ch store.Change, network string) map[netip.Addr]bool {
+	var gone map[netip.Addr]bool
 	for _, c := range ch.Workloads {
-		if c.Old == nil || c.Old.Tunnel != workload.TunnelProtocol_HBONE || n.cfg.Network != "" && c.Old.Network != n.cfg.Network {
+		if c.Old == nil || c.Old.Tunnel != workload.TunnelProtocol_HBONE || network != "" && c.Old.Network != network {
 			continue // another network's addresses are not dialled
 		}
 		for _, a := range c.Old.Addrs {
-			if w := current.Mesh.WorkloadByAddr(c.Old.Network, a); w == nil || w.UID != c.UID || w.Tunnel != c.Old.Tunnel {
-				gone[a] = true
+			if w := m.WorkloadByAddr(c.Old.Network, a); w != nil && w.UID == c.UID && w.Tunnel == c.Old.Tunnel {
+				continue
 			}
+			if gone == nil {
+				gone = map[netip.Addr]bool{}
+			}
+			gone[a] = true
 		}
 	}
-	if len(gone) > 0 {
-		n.tunnels.Gone(func(k hbone.Key) bool { return gone[k.Addr.Addr()] })
-	}
+	return gone
 }
 
 // identities follows the node's pods and tells the certificate manager whom to
