@@ -3,7 +3,9 @@ package client
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -59,7 +61,11 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 	r := receiver{stream: stream, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
 	go r.loop(ctx)
 	defer func() { cancel(); <-r.donec }()
-	return c.serve(ctx, stream, &r)
+	heard, err = c.serve(ctx, stream, &r)
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %w", err, r.cause())
+	}
+	return heard, err
 }
 
 func (c *Client) connect() (*grpc.ClientConn, error) {
@@ -115,7 +121,9 @@ func (c *Client) withHeaders(ctx context.Context) (context.Context, error) {
 
 type deltaStream = grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]
 
-// streamError: a failed Send only says io.EOF, the cause is with Recv.
+// streamError: a failed Send only says io.EOF, the cause is with Recv. Only for
+// who receives nothing else from the stream: the end of a stream is told once,
+// and a second Recv after it waits for ever, whatever becomes of the context.
 func streamError(stream deltaStream, err error) error {
 	if _, cause := stream.Recv(); cause != nil {
 		return cause
@@ -130,6 +138,17 @@ type receiver struct {
 	responses chan *discovery.DeltaDiscoveryResponse
 	err       error // valid when donec is closed
 	donec     chan struct{}
+}
+
+// cause is why the stream ended, after a Send that failed.
+func (r *receiver) cause() error {
+	for {
+		select {
+		case <-r.responses: // too late: the next session resumes from what was applied
+		case <-r.donec:
+			return r.err
+		}
+	}
 }
 
 func (r *receiver) loop(ctx context.Context) {
@@ -190,7 +209,7 @@ func (c *Client) send(stream deltaStream, req *discovery.DeltaDiscoveryRequest) 
 		return nil
 	}
 	if err := stream.Send(req); err != nil {
-		return fmt.Errorf("subscribe %s: %w", req.TypeUrl, streamError(stream, err))
+		return fmt.Errorf("subscribe %s: %w", req.TypeUrl, err)
 	}
 	c.metrics.sent(req.TypeUrl)
 	return nil

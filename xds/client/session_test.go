@@ -1,0 +1,74 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+
+	"github.com/ambit-mesh/ambit/xds/api/discovery"
+)
+
+// endedStream is a stream that the server has ended: as with grpc-go, Send says
+// io.EOF, one Recv says why, and another one waits for ever.
+type endedStream struct {
+	deltaStream
+	cause error
+	told  bool
+}
+
+func (s *endedStream) Send(*discovery.DeltaDiscoveryRequest) error { return io.EOF }
+
+func (s *endedStream) Recv() (*discovery.DeltaDiscoveryResponse, error) {
+	if s.told {
+		select {}
+	}
+	s.told = true
+	return nil, s.cause
+}
+
+// A request that meets a stream's end must not wait for what the receiving side
+// has had already: the client would never connect again.
+func TestSendAfterTheStreamEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &endedStream{cause: errors.New("server is shutting down")}
+		r := &receiver{stream: s, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
+		go r.loop(t.Context())
+		synctest.Wait() // the end is known to the receiver
+		c := &Client{}
+		err := c.send(s, &discovery.DeltaDiscoveryRequest{TypeUrl: "type"})
+		if !errors.Is(err, io.EOF) {
+			t.Fatalf("send: %v", err)
+		}
+		if cause := r.cause(); !errors.Is(cause, s.cause) {
+			t.Errorf("cause: %v, want %v", cause, s.cause)
+		}
+	})
+}
+
+// What the receiver holds for a session that ends does not keep it.
+func TestCauseDoesNotWaitForResponses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		end := errors.New("end")
+		r := &receiver{stream: &responding{end: end}, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
+		go r.loop(context.WithoutCancel(t.Context()))
+		if cause := r.cause(); !errors.Is(cause, end) {
+			t.Errorf("cause: %v", cause)
+		}
+	})
+}
+
+// responding has three responses before its end.
+type responding struct {
+	deltaStream
+	n   int
+	end error
+}
+
+func (s *responding) Recv() (*discovery.DeltaDiscoveryResponse, error) {
+	if s.n++; s.n > 3 {
+		return nil, s.end
+	}
+	return &discovery.DeltaDiscoveryResponse{}, nil
+}
