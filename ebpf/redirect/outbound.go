@@ -10,7 +10,7 @@ import (
 )
 
 // What leaves the pod, in the order packets meet it. UDP is left alone except for
-// DNS, and DNS to a server inside the pod (a stub on 127.0.0.53, the pod's own
+// DNS, and DNS to a server inside the pod (a resolver on 127.0.0.53, the pod's own
 // address) stays with that server: only what it asks of others is captured.
 
 func (d *Dataplane) outbound(dns bool) []rule {

@@ -211,7 +211,7 @@ func TestCapturedQueries(t *testing.T) {
 	for s := range servers {
 		serve(t, l.servers.NS, netip.AddrPortFrom(ip(s), 53).String(), named(s))
 	}
-	serve(t, l.pod.NS, "127.0.0.53:53", named("stub"))
+	serve(t, l.pod.NS, "127.0.0.53:53", named("resolver"))
 	serve(t, l.pod.NS, "10.8.0.2:53", named("own"))
 	l.proxy(shop())
 	for _, network := range []string{"udp", "tcp"} {
@@ -241,7 +241,7 @@ func TestCapturedQueries(t *testing.T) {
 				}
 			}
 		}
-		for addr, name := range map[string]string{"127.0.0.53": "stub", "10.8.0.2": "own"} { // servers inside the pod
+		for addr, name := range map[string]string{"127.0.0.53": "resolver", "10.8.0.2": "own"} { // servers inside the pod
 			m, err := l.ask(network, addr, "who.test.", mdns.TypeTXT)
 			if err != nil || !strings.Contains(records(m), name) {
 				t.Errorf("%s over %s: %v, %v", addr, network, m, err)
