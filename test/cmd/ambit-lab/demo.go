@@ -98,6 +98,8 @@ func (s *story) encrypted() {
 func (s *story) bookinfo() {
 	s.chapter("Bookinfo: four services, each call between them through the mesh")
 	s.must("apply", "-n", "bookinfo", "-f", "bookinfo")
+	s.line("   (pods of one node may do without a tunnel; here each call is to have one)")
+	s.must("annotate", "ns", "bookinfo", "ambit.dev/same-node=hbone")
 	s.must("label", "ns", "bookinfo", "istio.io/dataplane-mode=ambient")
 	s.must("wait", "-n", "bookinfo", "--timeout", "60s")
 	s.line("$ ambit-lab exec client -- curl http://productpage.bookinfo:9080/productpage")
