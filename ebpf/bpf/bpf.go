@@ -1,0 +1,14 @@
+// Package bpf holds the kernel programs that steer a pod's connections, compiled,
+// with Go types of their maps. It loads nothing: package redirect does.
+//
+//	mesh.h    the contract: ports, keys, values, layout
+//	maps.h    the maps
+//	cgroup.c  programs at the pods' cgroup root and at the proxy's cgroup, per node
+//	pod.c     sk_lookup and the packet gate, one instance per pod
+//
+// `go generate` wants clang, llvm-strip, libbpf's and Linux's headers (Debian:
+// clang llvm libbpf-dev), and writes the same bytes with the same clang.
+package bpf
+
+//go:generate go tool bpf2go -go-package bpf -target bpfel -cc clang-14 -strip llvm-strip-14 -cflags "-O2 -g -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" -type enrolment -type destination -type flow -type listener -type alias -type settings -type reason -type enrolment_flag Cgroup cgroup.c
+//go:generate go tool bpf2go -go-package bpf -target bpfel -cc clang-14 -strip llvm-strip-14 -cflags "-O2 -g -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" Pod pod.c

@@ -1,0 +1,594 @@
+//go:build ignore
+
+/* Programs at the pods' cgroup root (pod_*) and at the proxy's cgroup (proxy_*), one set per node.
+ *
+ *	app: connect ── pod_connect ──▶ alias:15001, the destination kept with the socket
+ *	                pod_sockops ──▶ mesh_handover[4-tuple] ── proxy_sockops ──▶ kept with the accepted socket
+ *	proxy: getsockopt(SO_ORIGINAL_DST) ── proxy_getsockopt ──▶ the destination
+ *
+ * Whatever cannot be done is refused: no path leads from an enrolled pod to an unrewritten connect. */
+#include "maps.h"
+
+#define PASS 1
+#define REFUSE 0
+
+#define SOCK_STREAM 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_MPTCP 262
+#define SOL_SOCKET 1
+#define SOL_IP 0
+#define SOL_IPV6 41
+#define SO_MARK 36
+#define SO_BINDTODEVICE 25
+#define SO_ORIGINAL_DST 80
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+
+struct sockaddr_in {
+	__u16 sin_family;
+	__be16 sin_port;
+	__be32 sin_addr;
+	__u8 zero[8];
+};
+
+struct sockaddr_in6 {
+	__u16 sin6_family;
+	__be16 sin6_port;
+	__be32 sin6_flowinfo;
+	__be32 sin6_addr[4];
+	__u32 sin6_scope_id;
+};
+
+static __always_inline struct address user_address(struct bpf_sock_addr *ctx, bool v6)
+{
+	if (!v6)
+		return from_ip4(ctx->user_ip4);
+	return (struct address){{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}};
+}
+
+static __always_inline void set_user_address(struct bpf_sock_addr *ctx, bool v6, const struct address *a)
+{
+	if (!v6) {
+		ctx->user_ip4 = a->word[3];
+		return;
+	}
+	ctx->user_ip6[0] = a->word[0];
+	ctx->user_ip6[1] = a->word[1];
+	ctx->user_ip6[2] = a->word[2];
+	ctx->user_ip6[3] = a->word[3];
+}
+
+static __always_inline __be16 user_port(struct bpf_sock_addr *ctx)
+{
+	return (__be16)ctx->user_port;
+}
+
+static __always_inline __u32 mix(__u32 h)
+{
+	/* A finalizer in the manner of MurmurHash3: spreads, and is no secret. */
+	h ^= h >> 16;
+	h *= 0x85ebca6b;
+	h ^= h >> 13;
+	h *= 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
+static __always_inline struct address alias_of(const struct address *a, __u32 seed)
+{
+	__u32 h = mix(a->word[0] ^ mix(a->word[1] ^ mix(a->word[2] ^ mix(a->word[3] ^ mix(seed)))));
+
+	if (is_ip4(a)) {
+		h = ALIAS4_NET | (h & ~ALIAS4_MASK);
+		return from_ip4(bpf_htonl(h));
+	}
+	return (struct address){{bpf_htonl(ALIAS6_0), bpf_htonl(ALIAS6_1), bpf_htonl(ALIAS6_2), bpf_htonl(h | 1)}};
+}
+
+static __always_inline bool on_hold(void)
+{
+	__u32 zero = 0;
+	struct settings *s = bpf_map_lookup_elem(&mesh_settings, &zero);
+
+	return !s || s->hold;
+}
+
+/* DNS over UDP: each server that a pod asks has an alias of its own there, so that each answer seems to come
+ * from the server that was asked. */
+#define ALIAS_TRIES 8
+
+static __always_inline bool dns_alias(__u64 netns, const struct address *server, struct address *alias)
+{
+	for (__u32 i = 0; i < ALIAS_TRIES; i++) {
+		struct alias key = {.netns = netns, .addr = alias_of(server, i)};
+		struct address *have = bpf_map_lookup_elem(&mesh_aliases, &key);
+
+		if (have ? same(have, server) : bpf_map_update_elem(&mesh_aliases, &key, server, BPF_NOEXIST) == 0) {
+			*alias = key.addr;
+			return true;
+		}
+	}
+	count(REASON_ALIAS);
+	return false;
+}
+
+/* The pod's own address as source: getsockname(2) stays true, and the proxy sees who it is. A socket that has a
+ * port already cannot be bound again; what it would tell is put right in getsockname. */
+static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, struct bpf_sock *sk,
+					const struct enrolment *e, const struct address *dst, __u16 *flags)
+{
+	bool ip4 = is_ip4(dst);
+
+	if (v6) {
+		__be32 a0 = sk->src_ip6[0], a1 = sk->src_ip6[1], a2 = sk->src_ip6[2], a3 = sk->src_ip6[3];
+
+		if (a0 || a1 || (a2 && a2 != MAPPED) || a3)
+			return true;
+	} else if (sk->src_ip4) {
+		return true;
+	}
+	const struct address *own = ip4 ? &e->v4 : &e->v6;
+
+	if (is_zero(own)) {
+		count(REASON_FAMILY);
+		return false;
+	}
+	if (sk->src_port) {
+		*flags |= DESTINATION_HIDES_LOCAL;
+		return true;
+	}
+	int err;
+	if (v6) {
+		struct sockaddr_in6 sa = {
+			.sin6_family = AF_INET6,
+			.sin6_addr = {own->word[0], own->word[1], own->word[2], own->word[3]},
+		};
+		err = bpf_bind(ctx, (void *)&sa, sizeof(sa));
+	} else {
+		struct sockaddr_in sa = {.sin_family = AF_INET, .sin_addr = own->word[3]};
+
+		err = bpf_bind(ctx, (void *)&sa, sizeof(sa));
+	}
+	if (err)
+		count(REASON_BIND);
+	return !err;
+}
+
+static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u32 protocol = ctx->protocol;
+	bool tcp = ctx->type == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+
+	if (!sk || (!tcp && protocol != IPPROTO_UDP))
+		return PASS;
+
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
+	struct address dst = user_address(ctx, v6);
+	bool local = is_loopback(&dst);
+
+	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+		return PASS;
+	if (!e) {
+		if (tcp && !local && on_hold()) {
+			count(REASON_HOLD);
+			return REFUSE;
+		}
+		bpf_sk_storage_delete(&mesh_wanted, sk);
+		return PASS;
+	}
+	struct destination wanted = {.addr = dst, .port = user_port(ctx)};
+	bool dns = !tcp && (e->flags & ENROL_DNS) && wanted.port == bpf_htons(PORT_DNS_SERVER);
+
+	if (local || same(&dst, &e->v4) || same(&dst, &e->v6) || (tcp ? !(e->flags & ENROL_OUTBOUND) : !dns)) {
+		bpf_sk_storage_delete(&mesh_wanted, sk);
+		return PASS;
+	}
+	struct address alias;
+
+	if (!tcp) {
+		if (!dns_alias(netns, &dst, &alias))
+			return REFUSE;
+	} else {
+		/* The interface is the proxy's to choose; the listener is on lo. */
+		char lo[] = "lo";
+
+		alias = alias_of(&dst, wanted.port);
+		if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, lo, sizeof(lo))) {
+			count(REASON_BIND);
+			return REFUSE;
+		}
+		if (!bind_source(ctx, v6, sk, e, &dst, &wanted.flags))
+			return REFUSE;
+	}
+	struct destination *kept = bpf_sk_storage_get(&mesh_wanted, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!kept) {
+		count(REASON_STORAGE);
+		return REFUSE;
+	}
+	*kept = wanted;
+	set_user_address(ctx, v6, &alias);
+	ctx->user_port = tcp ? bpf_htons(PORT_OUTBOUND) : bpf_htons(PORT_DNS);
+	return PASS;
+}
+
+SEC("cgroup/connect4")
+int pod_connect4(struct bpf_sock_addr *ctx)
+{
+	return connect(ctx, false);
+}
+
+SEC("cgroup/connect6")
+int pod_connect6(struct bpf_sock_addr *ctx)
+{
+	return connect(ctx, true);
+}
+
+static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk || user_port(ctx) != bpf_htons(PORT_DNS_SERVER) || bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+		return PASS;
+
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
+	struct address dst = user_address(ctx, v6), alias;
+
+	if (!e || !(e->flags & ENROL_DNS) || is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6))
+		return PASS;
+	if (!dns_alias(netns, &dst, &alias))
+		return REFUSE;
+	set_user_address(ctx, v6, &alias);
+	ctx->user_port = bpf_htons(PORT_DNS);
+	return PASS;
+}
+
+SEC("cgroup/sendmsg4")
+int pod_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return sendmsg(ctx, false);
+}
+
+SEC("cgroup/sendmsg6")
+int pod_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return sendmsg(ctx, true);
+}
+
+static __always_inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	if (user_port(ctx) != bpf_htons(PORT_DNS))
+		return PASS;
+
+	struct alias key = {.addr = user_address(ctx, v6)};
+
+	if (!is_alias(&key.addr))
+		return PASS;
+	key.netns = bpf_get_netns_cookie(ctx);
+	struct address *server = bpf_map_lookup_elem(&mesh_aliases, &key);
+
+	if (server) {
+		set_user_address(ctx, v6, server);
+		ctx->user_port = bpf_htons(PORT_DNS_SERVER);
+	}
+	return PASS;
+}
+
+SEC("cgroup/recvmsg4")
+int pod_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return recvmsg(ctx, false);
+}
+
+SEC("cgroup/recvmsg6")
+int pod_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return recvmsg(ctx, true);
+}
+
+static __always_inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return PASS;
+	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
+
+	if (d) {
+		set_user_address(ctx, v6, &d->addr);
+		ctx->user_port = d->port;
+	}
+	return PASS;
+}
+
+SEC("cgroup/getpeername4")
+int pod_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return getpeername(ctx, false);
+}
+
+SEC("cgroup/getpeername6")
+int pod_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return getpeername(ctx, true);
+}
+
+static __always_inline int getsockname(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return PASS;
+	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
+
+	if (!d || !(d->flags & DESTINATION_HIDES_LOCAL))
+		return PASS;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
+
+	if (e)
+		set_user_address(ctx, v6, is_ip4(&d->addr) ? &e->v4 : &e->v6);
+	return PASS;
+}
+
+SEC("cgroup/getsockname4")
+int pod_getsockname4(struct bpf_sock_addr *ctx)
+{
+	return getsockname(ctx, false);
+}
+
+SEC("cgroup/getsockname6")
+int pod_getsockname6(struct bpf_sock_addr *ctx)
+{
+	return getsockname(ctx, true);
+}
+
+/* TCP listeners of the proxy are found by sk_lookup whoever sits on their port. UDP has no such lookup here, so
+ * the port itself is the proxy's. */
+static __always_inline int bind(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	if (user_port(ctx) != bpf_htons(PORT_DNS) || ctx->protocol != IPPROTO_UDP || !sk)
+		return PASS;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+
+	if (!bpf_map_lookup_elem(&mesh_enrolled, &netns) || bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+		return PASS;
+	count(REASON_SQUAT);
+	return REFUSE;
+}
+
+SEC("cgroup/bind4")
+int pod_bind4(struct bpf_sock_addr *ctx)
+{
+	return bind(ctx);
+}
+
+SEC("cgroup/bind6")
+int pod_bind6(struct bpf_sock_addr *ctx)
+{
+	return bind(ctx);
+}
+
+static __always_inline struct flow flow_of(struct bpf_sock_ops *ctx)
+{
+	struct flow f = {.netns = bpf_get_netns_cookie(ctx)};
+
+	if (ctx->family == AF_INET6) {
+		f.local = READ_IP6(ctx, local_ip6);
+		f.remote = READ_IP6(ctx, remote_ip6);
+	} else {
+		f.local = from_ip4(READ(ctx, local_ip4));
+		f.remote = from_ip4(READ(ctx, remote_ip4));
+	}
+	f.local_port = bpf_htons(ctx->local_port);
+	f.remote_port = bpf_htons(bpf_ntohl(ctx->remote_port));
+	return f;
+}
+
+SEC("sockops")
+int pod_sockops(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return 1;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return 1;
+	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
+
+	if (!d)
+		return 1;
+	struct flow f = flow_of(ctx);
+	struct destination wanted = *d;
+
+	bpf_map_update_elem(&mesh_handover, &f, &wanted, BPF_ANY);
+	return 1;
+}
+
+static __always_inline int proxy_socket(struct bpf_sock_addr *ctx, bool v6, bool connecting)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u32 one = 1;
+
+	if (!sk || !bpf_sk_storage_get(&mesh_own, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
+		return REFUSE;
+	if (!connecting)
+		return PASS;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
+
+	if (!e)
+		return PASS;
+	struct address dst = user_address(ctx, v6);
+
+	if (ctx->type == SOCK_STREAM && (same(&dst, &e->v4) || same(&dst, &e->v6))) {
+		/* To the app, maybe in the name of a client: tcp_fwmark_accept gives the app's side the mark too,
+		 * and marked packets are local, whatever their destination. */
+		__u32 mark = MARK_RETURN;
+
+		if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
+			return REFUSE;
+	}
+	return PASS;
+}
+
+SEC("cgroup/connect4")
+int proxy_connect4(struct bpf_sock_addr *ctx)
+{
+	return proxy_socket(ctx, false, true);
+}
+
+SEC("cgroup/connect6")
+int proxy_connect6(struct bpf_sock_addr *ctx)
+{
+	return proxy_socket(ctx, true, true);
+}
+
+SEC("cgroup/sendmsg4")
+int proxy_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return proxy_socket(ctx, false, false);
+}
+
+SEC("cgroup/sendmsg6")
+int proxy_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return proxy_socket(ctx, true, false);
+}
+
+SEC("cgroup/bind4")
+int proxy_bind4(struct bpf_sock_addr *ctx)
+{
+	return proxy_socket(ctx, false, false);
+}
+
+SEC("cgroup/bind6")
+int proxy_bind6(struct bpf_sock_addr *ctx)
+{
+	return proxy_socket(ctx, true, false);
+}
+
+static __always_inline void listening(struct bpf_sock_ops *ctx)
+{
+	struct listener key = {.netns = bpf_get_netns_cookie(ctx), .family = ctx->family, .port = ctx->local_port};
+
+	if (key.port == PORT_OUTBOUND || key.port == PORT_INBOUND || key.port == PORT_HBONE)
+		bpf_sock_hash_update(ctx, &mesh_listeners, &key, BPF_ANY);
+}
+
+static __always_inline void accepted(struct bpf_sock_ops *ctx)
+{
+	if (ctx->local_port != PORT_OUTBOUND)
+		return;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return;
+	struct flow own = flow_of(ctx);
+	struct flow f = {
+		.netns = own.netns,
+		.local = own.remote,
+		.remote = own.local,
+		.local_port = own.remote_port,
+		.remote_port = own.local_port,
+	};
+	struct destination *d = bpf_map_lookup_elem(&mesh_handover, &f);
+
+	if (!d)
+		return; /* SO_ORIGINAL_DST fails, and the proxy closes */
+	struct destination wanted = *d;
+
+	bpf_sk_storage_get(&mesh_original, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
+	bpf_map_delete_elem(&mesh_handover, &f);
+}
+
+/* A dial is known from before its SYN until it is established or given up: afterwards its packets belong to a
+ * socket, and the entry would let a stranger with the same addresses and ports through. */
+static __always_inline void dialling(struct bpf_sock_ops *ctx)
+{
+	struct flow f = flow_of(ctx);
+	__u32 one = 1;
+
+	if (!bpf_map_lookup_elem(&mesh_enrolled, &f.netns))
+		return;
+	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG))
+		return;
+	bpf_map_update_elem(&mesh_dials, &f, &one, BPF_ANY);
+}
+
+static __always_inline void dialled(struct bpf_sock_ops *ctx)
+{
+	if (ctx->args[1] != TCP_ESTABLISHED && ctx->args[1] != TCP_CLOSE)
+		return;
+	struct flow f = flow_of(ctx);
+
+	bpf_map_delete_elem(&mesh_dials, &f);
+}
+
+SEC("sockops")
+int proxy_sockops(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		listening(ctx);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		accepted(ctx);
+		break;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		dialling(ctx);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		dialled(ctx);
+		break;
+	}
+	return 1;
+}
+
+SEC("cgroup/getsockopt")
+int proxy_getsockopt(struct bpf_sockopt *ctx)
+{
+	bool ip4 = ctx->level == SOL_IP;
+
+	if (ctx->optname != SO_ORIGINAL_DST || (!ip4 && ctx->level != SOL_IPV6))
+		return PASS;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return PASS;
+	struct destination *d = bpf_sk_storage_get(&mesh_original, sk, 0, 0);
+
+	if (!d || is_ip4(&d->addr) != ip4)
+		return PASS;
+	void *val = ctx->optval, *end = ctx->optval_end;
+	if (ip4) {
+		struct sockaddr_in *sa = val;
+
+		if ((void *)(sa + 1) > end)
+			return PASS;
+		*sa = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = d->port, .sin_addr = d->addr.word[3]};
+		ctx->optlen = sizeof(*sa);
+	} else {
+		struct sockaddr_in6 *sa = val;
+
+		if ((void *)(sa + 1) > end)
+			return PASS;
+		*sa = (struct sockaddr_in6){
+			.sin6_family = AF_INET6,
+			.sin6_port = d->port,
+			.sin6_addr = {d->addr.word[0], d->addr.word[1], d->addr.word[2], d->addr.word[3]},
+		};
+		ctx->optlen = sizeof(*sa);
+	}
+	/* The two results stay stores of their own: merged into one of eight bytes the verifier refuses them. */
+	barrier();
+	ctx->retval = 0;
+	return PASS;
+}
+
+char _license[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,87 @@
+/* The contract between the programs and package redirect: ports, marks, keys and values. Go's side of it is
+ * generated from this file. Whoever changes the size or the meaning of anything here raises MESH_LAYOUT. */
+#pragma once
+
+#include <linux/types.h>
+#include <stdbool.h>
+
+#define MESH_LAYOUT 1
+
+enum {
+	PORT_DNS_SERVER = 53,
+	PORT_OUTBOUND = 15001,
+	PORT_INBOUND = 15006,
+	PORT_HBONE = 15008,
+	PORT_DNS = 15053,
+};
+
+enum {
+	/* On the proxy's dials to the app, so that replies to an address that is not the pod's come back to it. */
+	MARK_RETURN = 0x111,
+};
+
+/* An address of either family; IPv4 is written as IPv6 does it (RFC 4291 section 2.5.5.2), so that a socket of
+ * either family that speaks IPv4 yields the same key. */
+struct address {
+	__be32 word[4];
+};
+
+struct destination {
+	struct address addr;
+	__be16 port;
+	__u16 flags;
+};
+
+/* The socket was bound to a port and no address: getsockname(2) would tell the loopback address. */
+#define DESTINATION_HIDES_LOCAL 1
+
+enum enrolment_flag {
+	ENROL_OUTBOUND = 1,
+	ENROL_INBOUND = 2,
+	ENROL_DNS = 4,
+};
+
+struct enrolment {
+	struct address v4, v6; /* the pod's own; zero when it has none */
+	enum enrolment_flag flags;
+	__u32 reserved;
+};
+
+/* One connection, seen from the side that opened it. */
+struct flow {
+	__u64 netns; /* cookie */
+	struct address local, remote;
+	__be16 local_port, remote_port;
+	__u32 reserved;
+};
+
+struct listener {
+	__u64 netns;
+	__u32 family;
+	__u32 port;
+};
+
+/* A server asked for names, and the loopback address that stands for it in one pod. */
+struct alias {
+	__u64 netns;
+	struct address addr;
+};
+
+struct settings {
+	__u32 layout;
+	/* Nobody but the proxy connects: the enrolments were lost and are being written again. */
+	__u32 hold;
+};
+
+enum reason {
+	REASON_HOLD,	      /* enrolments are being rebuilt */
+	REASON_BIND,	      /* the socket could not be given the pod's address */
+	REASON_STORAGE,	      /* no memory for the destination */
+	REASON_ALIAS,	      /* no loopback address left for a DNS server */
+	REASON_NO_LISTENER,   /* the proxy does not listen */
+	REASON_LEAK,	      /* a SYN that no hook has seen */
+	REASON_MALFORMED,     /* a packet whose headers do not tell */
+	REASON_FAMILY,	      /* the pod has no address of that family */
+	REASON_SQUAT,	      /* a bind to the proxy's DNS port */
+	REASON_COUNT,
+};

@@ -1,0 +1,199 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ebpf/bpf"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+)
+
+// HooksConfig is common to all pods of a node.
+type HooksConfig struct {
+	CgroupRoot string       // cgroup2 directory above all pods
+	Dir        string       // directory on a BPF file system, of this node alone
+	Logger     *slog.Logger // nil: none
+}
+
+func (c HooksConfig) withDefaults() HooksConfig {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func (c HooksConfig) validate() error {
+	var errs []error
+	var fs unix.Statfs_t
+	if err := unix.Statfs(c.CgroupRoot, &fs); err != nil {
+		errs = append(errs, fmt.Errorf("find cgroup root %q: %w", c.CgroupRoot, err))
+	} else if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		errs = append(errs, fmt.Errorf("cgroup root %s is not a cgroup2 directory", c.CgroupRoot))
+	}
+	if err := unix.Statfs(c.Dir, &fs); err != nil {
+		errs = append(errs, fmt.Errorf("find BPF directory %q: %w", c.Dir, err))
+	} else if fs.Type != unix.BPF_FS_MAGIC {
+		errs = append(errs, fmt.Errorf("%s is not on a BPF file system (mount -t bpf bpffs DIR)", c.Dir))
+	}
+	return errors.Join(errs...)
+}
+
+// Hooks steers connections with eBPF programs instead of rules, and does for the
+// agent what a Dataplane does. Programs, maps and links are pinned below
+// HooksConfig.Dir: they work on when the process ends, and the next OpenHooks
+// takes them over and replaces the programs by its own, one atomic update each.
+//
+// Methods may run at the same time for different namespaces.
+type Hooks struct {
+	cfg     HooksConfig
+	maps    map[string]*ebpf.Map
+	pod     *ebpf.CollectionSpec // of the programs that every pod has its own of
+	root    programs
+	proxy   programs
+	rebuilt bool
+
+	mu      sync.Mutex
+	current map[uint64]bool // pods, by cookie, whose programs are of this process
+}
+
+// programs are loaded ones by their name.
+type programs map[string]*ebpf.Program
+
+// OpenHooks loads the programs and attaches the pods' ones to the cgroup root.
+//
+// Pinned state of a layout that this program does not know is replaced, never
+// read: see Rebuilt.
+func OpenHooks(cfg HooksConfig) (*Hooks, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("configure eBPF redirection: %w", err)
+	}
+	h := &Hooks{cfg: cfg, maps: map[string]*ebpf.Map{}, current: map[uint64]bool{}}
+	if err := h.open(); err != nil {
+		_ = h.Close() // err says more
+		return nil, fmt.Errorf("open eBPF redirection: %w", err)
+	}
+	return h, nil
+}
+
+func (h *Hooks) open() error {
+	node, err := bpf.LoadCgroup()
+	if err != nil {
+		return err
+	}
+	if h.pod, err = bpf.LoadPod(); err != nil {
+		return err
+	}
+	if err := h.openMaps(node.Maps); err != nil {
+		return err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(node, ebpf.CollectionOptions{MapReplacements: h.maps})
+	if err != nil {
+		return fmt.Errorf("load programs: %w", explainLoad(err))
+	}
+	defer coll.Close()
+	h.root, h.proxy = programs{}, programs{}
+	for _, a := range rootHooks {
+		h.root[a.program] = coll.DetachProgram(a.program)
+	}
+	for _, a := range proxyHooks {
+		h.proxy[a.program] = coll.DetachProgram(a.program)
+	}
+	if err := h.attachRoot(); err != nil {
+		return err
+	}
+	return h.publishMaps()
+}
+
+func explainLoad(err error) error {
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return &UnsupportedError{Feature: "the programs' kind or helpers (Linux 5.15)", Err: err}
+	}
+	return err
+}
+
+// Rebuilt reports that pinned state of another layout was found and replaced.
+// Until Ready no process below the cgroup root but a proxy can connect, because
+// nobody knows which pods are enrolled; and proxies have to listen again.
+func (h *Hooks) Rebuilt() bool { return h.rebuilt }
+
+// Ready says that Apply has been called for all enrolled pods.
+func (h *Hooks) Ready() error { return h.putSettings(false) }
+
+func (h *Hooks) putSettings(hold bool) error {
+	s := bpf.CgroupSettings{Layout: layout}
+	if hold {
+		s.Hold = 1
+	}
+	if err := h.maps[bpf.CgroupMapMeshSettings].Put(uint32(0), s); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}
+
+// Close lets go of descriptors. Nothing in the kernel changes.
+func (h *Hooks) Close() error {
+	var errs []error
+	for m := range maps.Values(h.maps) {
+		errs = append(errs, m.Close())
+	}
+	for _, ps := range []programs{h.root, h.proxy} {
+		for p := range maps.Values(ps) {
+			errs = append(errs, p.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reasons are the drop counters' names, in the order of enum reason.
+var reasons = map[bpf.CgroupReason]string{
+	bpf.CgroupReasonREASON_HOLD:        "hold",
+	bpf.CgroupReasonREASON_BIND:        "bind",
+	bpf.CgroupReasonREASON_STORAGE:     "memory",
+	bpf.CgroupReasonREASON_ALIAS:       "dns-alias",
+	bpf.CgroupReasonREASON_NO_LISTENER: "no-listener",
+	bpf.CgroupReasonREASON_LEAK:        "leak",
+	bpf.CgroupReasonREASON_MALFORMED:   "malformed",
+	bpf.CgroupReasonREASON_FAMILY:      "no-address",
+	bpf.CgroupReasonREASON_SQUAT:       "proxy-port",
+}
+
+// Drops counts what was refused, by reason, since the node started.
+func (h *Hooks) Drops() (map[string]uint64, error) {
+	out := make(map[string]uint64, len(reasons))
+	for _, r := range slices.Sorted(maps.Keys(reasons)) {
+		var perCPU []uint64
+		if err := h.maps[bpf.CgroupMapMeshDrops].Lookup(r, &perCPU); err != nil {
+			return nil, fmt.Errorf("read drops: %w", err)
+		}
+		for _, n := range perCPU {
+			out[reasons[r]] += n
+		}
+	}
+	return out, nil
+}
+
+// cookie is the number that programs know a namespace by.
+func cookie(ns *netns.NS) (uint64, error) {
+	var v uint64
+	err := ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		v, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read the namespace's cookie: %w", err)
+	}
+	return v, nil
+}

@@ -1,0 +1,268 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ebpf/bpf"
+)
+
+// layout is MESH_LAYOUT of mesh.h.
+const layout = 1
+
+// Below HooksConfig.Dir:
+//
+//	maps/NAME               the maps, of one layout
+//	maps-next/NAME          their successors, while programs are being moved over
+//	root/PROGRAM            links at the pods' cgroup root
+//	proxy/CGROUP/PROGRAM    links at a proxy's cgroup, by its number
+//	pods/COOKIE/{lookup,gate-INDEX}   links of one pod
+//
+// That file system takes no name with a dot in it (EPERM).
+const (
+	mapsDir  = "maps"
+	nextDir  = "maps-next"
+	rootDir  = "root"
+	proxyDir = "proxy"
+	podsDir  = "pods"
+)
+
+func (h *Hooks) path(elem ...string) string {
+	return filepath.Join(append([]string{h.cfg.Dir}, elem...)...)
+}
+
+// attachment is a program and its hook.
+type attachment struct {
+	program string
+	attach  ebpf.AttachType
+}
+
+// rootHooks begin with what takes notes for the others: programs come into force
+// one after the other.
+var rootHooks = []attachment{
+	{bpf.CgroupProgPodSockops, ebpf.AttachCGroupSockOps},
+	{bpf.CgroupProgPodGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+	{bpf.CgroupProgPodGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+	{bpf.CgroupProgPodGetsockname4, ebpf.AttachCgroupInet4GetSockname},
+	{bpf.CgroupProgPodGetsockname6, ebpf.AttachCgroupInet6GetSockname},
+	{bpf.CgroupProgPodRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+	{bpf.CgroupProgPodRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
+	{bpf.CgroupProgPodSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+	{bpf.CgroupProgPodSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+	{bpf.CgroupProgPodBind4, ebpf.AttachCGroupInet4Bind},
+	{bpf.CgroupProgPodBind6, ebpf.AttachCGroupInet6Bind},
+	{bpf.CgroupProgPodConnect4, ebpf.AttachCGroupInet4Connect},
+	{bpf.CgroupProgPodConnect6, ebpf.AttachCGroupInet6Connect},
+}
+
+var proxyHooks = []attachment{
+	{bpf.CgroupProgProxySockops, ebpf.AttachCGroupSockOps},
+	{bpf.CgroupProgProxyGetsockopt, ebpf.AttachCGroupGetsockopt},
+	{bpf.CgroupProgProxySendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+	{bpf.CgroupProgProxySendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+	{bpf.CgroupProgProxyBind4, ebpf.AttachCGroupInet4Bind},
+	{bpf.CgroupProgProxyBind6, ebpf.AttachCGroupInet6Bind},
+	{bpf.CgroupProgProxyConnect4, ebpf.AttachCGroupInet4Connect},
+	{bpf.CgroupProgProxyConnect6, ebpf.AttachCGroupInet6Connect},
+}
+
+// openMaps takes the pinned maps over, or makes new ones. A first start needs
+// nobody to wait: nothing is enrolled. Anything else that is not the one known
+// layout is a rebuild, on hold.
+func (h *Hooks) openMaps(specs map[string]*ebpf.MapSpec) error {
+	known, empty := h.pinnedMaps(specs)
+	if known {
+		return nil
+	}
+	for name, spec := range specs {
+		if name == ".rodata" {
+			continue
+		}
+		m, err := ebpf.NewMap(spec)
+		if err != nil {
+			return fmt.Errorf("create map %s: %w", name, explainLoad(err))
+		}
+		h.maps[name] = m
+	}
+	h.rebuilt = !empty
+	if err := h.putSettings(h.rebuilt); err != nil {
+		return err
+	}
+	// Links move to the new maps before the new maps are the known ones: who
+	// dies between leaves maps-next, and the next start begins again.
+	if err := os.RemoveAll(h.path(nextDir)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(h.path(nextDir), 0o700); err != nil {
+		return err
+	}
+	for name, m := range h.maps {
+		if err := m.Pin(h.path(nextDir, name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// pinnedMaps opens the maps into h.maps if all are there and of this layout, with
+// nothing half done; empty means that nothing was ever pinned.
+func (h *Hooks) pinnedMaps(specs map[string]*ebpf.MapSpec) (known, empty bool) {
+	if _, err := os.Stat(h.path(nextDir)); !errors.Is(err, fs.ErrNotExist) {
+		return false, false
+	}
+	if _, err := os.Stat(h.path(mapsDir)); errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Stat(h.path(rootDir))
+		return false, errors.Is(err, fs.ErrNotExist)
+	}
+	found := map[string]*ebpf.Map{}
+	for name, spec := range specs {
+		m, err := ebpf.LoadPinnedMap(h.path(mapsDir, name), nil)
+		if err == nil {
+			found[name] = m
+			err = spec.Compatible(m)
+		}
+		if err != nil {
+			h.cfg.Logger.Warn("pinned eBPF state is not of this program's layout and will be rebuilt", "map", name, "error", err.Error())
+			closeMaps(found)
+			return false, false
+		}
+	}
+	var s bpf.CgroupSettings
+	if err := found[bpf.CgroupMapMeshSettings].Lookup(uint32(0), &s); err != nil || s.Layout != layout {
+		h.cfg.Logger.Warn("pinned eBPF state is not of this program's layout and will be rebuilt", "layout", s.Layout, "want", layout)
+		closeMaps(found)
+		return false, false
+	}
+	h.maps = found
+	// Who died on hold left it to us.
+	h.rebuilt = s.Hold != 0
+	return true, false
+}
+
+func closeMaps(maps map[string]*ebpf.Map) {
+	for _, m := range maps {
+		_ = m.Close() // a descriptor
+	}
+}
+
+// publishMaps makes maps-next the known ones.
+func (h *Hooks) publishMaps() error {
+	if _, err := os.Stat(h.path(nextDir)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := os.RemoveAll(h.path(mapsDir)); err != nil {
+		return fmt.Errorf("unpin old maps: %w", err)
+	}
+	if err := os.Rename(h.path(nextDir), h.path(mapsDir)); err != nil {
+		return fmt.Errorf("publish maps: %w", err)
+	}
+	return nil
+}
+
+func (h *Hooks) attachRoot() error {
+	return h.attachCgroup(h.cfg.CgroupRoot, h.path(rootDir), rootHooks, h.root)
+}
+
+// Proxy makes the processes of a cgroup2 directory the node proxy: its listeners
+// get the pods' connections, and what it opens is not captured. The caller vouches
+// for the directory. Call it before the proxy listens anywhere.
+func (h *Hooks) Proxy(cgroup string) error {
+	id, err := cgroupID(cgroup)
+	if err != nil {
+		return fmt.Errorf("find the proxy's cgroup %s: %w", cgroup, err)
+	}
+	if err := h.attachCgroup(cgroup, h.path(proxyDir, fmt.Sprint(id)), proxyHooks, h.proxy); err != nil {
+		return fmt.Errorf("attach to the proxy's cgroup %s: %w", cgroup, err)
+	}
+	return nil
+}
+
+// cgroupID is the number that the kernel knows a cgroup by (kernfs: its inode's).
+func cgroupID(dir string) (uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, err
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return 0, errors.New("not a cgroup2 directory")
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0, err
+	}
+	return st.Ino, nil
+}
+
+func (h *Hooks) attachCgroup(cgroup, pins string, hooks []attachment, progs programs) error {
+	id, err := cgroupID(cgroup)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		return err
+	}
+	for _, a := range hooks {
+		pin := filepath.Join(pins, a.program)
+		err := place(pin, progs[a.program],
+			func(i *link.Info) bool { c := i.Cgroup(); return c != nil && c.CgroupId == id },
+			func() (link.Link, error) {
+				return link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: a.attach, Program: progs[a.program]})
+			})
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", a.program, err)
+		}
+	}
+	return nil
+}
+
+// place makes the pinned link at pin run p: an existing one that is still where it
+// should be (here) is updated in place, so that no moment is without a program.
+// Otherwise attach makes one, and only then the old one goes.
+func place(pin string, p *ebpf.Program, here func(*link.Info) bool, attach func() (link.Link, error)) error {
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer old.Close()
+		info, err := old.Info()
+		if err == nil && here(info) && old.Update(p) == nil {
+			return nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open pinned link: %w", err)
+	}
+	fresh, err := attach()
+	if err != nil {
+		return explainLoad(err)
+	}
+	defer fresh.Close()
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := fresh.Pin(pin); err != nil {
+		return fmt.Errorf("pin link: %w", err)
+	}
+	return nil
+}
+
+// Uninstall takes everything away: pods that are still enrolled connect as they
+// would without a mesh.
+func (h *Hooks) Uninstall() error {
+	// connect goes first: while it rewrites, the others are needed.
+	for i := len(rootHooks) - 1; i >= 0; i-- {
+		if err := os.Remove(h.path(rootDir, rootHooks[i].program)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("detach %s: %w", rootHooks[i].program, err)
+		}
+	}
+	for _, dir := range []string{podsDir, proxyDir, rootDir, nextDir, mapsDir} {
+		if err := os.RemoveAll(h.path(dir)); err != nil {
+			return fmt.Errorf("unpin %s: %w", dir, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,380 @@
+package redirect
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ebpf/bpf"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+)
+
+// aliases6 stands for captured IPv6 destinations inside a pod; ALIAS6 of maps.h.
+var aliases6 = netip.MustParsePrefix("fd16:9254:7127:a15a::/96")
+
+// fwmarkSysctl gives an accepted socket the mark of the SYN, so that the app's
+// answers to a client's address, in whose name the proxy dialled, stay in the pod.
+const fwmarkSysctl = "/proc/sys/net/ipv4/tcp_fwmark_accept"
+
+// pod is what Apply finds out about a namespace.
+type pod struct {
+	ns     *netns.NS
+	cookie uint64
+	v4, v6 netip.Addr
+	links  []netlink.Link // where packets leave
+	lo     int
+	ipv6   bool
+}
+
+func inspect(ns *netns.NS) (*pod, error) {
+	p := &pod{ns: ns}
+	var err error
+	if p.cookie, err = cookie(ns); err != nil {
+		return nil, err
+	}
+	nl, err := routeNetlink(ns, &p.ipv6)
+	if err != nil {
+		return nil, err
+	}
+	defer nl.Close()
+	links, err := nl.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		if l.Attrs().Flags&net.FlagLoopback != 0 {
+			p.lo = l.Attrs().Index
+			continue
+		}
+		p.links = append(p.links, l)
+		addrs, err := nl.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+		}
+		for _, a := range addrs {
+			ip, ok := netip.AddrFromSlice(a.IP)
+			if ip = ip.Unmap(); !ok || a.Scope != unix.RT_SCOPE_UNIVERSE {
+				continue
+			}
+			if ip.Is4() && !p.v4.IsValid() {
+				p.v4 = ip
+			} else if ip.Is6() && !p.v6.IsValid() {
+				p.v6 = ip
+			}
+		}
+	}
+	return p, nil
+}
+
+func routeNetlink(ns *netns.NS, ipv6 *bool) (nl *netlink.Handle, err error) {
+	err = ns.Do(func() (err error) {
+		*ipv6 = ipv6Enabled()
+		nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		if nl != nil {
+			nl.Close()
+		}
+		return nil, fmt.Errorf("open route netlink: %w", err)
+	}
+	return nl, nil
+}
+
+func (p *pod) enrolment(r PodRules) bpf.CgroupEnrolment {
+	e := bpf.CgroupEnrolment{Flags: bpf.CgroupEnrolmentFlagENROL_OUTBOUND, V4: address16(p.v4), V6: address16(p.v6)}
+	if !r.BypassInbound {
+		e.Flags |= bpf.CgroupEnrolmentFlagENROL_INBOUND
+	}
+	if r.DNS {
+		e.Flags |= bpf.CgroupEnrolmentFlagENROL_DNS
+	}
+	return e
+}
+
+// address16 writes IPv4 as IPv6 does; the zero Addr is all zeros.
+func address16(a netip.Addr) (out bpf.CgroupAddress) {
+	if !a.IsValid() {
+		return out
+	}
+	b := a.As16()
+	for i := range out.Word {
+		out.Word[i] = binary.NativeEndian.Uint32(b[i*4:])
+	}
+	return out
+}
+
+// Apply captures ns's connections. Programs, routes and settings come first; the
+// enrolment, one map entry that all programs ask for, puts them in force at once.
+func (h *Hooks) Apply(ns *netns.NS, rules PodRules) error {
+	p, err := inspect(ns)
+	if err != nil {
+		return err
+	}
+	if rules.IPv6 && !p.v6.IsValid() {
+		return &UnsupportedError{Feature: "IPv6 in the pod's network namespace (it has no IPv6 address of global scope)", Err: unix.EAFNOSUPPORT}
+	}
+	for _, l := range p.links {
+		if enc := l.Attrs().EncapType; enc != "ether" {
+			return &UnsupportedError{Feature: fmt.Sprintf("the packet gate on %s, a link of type %s", l.Attrs().Name, enc), Err: unix.EOPNOTSUPP}
+		}
+	}
+	if err := h.applySettings(p, rules.IPv6); err != nil {
+		return err
+	}
+	if err := h.applyPrograms(p); err != nil {
+		return err
+	}
+	return h.enrol(p.cookie, p.enrolment(rules))
+}
+
+func (h *Hooks) applySettings(p *pod, needV6 bool) error {
+	if err := applyRoutes(p.ns, needV6); err != nil {
+		return err
+	}
+	(&Dataplane{cfg: Config{Logger: h.cfg.Logger}}).migrateQueues(p.ns)
+	if err := p.ns.Do(func() error { return os.WriteFile(fwmarkSysctl, []byte("1"), 0) }); err != nil {
+		return fmt.Errorf("set tcp_fwmark_accept: %w", err)
+	}
+	if !p.ipv6 {
+		return nil
+	}
+	nl, err := routeNetlink(p.ns, &p.ipv6)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	if err := nl.RouteReplace(aliasRoute(p.lo)); err != nil {
+		return fmt.Errorf("add local route %s: %w", aliases6, err)
+	}
+	return nil
+}
+
+// aliasRoute makes all aliases local addresses: IPv6 has but one loopback address.
+func aliasRoute(lo int) *netlink.Route {
+	return &netlink.Route{
+		Family: unix.AF_INET6, LinkIndex: lo, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL,
+		Dst: &net.IPNet{IP: aliases6.Addr().AsSlice(), Mask: net.CIDRMask(aliases6.Bits(), 128)},
+	}
+}
+
+func (h *Hooks) applyPrograms(p *pod) error {
+	pins := h.path(podsDir, strconv.FormatUint(p.cookie, 10))
+	if h.isCurrent(p.cookie) && h.checkPins(p) == nil {
+		return nil
+	}
+	spec := h.pod.Copy()
+	if err := spec.Variables["pod_netns"].Set(p.cookie); err != nil {
+		return err
+	}
+	replacements := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m, ok := h.maps[name]; ok {
+			replacements[name] = m
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	if err != nil {
+		return fmt.Errorf("load the pod's programs: %w", explainLoad(err))
+	}
+	defer coll.Close()
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		return err
+	}
+	lookup, gate := coll.Programs[bpf.PodProgPodLookup], coll.Programs[bpf.PodProgPodGate]
+	err = place(filepath.Join(pins, "lookup"), lookup,
+		func(i *link.Info) bool { n := i.NetNs(); return n != nil && uint64(n.NetnsInode) == p.ns.Inode() },
+		func() (l link.Link, err error) {
+			cerr := p.ns.Control(func(fd int) { l, err = attachNetNs(fd, lookup) })
+			return l, errors.Join(cerr, err)
+		})
+	if err != nil {
+		return fmt.Errorf("attach sk_lookup: %w", err)
+	}
+	for _, l := range p.links {
+		index := l.Attrs().Index
+		err = place(filepath.Join(pins, gatePin(index)), gate,
+			func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
+			func() (l link.Link, err error) {
+				derr := p.ns.Do(func() error {
+					l, err = link.AttachTCX(link.TCXOptions{Interface: index, Program: gate, Attach: ebpf.AttachTCXEgress, Anchor: link.Head()})
+					return nil
+				})
+				return l, errors.Join(derr, err)
+			})
+		if err != nil {
+			return fmt.Errorf("attach the packet gate to %s: %w", l.Attrs().Name, err)
+		}
+	}
+	h.mu.Lock()
+	h.current[p.cookie] = true
+	h.mu.Unlock()
+	return nil
+}
+
+// attachNetNs gives a nil interface, not a nil pointer, when it fails.
+func attachNetNs(fd int, p *ebpf.Program) (link.Link, error) {
+	l, err := link.AttachNetNs(fd, p)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func gatePin(index int) string { return "gate-" + strconv.Itoa(index) }
+
+func (h *Hooks) isCurrent(cookie uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.current[cookie]
+}
+
+// checkPins reports the first of the pod's links that is missing or detached.
+func (h *Hooks) checkPins(p *pod) error {
+	pins := h.path(podsDir, strconv.FormatUint(p.cookie, 10))
+	names := []string{"lookup"}
+	for _, l := range p.links {
+		names = append(names, gatePin(l.Attrs().Index))
+	}
+	for _, name := range names {
+		l, err := link.LoadPinnedLink(filepath.Join(pins, name), nil)
+		if err != nil {
+			return fmt.Errorf("%w: no %s program", ErrDrift, name)
+		}
+		info, err := l.Info()
+		_ = l.Close() // only read
+		if err != nil {
+			return fmt.Errorf("inspect %s program: %w", name, err)
+		}
+		attached := true
+		if n := info.NetNs(); n != nil {
+			attached = n.NetnsInode != 0
+		} else if t := info.TCX(); t != nil {
+			attached = t.Ifindex != 0
+		}
+		if !attached {
+			return fmt.Errorf("%w: %s program is detached", ErrDrift, name)
+		}
+	}
+	return nil
+}
+
+func (h *Hooks) enrol(cookie uint64, e bpf.CgroupEnrolment) error {
+	if err := h.maps[bpf.CgroupMapMeshEnrolled].Put(cookie, e); err != nil {
+		return fmt.Errorf("write enrolment: %w", err)
+	}
+	return nil
+}
+
+// Release stops capturing new connections and keeps what the established ones
+// need to find their way, so that the proxy can drain.
+func (h *Hooks) Release(ns *netns.NS) error {
+	c, err := cookie(ns)
+	if err != nil {
+		return err
+	}
+	var e bpf.CgroupEnrolment
+	if err := h.maps[bpf.CgroupMapMeshEnrolled].Lookup(c, &e); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("read enrolment: %w", err)
+	}
+	e.Flags = 0
+	return h.enrol(c, e)
+}
+
+// Check returns nil if Apply would change nothing, and otherwise an ErrDrift that
+// says what differs.
+func (h *Hooks) Check(ns *netns.NS, rules PodRules) error {
+	p, err := inspect(ns)
+	if err != nil {
+		return err
+	}
+	var e bpf.CgroupEnrolment
+	if err := h.maps[bpf.CgroupMapMeshEnrolled].Lookup(p.cookie, &e); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("%w: not enrolled", ErrDrift)
+	} else if err != nil {
+		return fmt.Errorf("read enrolment: %w", err)
+	}
+	if e != p.enrolment(rules) {
+		return fmt.Errorf("%w: enrolled with other flags or addresses", ErrDrift)
+	}
+	if !h.isCurrent(p.cookie) {
+		return fmt.Errorf("%w: programs are of another process", ErrDrift)
+	}
+	if err := h.checkPins(p); err != nil {
+		return err
+	}
+	if err := checkRoutes(ns, rules.IPv6); err != nil {
+		return err
+	}
+	return p.ns.Do(func() error {
+		v, err := os.ReadFile(fwmarkSysctl)
+		if err == nil && !bytes.HasPrefix(v, []byte("1")) {
+			return fmt.Errorf("%w: tcp_fwmark_accept is %s", ErrDrift, strings.TrimSpace(string(v)))
+		}
+		return err
+	})
+}
+
+// Present reports whether ns has redirection of any sort.
+func (h *Hooks) Present(ns *netns.NS) (bool, error) {
+	c, err := cookie(ns)
+	if err != nil {
+		return false, err
+	}
+	if _, err := os.Stat(h.path(podsDir, strconv.FormatUint(c, 10))); err == nil {
+		return true, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("look for pinned programs: %w", err)
+	}
+	var e bpf.CgroupEnrolment
+	err = h.maps[bpf.CgroupMapMeshEnrolled].Lookup(c, &e)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Remove takes everything away. Doing it twice is no error.
+func (h *Hooks) Remove(ns *netns.NS) error {
+	c, err := cookie(ns)
+	if err != nil {
+		return err
+	}
+	// Capture ends before the way back does.
+	if err := h.maps[bpf.CgroupMapMeshEnrolled].Delete(c); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete enrolment: %w", err)
+	}
+	h.mu.Lock()
+	delete(h.current, c)
+	h.mu.Unlock()
+	if err := os.RemoveAll(h.path(podsDir, strconv.FormatUint(c, 10))); err != nil {
+		return fmt.Errorf("unpin the pod's programs: %w", err)
+	}
+	ipv6 := false
+	nl, err := routeNetlink(ns, &ipv6)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	if lo, err := nl.LinkByName("lo"); err == nil && ipv6 {
+		if err := nl.RouteDel(aliasRoute(lo.Attrs().Index)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("delete local route %s: %w", aliases6, err)
+		}
+	}
+	return removeRoutes(ns)
+}
