@@ -191,11 +191,12 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		if (!dns_alias(netns, &dst, &alias))
 			return REFUSE;
 	} else {
-		/* The interface is the proxy's to choose; the listener is on lo. */
-		char lo[] = "lo";
+		/* Which interface the app wants is lost: nothing but an unbound socket speaks to its own pod, since
+		 * packets over lo count as received on the interface that owns the address. */
+		char none[] = "";
 
 		alias = alias_of(&dst, wanted.port);
-		if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, lo, sizeof(lo))) {
+		if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none))) {
 			count(REASON_BIND);
 			return REFUSE;
 		}

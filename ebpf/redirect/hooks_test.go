@@ -1,18 +1,639 @@
 package redirect_test
 
 import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
-func TestHooksLoad(t *testing.T) {
+// stage is a topology whose pod is steered by programs. Sockets of the app are made
+// in the pods' cgroup, those of the proxy in its own.
+type stage struct {
+	*topology
+	hooks      *redirect.Hooks
+	cfg        redirect.HooksConfig
+	app, proxy *netlab.Cgroup
+}
+
+var everything = redirect.PodRules{DNS: true, IPv6: netlab.IPv6()}
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
 	cg := netlab.MustCgroups(t, "pods", "proxy")
-	h, err := redirect.OpenHooks(redirect.HooksConfig{CgroupRoot: cg[0].Path, Dir: netlab.MustBPFFS(t)})
+	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
+	// The proxy's cgroup is not below the root here, and is in TestProxyBelowRoot.
+	s.cfg = redirect.HooksConfig{CgroupRoot: filepath.Dir(s.app.Path), Dir: netlab.MustBPFFS(t)}
+	s.open(t)
+	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
+	return s
+}
+
+func (s *stage) open(t *testing.T) {
+	t.Helper()
+	h, err := redirect.OpenHooks(s.cfg)
+	check(t, err, h.Proxy(s.proxy.Path))
+	s.hooks = h
+}
+
+func (s *stage) enrol(t *testing.T) {
+	t.Helper()
+	check(t, s.hooks.Apply(s.pod.NS, everything), s.hooks.Check(s.pod.NS, everything))
+}
+
+// in runs f on a thread of cg inside ns: for calls that make sockets and may wait.
+func in(cg *netlab.Cgroup, ns *netns.NS, f func() error) error {
+	return cg.Do(func() error {
+		home, err := netns.Current()
+		if err != nil {
+			return err
+		}
+		defer home.Close()
+		if err := unix.Setns(ns.FD(), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return errors.Join(f(), unix.Setns(home.FD(), unix.CLONE_NEWNET))
+	})
+}
+
+// listen makes a TCP listener in cg and ns.
+func listen(t *testing.T, cg *netlab.Cgroup, ns *netns.NS, addr string, control func(string, string, syscall.RawConn) error) net.Listener {
+	t.Helper()
+	var ln net.Listener
+	check(t, in(cg, ns, func() (err error) {
+		lc := &net.ListenConfig{Control: control}
+		lc.SetMultipathTCP(false)
+		ln, err = lc.Listen(t.Context(), "tcp", addr)
+		return err
+	}))
+	return ln
+}
+
+// answer tells each client who accepted it, whom the client wanted, and who it is.
+func answer(t *testing.T, ln net.Listener, name string) {
+	t.Helper()
+	donec := make(chan struct{})
+	t.Cleanup(func() { ln.Close(); <-donec })
+	go func() {
+		defer close(donec)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(c, "%s %s %s", name, originalDst(c.(*net.TCPConn)), c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+			c.Close()
+		}
+	}()
+}
+
+// listenProxy starts the proxy's listeners.
+func (s *stage) listenProxy(t *testing.T) (stop func()) {
+	t.Helper()
+	var lns []net.Listener
+	for _, port := range []string{"15001", "15006", "15008"} {
+		ln := listen(t, s.proxy, s.pod.NS, "[::]:"+port, proxyOptions)
+		lns = append(lns, ln)
+		answer(t, ln, port)
+	}
+	return func() {
+		for _, ln := range lns {
+			ln.Close()
+		}
+	}
+}
+
+// call is what an app sees of a connection.
+type call struct {
+	local, peer netip.AddrPort
+	line        string
+}
+
+// connect opens a connection as a process of cg would, without Go's dialer, whose
+// goroutines run on any thread.
+func connect(cg *netlab.Cgroup, ns *netns.NS, to netip.AddrPort, prepare func(fd int) error) (c call, err error) {
+	err = in(cg, ns, func() error {
+		family := unix.AF_INET
+		if to.Addr().Is6() {
+			family = unix.AF_INET6
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		tv := unix.Timeval{Sec: 3}
+		if err := errors.Join(
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)); err != nil {
+			return err
+		}
+		if prepare != nil {
+			if err := prepare(fd); err != nil {
+				return err
+			}
+		}
+		if err := unix.Connect(fd, sockaddr(to)); err != nil {
+			return err
+		}
+		local, err := unix.Getsockname(fd)
+		if err != nil {
+			return err
+		}
+		peer, err := unix.Getpeername(fd)
+		if err != nil {
+			return err
+		}
+		c.local, c.peer = addrPort(local), addrPort(peer)
+		b := make([]byte, 256)
+		for {
+			n, err := unix.Read(fd, b)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return nil
+			}
+			c.line += string(b[:n])
+		}
+	})
+	return c, err
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+func mapped(a netip.Addr) netip.Addr { return netip.AddrFrom16(a.As16()) }
+
+func bindTo(a netip.AddrPort) func(int) error {
+	return func(fd int) error { return unix.Bind(fd, sockaddr(a)) }
+}
+
+func TestHooksOutbound(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	s.enrol(t)
+	vip4, vip6 := netip.MustParseAddr("10.96.7.7"), netip.MustParseAddr("fd00:96::7")
+	for _, tc := range []struct {
+		name      string
+		to, local netip.Addr
+		prepare   func(int) error
+		line      string
+		port      uint16 // local, if given
+	}{
+		{name: "IPv4", to: clientV4, local: podV4, line: "15001 10.9.0.2:8080 10.8.0.2"},
+		{name: "IPv4 address without route", to: vip4, local: podV4, line: "15001 10.96.7.7:8080 10.8.0.2"},
+		{name: "IPv6", to: clientV6, local: podV6, line: "15001 [fd00:9::2]:8080 fd00:8::2"},
+		{name: "IPv6 virtual address", to: vip6, local: podV6, line: "15001 [fd00:96::7]:8080 fd00:8::2"},
+		{name: "IPv4 in an IPv6 socket", to: mapped(clientV4), local: mapped(podV4), line: "15001 10.9.0.2:8080 10.8.0.2"},
+		{name: "own address bound", to: clientV4, local: podV4, prepare: bindTo(netip.AddrPortFrom(podV4, 0)), line: "15001 10.9.0.2:8080 10.8.0.2"},
+		{name: "own address and port bound", to: clientV4, local: podV4, port: 33001, prepare: bindTo(netip.AddrPortFrom(podV4, 33001)), line: "15001 10.9.0.2:8080 10.8.0.2"},
+		{name: "port bound", to: clientV4, local: podV4, port: 33002, prepare: bindTo(netip.MustParseAddrPort("0.0.0.0:33002")), line: "15001 10.9.0.2:8080 127.0.0.1"},
+		{name: "IPv6 port bound", to: clientV6, local: podV6, port: 33003, prepare: bindTo(netip.MustParseAddrPort("[::]:33003")), line: "15001 [fd00:9::2]:8080"},
+		{name: "device bound", to: clientV4, local: podV4, prepare: func(fd int) error { return unix.BindToDevice(fd, "eth0") }, line: "15001 10.9.0.2:8080 10.8.0.2"},
+		{name: "proxy's marks", to: clientV4, local: podV4, prepare: func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy)
+		}, line: "15001 10.9.0.2:8080 10.8.0.2"},
+		{name: "mark of the way back", to: clientV4, local: podV4, prepare: func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkReturn)
+		}, line: "15001 10.9.0.2:8080 10.8.0.2"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.to.Is6() && !tc.to.Is4In6() && !netlab.IPv6() {
+				t.Skip("needs IPv6")
+			}
+			to := netip.AddrPortFrom(tc.to, 8080)
+			c, err := connect(s.app, s.pod.NS, to, tc.prepare)
+			check(t, err)
+			if !strings.HasPrefix(c.line, tc.line) {
+				t.Errorf("connection to %v was answered %q, want %q", to, c.line, tc.line)
+			}
+			if c.peer != to {
+				t.Errorf("getpeername tells %v, want %v", c.peer, to)
+			}
+			if c.local.Addr() != tc.local || tc.port != 0 && c.local.Port() != tc.port {
+				t.Errorf("getsockname tells %v, want %v port %d", c.local, tc.local, tc.port)
+			}
+		})
+	}
+}
+
+func TestHooksLeaveAlone(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+	s.enrol(t)
+	for _, tc := range []struct {
+		name string
+		cg   *netlab.Cgroup
+		ns   *netns.NS
+		to   netip.Addr
+		line string
+	}{
+		{"loopback", s.app, s.pod.NS, netip.MustParseAddr("127.0.0.1"), "app "},
+		{"IPv6 loopback", s.app, s.pod.NS, netip.IPv6Loopback(), "app "},
+		{"unspecified address", s.app, s.pod.NS, netip.IPv4Unspecified(), "app "},
+		{"itself", s.app, s.pod.NS, podV4, "app "},
+		{"itself by IPv6", s.app, s.pod.NS, podV6, "app "},
+		{"the proxy's sockets", s.proxy, s.pod.NS, clientV4, "plain 10.9.0.2:8080 10.8.0.2"},
+		{"the proxy's sockets by IPv6", s.proxy, s.pod.NS, clientV6, "plain [fd00:9::2]:8080 fd00:8::2"},
+		{"the proxy to the app", s.proxy, s.pod.NS, podV4, "app "},
+		{"another pod", s.app, s.node.NS, clientV4, "plain "},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := connect(tc.cg, tc.ns, netip.AddrPortFrom(tc.to, 8080), nil)
+			check(t, err)
+			if !strings.HasPrefix(c.line, tc.line) {
+				t.Errorf("connection to %v was answered %q, want %q", tc.to, c.line, tc.line)
+			}
+		})
+	}
+}
+
+func TestHooksInbound(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+	s.enrol(t)
+	for _, tc := range []struct{ to, line string }{
+		{"10.8.0.2:8080", "15006 10.8.0.2:8080 10.9.0.2"},
+		{"10.8.0.2:9999", "15006 10.8.0.2:9999 10.9.0.2"}, // nobody but the proxy has to listen there
+		{"10.8.0.2:15001", "15006 10.8.0.2:15001 10.9.0.2"},
+		{"10.8.0.2:15008", "15008 10.8.0.2:15008 10.9.0.2"},
+		{"[fd00:8::2]:8080", "15006 [fd00:8::2]:8080 fd00:9::2"},
+		{"[fd00:8::2]:15008", "15008 [fd00:8::2]:15008 fd00:9::2"},
+	} {
+		c, err := connect(s.app, s.client.NS, netip.MustParseAddrPort(tc.to), nil)
+		if err != nil || c.line != tc.line {
+			t.Errorf("connection to %s was answered %q, %v, want %q", tc.to, c.line, err, tc.line)
+		}
+	}
+
+	// In the client's name, and the answer finds its way back.
+	for _, a := range []struct{ client, pod netip.Addr }{{clientV4, podV4}, {clientV6, podV6}} {
+		c, err := connect(s.proxy, s.pod.NS, netip.AddrPortFrom(a.pod, 8080), func(fd int) error {
+			return errors.Join(
+				ignoreFamily(unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)),
+				ignoreFamily(unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)),
+				unix.Bind(fd, sockaddr(netip.AddrPortFrom(a.client, 20000))))
+		})
+		if want := fmt.Sprintf("app %s %s", netip.AddrPortFrom(a.pod, 8080), a.client); err != nil || c.line != want {
+			t.Errorf("the proxy's dial as %v was answered %q, %v, want %q", a.client, c.line, err, want)
+		}
+	}
+}
+
+func TestHooksFailClosed(t *testing.T) {
+	s := newStage(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+	s.enrol(t)
+	refused := func(what string, cg *netlab.Cgroup, ns *netns.NS, to string) {
+		t.Helper()
+		c, err := connect(cg, ns, netip.MustParseAddrPort(to), nil)
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s to %s was answered %q, %v, want ECONNREFUSED", what, to, c.line, err)
+		}
+	}
+	all := func(what string) {
+		t.Helper()
+		for _, to := range []string{"10.9.0.2:8080", "[fd00:9::2]:8080"} {
+			refused(what, s.app, s.pod.NS, to)
+		}
+		for _, to := range []string{"10.8.0.2:8080", "10.8.0.2:15008", "[fd00:8::2]:8080", "[fd00:8::2]:15008"} {
+			refused(what, s.app, s.client.NS, to)
+		}
+	}
+	all("without a proxy")
+	// An app that sits on the proxy's ports gets nothing.
+	for _, port := range []string{"15001", "15006", "15008"} {
+		answer(t, listen(t, s.app, s.pod.NS, "[::]:"+port, nil), "thief")
+	}
+	all("with another on the proxy's ports")
+	drops, err := s.hooks.Drops()
 	check(t, err)
-	t.Cleanup(func() { h.Uninstall(); h.Close() })
-	check(t, h.Proxy(cg[1].Path))
-	pod := netlab.MustHost(t, "pod")
-	check(t, h.Apply(pod.NS, redirect.PodRules{DNS: true}), h.Check(pod.NS, redirect.PodRules{DNS: true}), h.Remove(pod.NS))
+	if drops["no-listener"] < 12 {
+		t.Errorf("drops are %v, want at least 12 for no-listener", drops)
+	}
+}
+
+// TestHooksListenerWins has an app on the proxy's ports before the proxy.
+func TestHooksListenerWins(t *testing.T) {
+	s := newStage(t)
+	answer(t, listen(t, s.app, s.pod.NS, "127.0.0.1:15001", nil), "thief")
+	answer(t, listen(t, s.app, s.pod.NS, "10.8.0.2:15006", nil), "thief")
+	s.enrol(t)
+	answer(t, listen(t, s.proxy, s.pod.NS, "[::1]:15001", nil), "15001")
+	answer(t, listen(t, s.proxy, s.pod.NS, "127.0.0.2:15001", nil), "15001")
+	answer(t, listen(t, s.proxy, s.pod.NS, "127.0.0.2:15006", nil), "15006")
+	for _, tc := range []struct {
+		ns       *netns.NS
+		to, line string
+	}{
+		{s.pod.NS, "10.9.0.2:8080", "15001 10.9.0.2:8080 10.8.0.2"},
+		{s.client.NS, "10.8.0.2:15006", "15006 10.8.0.2:15006 10.9.0.2"},
+	} {
+		c, err := connect(s.app, tc.ns, netip.MustParseAddrPort(tc.to), nil)
+		if err != nil || c.line != tc.line {
+			t.Errorf("connection to %s was answered %q, %v, want %q", tc.to, c.line, err, tc.line)
+		}
+	}
+}
+
+// TestHooksGate sends a SYN through a raw socket, which no connect hook sees.
+func TestHooksGate(t *testing.T) {
+	s := newStage(t)
+	s.enrol(t)
+	before, err := s.hooks.Drops()
+	check(t, err)
+	check(t, in(s.app, s.pod.NS, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		syn := []byte{0x80, 0x01, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0}
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy),
+			ignoreDrop(unix.Sendto(fd, syn, 0, &unix.SockaddrInet4{Addr: clientV4.As4()})))
+	}))
+	after, err := s.hooks.Drops()
+	check(t, err)
+	if after["leak"] != before["leak"]+1 {
+		t.Errorf("drops are %v, want one leak more than %v", after, before)
+	}
+}
+
+// ignoreDrop: a dropped packet may be told as a full queue.
+func ignoreDrop(err error) error {
+	if errors.Is(err, unix.ENOBUFS) {
+		return nil
+	}
+	return err
+}
+
+func TestHooksReleaseAndRemove(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+	present := func(want bool) {
+		t.Helper()
+		if have, err := s.hooks.Present(s.pod.NS); err != nil || have != want {
+			t.Errorf("present is %v, %v, want %v", have, err, want)
+		}
+	}
+	present(false)
+	s.enrol(t)
+	present(true)
+	for _, step := range []struct {
+		name string
+		do   func(*netns.NS) error
+	}{{"release", s.hooks.Release}, {"remove", s.hooks.Remove}, {"remove again", s.hooks.Remove}} {
+		check(t, step.do(s.pod.NS))
+		if c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.9.0.2:8080"), nil); err != nil || !strings.HasPrefix(c.line, "plain ") {
+			t.Errorf("after %s an outbound connection was answered %q, %v", step.name, c.line, err)
+		}
+		if c, err := connect(s.app, s.client.NS, netip.MustParseAddrPort("10.8.0.2:8080"), nil); err != nil || !strings.HasPrefix(c.line, "app ") {
+			t.Errorf("after %s an inbound connection was answered %q, %v", step.name, c.line, err)
+		}
+		if err := s.hooks.Check(s.pod.NS, everything); !errors.Is(err, redirect.ErrDrift) {
+			t.Errorf("after %s Check says %v, want ErrDrift", step.name, err)
+		}
+	}
+	present(false)
+}
+
+func (s *stage) wantCaptured(t *testing.T, when string) {
+	t.Helper()
+	const want = "15001 10.9.0.2:8080 10.8.0.2"
+	if c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.9.0.2:8080"), nil); err != nil || c.line != want {
+		t.Errorf("%s: answered %q, %v, want %q", when, c.line, err, want)
+	}
+	const inbound = "15006 10.8.0.2:8080 10.9.0.2"
+	if c, err := connect(s.app, s.client.NS, netip.MustParseAddrPort("10.8.0.2:8080"), nil); err != nil || c.line != inbound {
+		t.Errorf("%s: answered %q, %v, want %q", when, c.line, err, inbound)
+	}
+}
+
+func TestHooksSurviveTheirProcess(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	s.enrol(t)
+	s.wantCaptured(t, "enrolled")
+	check(t, s.hooks.Close())
+	s.wantCaptured(t, "with nobody there")
+	s.open(t)
+	if s.hooks.Rebuilt() {
+		t.Error("state of the same layout was rebuilt")
+	}
+	s.wantCaptured(t, "taken over")
+	if have, err := s.hooks.Present(s.pod.NS); err != nil || !have {
+		t.Errorf("present is %v, %v after a restart", have, err)
+	}
+	s.enrol(t)
+	s.wantCaptured(t, "applied again")
+}
+
+// TestHooksRebuild finds state of another layout, and a start that died half way.
+func TestHooksRebuild(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		spoil func(dir string) error
+	}{
+		{"a map is missing", func(dir string) error { return os.Remove(filepath.Join(dir, "maps/mesh_enrolled")) }},
+		{"a map is another", func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, "maps/mesh_enrolled")),
+				os.Rename(filepath.Join(dir, "maps/mesh_dials"), filepath.Join(dir, "maps/mesh_enrolled")))
+		}},
+		{"half done", func(dir string) error { return os.Mkdir(filepath.Join(dir, "maps-next"), 0o700) }},
+		{"all maps are missing", func(dir string) error { return os.RemoveAll(filepath.Join(dir, "maps")) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newStage(t)
+			stop := s.listenProxy(t)
+			answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+			answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+			s.enrol(t)
+			check(t, s.hooks.Close(), tc.spoil(s.cfg.Dir))
+			s.open(t)
+			if !s.hooks.Rebuilt() {
+				t.Fatal("an unknown layout was taken for a known one")
+			}
+			noPlaintext := func(when string) {
+				t.Helper()
+				c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.9.0.2:8080"), nil)
+				if err == nil && !strings.HasPrefix(c.line, "15001 ") {
+					t.Errorf("%s: answered %q", when, c.line)
+				}
+				c, err = connect(s.app, s.client.NS, netip.MustParseAddrPort("10.8.0.2:8080"), nil)
+				if err == nil && !strings.HasPrefix(c.line, "15006 ") {
+					t.Errorf("%s: answered %q", when, c.line)
+				}
+			}
+			noPlaintext("before the pod is applied")
+			s.enrol(t)
+			noPlaintext("before ready")
+			check(t, s.hooks.Ready())
+			noPlaintext("ready")
+			// The proxy listens again.
+			stop()
+			s.listenProxy(t)
+			s.wantCaptured(t, "with the proxy back")
+		})
+	}
+}
+
+func TestHooksDNS(t *testing.T) {
+	s := newStage(t)
+	s.enrol(t)
+	for _, tc := range []struct {
+		name    string
+		listen  netip.AddrPort
+		servers []netip.Addr
+	}{
+		{"IPv4", netip.MustParseAddrPort("0.0.0.0:15053"), []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("10.96.0.11"), netip.MustParseAddr("8.8.8.8")}},
+		{"IPv6", netip.MustParseAddrPort("[::]:15053"), []netip.Addr{netip.MustParseAddr("fd00:96::10"), netip.MustParseAddr("fd00:96::11"), clientV6}},
+		{"IPv4 in an IPv6 socket", netip.MustParseAddrPort("[::]:15053"), []netip.Addr{mapped(netip.MustParseAddr("10.96.0.10")), mapped(netip.MustParseAddr("10.96.0.11")), mapped(clientV4)}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			server := resolve(t, s, tc.listen)
+			defer server()
+			family := unix.AF_INET
+			if tc.servers[0].Is6() {
+				family = unix.AF_INET6
+			}
+			check(t, in(s.app, s.pod.NS, func() error {
+				fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}); err != nil {
+					return err
+				}
+				want := map[string]netip.AddrPort{}
+				for i, a := range tc.servers {
+					to := netip.AddrPortFrom(a, 53)
+					q := fmt.Sprintf("query %d", i)
+					want[q] = to
+					if err := unix.Sendto(fd, []byte(q), 0, sockaddr(to)); err != nil {
+						return fmt.Errorf("ask %v: %w", to, err)
+					}
+				}
+				for range tc.servers {
+					b := make([]byte, 64)
+					n, from, err := unix.Recvfrom(fd, b, 0)
+					if err != nil {
+						return fmt.Errorf("receive: %w", err)
+					}
+					if q := string(b[:n]); addrPort(from) != want[q] {
+						t.Errorf("the answer to %q came from %v, want %v", q, addrPort(from), want[q])
+					}
+				}
+				// A connected socket hears its server only.
+				to := netip.AddrPortFrom(tc.servers[1], 53)
+				cfd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(cfd)
+				if err := errors.Join(unix.SetsockoptTimeval(cfd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}), unix.Connect(cfd, sockaddr(to))); err != nil {
+					return err
+				}
+				peer, err := unix.Getpeername(cfd)
+				if err != nil || addrPort(peer) != to {
+					t.Errorf("getpeername tells %v, %v, want %v", addrPort(peer), err, to)
+				}
+				if _, err := unix.Write(cfd, []byte("connected")); err != nil {
+					return err
+				}
+				b := make([]byte, 64)
+				n, from, err := unix.Recvfrom(cfd, b, 0)
+				if err != nil || string(b[:n]) != "connected" || addrPort(from) != to {
+					t.Errorf("connected: %q from %v, %v", b[:max(n, 0)], from, err)
+				}
+				return nil
+			}))
+		})
+	}
+	// The proxy's port for names is nobody else's.
+	err := in(s.app, s.pod.NS, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Bind(fd, &unix.SockaddrInet4{Port: redirect.PortDNS, Addr: [4]byte{127, 64, 1, 1}})
+	})
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("bind to the proxy's port for names: %v, want EPERM", err)
+	}
+}
+
+// resolve answers datagrams with themselves, from the address that they were sent to.
+func resolve(t *testing.T, s *stage, addr netip.AddrPort) func() {
+	t.Helper()
+	var pc *net.UDPConn
+	check(t, in(s.proxy, s.pod.NS, func() error {
+		lc := &net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) {
+				// An IPv6 alias is local by route alone: answering from it takes a transparent socket.
+				err = errors.Join(
+					ignoreFamily(unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1)),
+					ignoreFamily(unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)))
+			})
+			return errors.Join(proxyOptions("", "", c), cerr, err)
+		}}
+		network := "udp4"
+		if addr.Addr().Is6() {
+			network = "udp"
+		}
+		p, err := lc.ListenPacket(t.Context(), network, addr.String())
+		if err == nil {
+			pc = p.(*net.UDPConn)
+		}
+		return err
+	}))
+	donec := make(chan struct{})
+	go func() {
+		defer close(donec)
+		b, oob := make([]byte, 512), make([]byte, 512)
+		for {
+			n, on, _, from, err := pc.ReadMsgUDPAddrPort(b, oob)
+			if err != nil {
+				return
+			}
+			// What came tells where it was sent to; sent back it tells where from.
+			_, _, _ = pc.WriteMsgUDPAddrPort(b[:n], oob[:on], from)
+		}
+	}()
+	return func() { pc.Close(); <-donec }
 }
