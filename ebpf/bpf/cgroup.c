@@ -8,6 +8,7 @@
  *
  * Whatever cannot be done is refused: no path leads from an enrolled pod to an unrewritten connect. */
 #include "maps.h"
+#include <bpf/bpf_core_read.h>
 
 #define PASS 1
 #define REFUSE 0
@@ -391,6 +392,18 @@ static __always_inline struct flow flow_of(struct bpf_sock_ops *ctx)
 	return f;
 }
 
+static __always_inline void keep(void *sk, struct destination *d)
+{
+	if (!d) {
+		bpf_sk_storage_delete(&mesh_wanted, sk);
+		return;
+	}
+	struct destination wanted = *d, *kept = bpf_sk_storage_get(&mesh_wanted, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (kept)
+		*kept = wanted;
+}
+
 SEC("sockops")
 int pod_sockops(struct bpf_sock_ops *ctx)
 {
@@ -402,6 +415,14 @@ int pod_sockops(struct bpf_sock_ops *ctx)
 		return 1;
 	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
 
+	/* connect hooks see the first subflow of an MPTCP socket, getpeername the socket. Linux 5.19; older
+	 * kernels let an MPTCP app see the alias. */
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_mptcp_sock)) {
+		struct mptcp_sock *whole = bpf_skc_to_mptcp_sock(sk);
+
+		if (whole)
+			keep(whole, d);
+	}
 	if (!d)
 		return 1;
 	struct flow f = flow_of(ctx);

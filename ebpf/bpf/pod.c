@@ -160,4 +160,11 @@ int pod_gate(struct __sk_buff *skb)
 	return gate(skb);
 }
 
+/* At the host's end of the cable, which packets also reach that pass no queue (PACKET_QDISC_BYPASS). */
+SEC("tcx/ingress")
+int host_gate(struct __sk_buff *skb)
+{
+	return gate(skb);
+}
+
 char _license[] SEC("license") = "Apache-2.0";

@@ -19,6 +19,7 @@ import (
 type HooksConfig struct {
 	CgroupRoot string       // cgroup2 directory above all pods
 	Dir        string       // directory on a BPF file system, of this node alone
+	Node       *netns.NS    // where the pods' cables end; nil: no gates there. The caller's
 	Logger     *slog.Logger // nil: none
 }
 

@@ -7,9 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -33,8 +35,8 @@ func newStage(t *testing.T) *stage {
 	t.Helper()
 	cg := netlab.MustCgroups(t, "pods", "proxy")
 	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
-	// The proxy's cgroup is not below the root here, and is in TestProxyBelowRoot.
-	s.cfg = redirect.HooksConfig{CgroupRoot: filepath.Dir(s.app.Path), Dir: netlab.MustBPFFS(t)}
+	// The proxy is below the root, as in a pod of its own; see TestHooksProxyElsewhere.
+	s.cfg = redirect.HooksConfig{CgroupRoot: filepath.Dir(s.app.Path), Dir: netlab.MustBPFFS(t), Node: s.node.NS}
 	s.open(t)
 	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
 	return s
@@ -244,6 +246,207 @@ func TestHooksOutbound(t *testing.T) {
 	}
 }
 
+// TestHooksProxyElsewhere has a proxy that is not below the pods' root.
+func TestHooksProxyElsewhere(t *testing.T) {
+	cg := netlab.MustCgroups(t, "pods", "proxy")
+	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
+	s.cfg = redirect.HooksConfig{CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t)}
+	s.open(t)
+	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	s.enrol(t)
+	s.wantCaptured(t, "enrolled")
+	c, err := connect(s.proxy, s.pod.NS, netip.AddrPortFrom(clientV4, 8080), nil)
+	if want := "plain 10.9.0.2:8080 10.8.0.2"; err != nil || c.line != want {
+		t.Errorf("the proxy's connection was answered %q, %v, want %q", c.line, err, want)
+	}
+}
+
+// TestHooksSocketKinds has connects that do not look like one socket, one connect.
+func TestHooksSocketKinds(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+	s.enrol(t)
+	for _, a := range []struct {
+		to, loopback netip.Addr
+		family       int
+	}{{clientV4, netip.MustParseAddr("127.0.0.1"), unix.AF_INET}, {clientV6, netip.IPv6Loopback(), unix.AF_INET6}} {
+		to, loopback := netip.AddrPortFrom(a.to, 8080), netip.AddrPortFrom(a.loopback, 8080)
+		wantLine := fmt.Sprintf("15001 %s ", to)
+		open := func(flags, proto int) (int, error) {
+			fd, err := unix.Socket(a.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|flags, proto)
+			if err != nil {
+				return fd, err
+			}
+			return fd, errors.Join(
+				unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}),
+				unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 3}))
+		}
+		wantAnswer := func(t *testing.T, fd int, to netip.AddrPort, line string) {
+			peer, err := unix.Getpeername(fd)
+			if err != nil || addrPort(peer) != to {
+				t.Errorf("getpeername tells %v, %v, want %v", addrPort(peer), err, to)
+			}
+			b := make([]byte, 256)
+			n, err := unix.Read(fd, b)
+			if err != nil || !strings.HasPrefix(string(b[:n]), line) {
+				t.Errorf("connection was answered %q, %v, want %q", b[:max(n, 0)], err, line)
+			}
+		}
+		for _, tc := range []struct {
+			name string
+			run  func(t *testing.T) error
+		}{
+			{"MPTCP", func(t *testing.T) error {
+				fd, err := open(0, unix.IPPROTO_MPTCP)
+				if errors.Is(err, unix.EPROTONOSUPPORT) {
+					t.Skip("needs MPTCP")
+				}
+				defer unix.Close(fd)
+				if err := errors.Join(err, unix.Connect(fd, sockaddr(to))); err != nil {
+					return err
+				}
+				wantAnswer(t, fd, to, wantLine)
+				return nil
+			}},
+			{"MPTCP connected again", func(t *testing.T) error {
+				fd, err := open(0, unix.IPPROTO_MPTCP)
+				if errors.Is(err, unix.EPROTONOSUPPORT) {
+					t.Skip("needs MPTCP")
+				}
+				defer unix.Close(fd)
+				if err := errors.Join(err, unix.Connect(fd, sockaddr(to))); err != nil {
+					return err
+				}
+				wantAnswer(t, fd, to, wantLine)
+				if err := disconnect(fd); err != nil {
+					return err
+				}
+				if err := unix.Connect(fd, sockaddr(loopback)); err != nil {
+					return fmt.Errorf("connect to loopback: %w", err)
+				}
+				wantAnswer(t, fd, loopback, "app ")
+				return nil
+			}},
+			{"TCP Fast Open", func(t *testing.T) error {
+				fd, err := open(0, 0)
+				defer unix.Close(fd)
+				if err := errors.Join(err, unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN, sockaddr(to))); err != nil {
+					return err
+				}
+				wantAnswer(t, fd, to, wantLine)
+				return nil
+			}},
+			{"non-blocking", func(t *testing.T) error {
+				fd, err := open(unix.SOCK_NONBLOCK, 0)
+				defer unix.Close(fd)
+				if err != nil {
+					return err
+				}
+				if err := unix.Connect(fd, sockaddr(to)); !errors.Is(err, unix.EINPROGRESS) && err != nil {
+					return err
+				}
+				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 3000); err != nil {
+					return err
+				}
+				wantAnswer(t, fd, to, wantLine)
+				return nil
+			}},
+			{"connected again", func(t *testing.T) error {
+				fd, err := open(0, 0)
+				defer unix.Close(fd)
+				if err := errors.Join(err, unix.Connect(fd, sockaddr(to))); err != nil {
+					return err
+				}
+				wantAnswer(t, fd, to, wantLine)
+				if err := disconnect(fd); err != nil {
+					return err
+				}
+				if err := unix.Connect(fd, sockaddr(loopback)); err != nil {
+					return fmt.Errorf("connect to loopback: %w", err)
+				}
+				wantAnswer(t, fd, loopback, "app ")
+				return nil
+			}},
+			{"one port, two destinations", func(t *testing.T) error {
+				other := netip.AddrPortFrom(to.Addr(), 8081)
+				any := netip.IPv4Unspecified()
+				if a.family == unix.AF_INET6 {
+					any = netip.IPv6Unspecified()
+				}
+				var fds []int
+				for _, dst := range []netip.AddrPort{to, other} {
+					fd, err := open(0, 0)
+					defer unix.Close(fd)
+					if err := errors.Join(err,
+						unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+						unix.Bind(fd, sockaddr(netip.AddrPortFrom(any, 33100))),
+						unix.Connect(fd, sockaddr(dst))); err != nil {
+						return fmt.Errorf("connect to %v: %w", dst, err)
+					}
+					fds = append(fds, fd)
+				}
+				wantAnswer(t, fds[0], to, wantLine)
+				wantAnswer(t, fds[1], other, fmt.Sprintf("15001 %s ", other))
+				return nil
+			}},
+		} {
+			t.Run(fmt.Sprintf("%s to %v", tc.name, a.to), func(t *testing.T) {
+				if a.family == unix.AF_INET6 && !netlab.IPv6() {
+					t.Skip("needs IPv6")
+				}
+				check(t, in(s.app, s.pod.NS, func() error { return tc.run(t) }))
+			})
+		}
+	}
+}
+
+// disconnect is connect(2) to AF_UNSPEC, which x/sys has no type for.
+func disconnect(fd int) error {
+	var sa unix.RawSockaddr
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
+	if errno != 0 {
+		return fmt.Errorf("disconnect: %w", errno)
+	}
+	return nil
+}
+
+// TestHooksHandOverBetweenProxies has the listener of one proxy followed by another's.
+func TestHooksHandOverBetweenProxies(t *testing.T) {
+	s := newStage(t)
+	s.enrol(t)
+	reuse := func(n, a string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		})
+		return errors.Join(cerr, err, proxyOptions(n, a, c))
+	}
+	want := func(when, line string) {
+		t.Helper()
+		for range 8 {
+			c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.9.0.2:8080"), nil)
+			if name, _, _ := strings.Cut(c.line, " "); err != nil || name != line {
+				t.Errorf("%s: answered %q, %v, want %q", when, c.line, err, line)
+			}
+		}
+	}
+	old := listen(t, s.proxy, s.pod.NS, "[::]:15001", reuse)
+	answer(t, old, "old")
+	want("one proxy", "old")
+	next := listen(t, s.proxy, s.pod.NS, "[::]:15001", reuse)
+	answer(t, next, "next")
+	want("both listen", "next")
+	old.Close()
+	want("the old one is gone", "next")
+	next.Close()
+	if c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.9.0.2:8080"), nil); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("both are gone: answered %q, %v, want ECONNREFUSED", c.line, err)
+	}
+}
+
 func TestHooksLeaveAlone(t *testing.T) {
 	s := newStage(t)
 	s.listenProxy(t)
@@ -367,28 +570,70 @@ func TestHooksListenerWins(t *testing.T) {
 	}
 }
 
-// TestHooksGate sends a SYN through a raw socket, which no connect hook sees.
+// TestHooksGate sends SYNs past all connect hooks.
 func TestHooksGate(t *testing.T) {
 	s := newStage(t)
 	s.enrol(t)
-	before, err := s.hooks.Drops()
-	check(t, err)
-	check(t, in(s.app, s.pod.NS, func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-		if err != nil {
+	syn := []byte{0x80, 0x01, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0}
+	ip4 := slices.Concat([]byte{0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0}, podV4.AsSlice(), clientV4.AsSlice(), syn)
+	ip6 := slices.Concat([]byte{0x60, 0, 0, 0, 0, 20, 6, 64}, podV6.AsSlice(), clientV6.AsSlice(), syn)
+	ip6ext := slices.Concat([]byte{0x60, 0, 0, 0, 0, 28, 60, 64}, podV6.AsSlice(), clientV6.AsSlice(), []byte{6, 0, 1, 4, 0, 0, 0, 0}, syn)
+	tiny := slices.Concat([]byte{0x45, 0, 0, 28, 0, 1, 0x20, 0, 64, 6, 0, 0}, podV4.AsSlice(), clientV4.AsSlice(), syn[:8])
+	overlap := slices.Concat([]byte{0x45, 0, 0, 32, 0, 1, 0, 1, 64, 6, 0, 0}, podV4.AsSlice(), clientV4.AsSlice(), syn[8:])
+	for _, tc := range []struct {
+		name, reason string
+		send         func(eth0 int) error
+	}{
+		{"raw socket", "leak", func(int) error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return errors.Join(
+				unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy),
+				ignoreDrop(unix.Sendto(fd, syn, 0, &unix.SockaddrInet4{Addr: clientV4.As4()})))
+		}},
+		{"packet socket", "leak", func(i int) error { return packet(i, ip4, unix.ETH_P_IP, false) }},
+		{"packet socket past the queue", "leak", func(i int) error { return packet(i, ip4, unix.ETH_P_IP, true) }},
+		{"IPv6", "leak", func(i int) error { return packet(i, ip6, unix.ETH_P_IPV6, true) }},
+		{"IPv6 with an extension", "leak", func(i int) error { return packet(i, ip6ext, unix.ETH_P_IPV6, true) }},
+		{"fragment without flags", "malformed", func(i int) error { return packet(i, tiny, unix.ETH_P_IP, true) }},
+		{"fragment with flags only", "malformed", func(i int) error { return packet(i, overlap, unix.ETH_P_IP, true) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before, err := s.hooks.Drops()
+			check(t, err, in(s.app, s.pod.NS, func() error {
+				eth0, err := net.InterfaceByName("eth0")
+				if err != nil {
+					return err
+				}
+				return tc.send(eth0.Index)
+			}))
+			after, err := s.hooks.Drops()
+			check(t, err)
+			if after[tc.reason] != before[tc.reason]+1 {
+				t.Errorf("drops are %v, want one %s more than %v", after, tc.reason, before)
+			}
+		})
+	}
+}
+
+// packet sends a frame through a packet socket, on request past the device's queue
+// and all programs there.
+func packet(index int, payload []byte, proto uint16, bypass bool) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if bypass {
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
 			return err
 		}
-		defer unix.Close(fd)
-		syn := []byte{0x80, 0x01, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0}
-		return errors.Join(
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy),
-			ignoreDrop(unix.Sendto(fd, syn, 0, &unix.SockaddrInet4{Addr: clientV4.As4()})))
-	}))
-	after, err := s.hooks.Drops()
-	check(t, err)
-	if after["leak"] != before["leak"]+1 {
-		t.Errorf("drops are %v, want one leak more than %v", after, before)
 	}
+	to := &unix.SockaddrLinklayer{Protocol: proto<<8 | proto>>8, Ifindex: index, Halen: 6, Addr: [8]uint8{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
+	return ignoreDrop(unix.Sendto(fd, payload, 0, to))
 }
 
 // ignoreDrop: a dropped packet may be told as a full queue.

@@ -23,7 +23,7 @@ const layout = 1
 //	maps-next/NAME          their successors, while programs are being moved over
 //	root/PROGRAM            links at the pods' cgroup root
 //	proxy/CGROUP/PROGRAM    links at a proxy's cgroup, by its number
-//	pods/COOKIE/{lookup,gate-INDEX}   links of one pod
+//	pods/COOKIE/{lookup,gate-INDEX,host-INDEX}   links of one pod, by the index of its interface
 //
 // That file system takes no name with a dot in it (EPERM).
 const (

@@ -194,7 +194,7 @@ func (h *Hooks) applyPrograms(p *pod) error {
 	if err := os.MkdirAll(pins, 0o700); err != nil {
 		return err
 	}
-	lookup, gate := coll.Programs[bpf.PodProgPodLookup], coll.Programs[bpf.PodProgPodGate]
+	lookup := coll.Programs[bpf.PodProgPodLookup]
 	err = place(filepath.Join(pins, "lookup"), lookup,
 		func(i *link.Info) bool { n := i.NetNs(); return n != nil && uint64(n.NetnsInode) == p.ns.Inode() },
 		func() (l link.Link, err error) {
@@ -204,25 +204,76 @@ func (h *Hooks) applyPrograms(p *pod) error {
 	if err != nil {
 		return fmt.Errorf("attach sk_lookup: %w", err)
 	}
-	for _, l := range p.links {
-		index := l.Attrs().Index
-		err = place(filepath.Join(pins, gatePin(index)), gate,
-			func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
-			func() (l link.Link, err error) {
-				derr := p.ns.Do(func() error {
-					l, err = link.AttachTCX(link.TCXOptions{Interface: index, Program: gate, Attach: ebpf.AttachTCXEgress, Anchor: link.Head()})
-					return nil
-				})
-				return l, errors.Join(derr, err)
-			})
-		if err != nil {
-			return fmt.Errorf("attach the packet gate to %s: %w", l.Attrs().Name, err)
-		}
+	if err := h.placeGates(p, pins, coll); err != nil {
+		return err
 	}
 	h.mu.Lock()
 	h.current[p.cookie] = true
 	h.mu.Unlock()
 	return nil
+}
+
+// placeGates attaches the packet gate to both ends of the pod's cables.
+func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
+	for _, l := range p.links {
+		index := l.Attrs().Index
+		err := placeTCX(filepath.Join(pins, gatePin(index)), p.ns, index, coll.Programs[bpf.PodProgPodGate], ebpf.AttachTCXEgress)
+		if err != nil {
+			return fmt.Errorf("attach the packet gate to %s: %w", l.Attrs().Name, err)
+		}
+		peer, err := h.peer(p, l)
+		if err != nil {
+			return err
+		}
+		if peer == 0 {
+			continue
+		}
+		err = placeTCX(filepath.Join(pins, hostPin(index)), h.cfg.Node, peer, coll.Programs[bpf.PodProgHostGate], ebpf.AttachTCXIngress)
+		if err != nil {
+			return fmt.Errorf("attach the packet gate to the node's end of %s: %w", l.Attrs().Name, err)
+		}
+	}
+	return nil
+}
+
+func placeTCX(pin string, ns *netns.NS, index int, prog *ebpf.Program, at ebpf.AttachType) error {
+	return place(pin, prog,
+		func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
+		func() (l link.Link, err error) {
+			derr := ns.Do(func() error {
+				l, err = link.AttachTCX(link.TCXOptions{Interface: index, Program: prog, Attach: at, Anchor: link.Head()})
+				return nil
+			})
+			return l, errors.Join(derr, err)
+		})
+}
+
+// peer is the node's end of a veth pair: 0 if the other end is elsewhere. Indexes
+// repeat from namespace to namespace, so each end has to name the other's too.
+func (h *Hooks) peer(p *pod, l netlink.Link) (int, error) {
+	if h.cfg.Node == nil || l.Type() != "veth" {
+		return 0, nil
+	}
+	ipv6 := false
+	nl, err := routeNetlink(h.cfg.Node, &ipv6)
+	if err != nil {
+		return 0, err
+	}
+	defer nl.Close()
+	other, err := nl.LinkByIndex(l.Attrs().ParentIndex)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		return 0, nil
+	} else if err != nil {
+		return 0, fmt.Errorf("find the node's end of %s: %w", l.Attrs().Name, err)
+	}
+	id := -1
+	if cerr := p.ns.Control(func(fd int) { id, err = nl.GetNetNsIdByFd(fd) }); cerr != nil || err != nil {
+		return 0, fmt.Errorf("find the node's number of the pod's namespace: %w", errors.Join(cerr, err))
+	}
+	if other.Type() != "veth" || other.Attrs().ParentIndex != l.Attrs().Index || other.Attrs().NetNsID != id {
+		return 0, nil
+	}
+	return other.Attrs().Index, nil
 }
 
 // attachNetNs gives a nil interface, not a nil pointer, when it fails.
@@ -236,6 +287,8 @@ func attachNetNs(fd int, p *ebpf.Program) (link.Link, error) {
 
 func gatePin(index int) string { return "gate-" + strconv.Itoa(index) }
 
+func hostPin(index int) string { return "host-" + strconv.Itoa(index) }
+
 func (h *Hooks) isCurrent(cookie uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -248,6 +301,11 @@ func (h *Hooks) checkPins(p *pod) error {
 	names := []string{"lookup"}
 	for _, l := range p.links {
 		names = append(names, gatePin(l.Attrs().Index))
+		if peer, err := h.peer(p, l); err != nil {
+			return err
+		} else if peer != 0 {
+			names = append(names, hostPin(l.Attrs().Index))
+		}
 	}
 	for _, name := range names {
 		l, err := link.LoadPinnedLink(filepath.Join(pins, name), nil)
