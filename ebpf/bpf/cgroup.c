@@ -86,12 +86,11 @@ static __always_inline struct address alias_of(const struct address *a, __u32 se
 	return (struct address){{bpf_htonl(ALIAS6_0), bpf_htonl(ALIAS6_1), bpf_htonl(ALIAS6_2), bpf_htonl(h | 1)}};
 }
 
-static __always_inline bool on_hold(void)
+static __always_inline struct settings *settings(void)
 {
 	__u32 zero = 0;
-	struct settings *s = bpf_map_lookup_elem(&mesh_settings, &zero);
 
-	return !s || s->hold;
+	return bpf_map_lookup_elem(&mesh_settings, &zero);
 }
 
 /* DNS over UDP: each server that a pod asks has an alias of its own there, so that each answer seems to come
@@ -172,17 +171,25 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
 		return PASS;
 	if (!e) {
-		if (tcp && !local && on_hold()) {
+		struct settings *set = settings();
+
+		if (tcp && !local && (!set || set->hold)) {
 			count(REASON_HOLD);
 			return REFUSE;
+		}
+		if (tcp && set && set->node == netns) {
+			__u32 one = 1;
+
+			if (!bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
+				return REFUSE;
 		}
 		bpf_sk_storage_delete(&mesh_wanted, sk);
 		return PASS;
 	}
 	struct destination wanted = {.addr = dst, .port = user_port(ctx)};
-	bool dns = !tcp && (e->flags & ENROL_DNS) && wanted.port == bpf_htons(PORT_DNS_SERVER);
+	bool dns = (e->flags & ENROL_DNS) && wanted.port == bpf_htons(PORT_DNS_SERVER);
 
-	if (local || same(&dst, &e->v4) || same(&dst, &e->v6) || (tcp ? !(e->flags & ENROL_OUTBOUND) : !dns)) {
+	if (local || same(&dst, &e->v4) || same(&dst, &e->v6) || (!dns && (!tcp || !(e->flags & ENROL_OUTBOUND)))) {
 		bpf_sk_storage_delete(&mesh_wanted, sk);
 		return PASS;
 	}
@@ -212,7 +219,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	}
 	*kept = wanted;
 	set_user_address(ctx, v6, &alias);
-	ctx->user_port = tcp ? bpf_htons(PORT_OUTBOUND) : bpf_htons(PORT_DNS);
+	ctx->user_port = dns ? bpf_htons(PORT_DNS) : bpf_htons(PORT_OUTBOUND);
 	return PASS;
 }
 
@@ -432,15 +439,32 @@ int pod_sockops(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-static __always_inline int proxy_socket(struct bpf_sock_addr *ctx, bool v6, bool connecting)
+static __always_inline bool mark_own(struct bpf_sock *sk)
 {
-	struct bpf_sock *sk = ctx->sk;
 	__u32 one = 1;
 
-	if (!sk || !bpf_sk_storage_get(&mesh_own, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
+	return sk && bpf_sk_storage_get(&mesh_own, sk, &one, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+/* The proxy need not know which server an alias stands for: a query that it sends on to the alias goes to that
+ * server. */
+static __always_inline int upstream(struct bpf_sock_addr *ctx, bool v6, __u64 netns, const struct address *dst)
+{
+	struct alias key = {.netns = netns, .addr = *dst};
+	struct address *server = bpf_map_lookup_elem(&mesh_aliases, &key);
+
+	if (!server) {
+		count(REASON_ALIAS);
 		return REFUSE;
-	if (!connecting)
-		return PASS;
+	}
+	set_user_address(ctx, v6, server);
+	return PASS;
+}
+
+static __always_inline int proxy_connect(struct bpf_sock_addr *ctx, bool v6)
+{
+	if (!mark_own(ctx->sk))
+		return REFUSE;
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
 
@@ -448,6 +472,8 @@ static __always_inline int proxy_socket(struct bpf_sock_addr *ctx, bool v6, bool
 		return PASS;
 	struct address dst = user_address(ctx, v6);
 
+	if (ctx->protocol == IPPROTO_UDP)
+		return is_alias(&dst) ? upstream(ctx, v6, netns, &dst) : PASS;
 	if (ctx->type == SOCK_STREAM && (same(&dst, &e->v4) || same(&dst, &e->v6))) {
 		/* To the app, maybe in the name of a client: tcp_fwmark_accept gives the app's side the mark too,
 		 * and marked packets are local, whatever their destination. */
@@ -459,53 +485,63 @@ static __always_inline int proxy_socket(struct bpf_sock_addr *ctx, bool v6, bool
 	return PASS;
 }
 
+static __always_inline int proxy_sendmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct address dst = user_address(ctx, v6);
+
+	if (!mark_own(ctx->sk))
+		return REFUSE;
+	/* Only queries: what the proxy answers goes to apps, which have no alias. */
+	return is_alias(&dst) ? upstream(ctx, v6, bpf_get_netns_cookie(ctx), &dst) : PASS;
+}
+
 SEC("cgroup/connect4")
 int proxy_connect4(struct bpf_sock_addr *ctx)
 {
-	return proxy_socket(ctx, false, true);
+	return proxy_connect(ctx, false);
 }
 
 SEC("cgroup/connect6")
 int proxy_connect6(struct bpf_sock_addr *ctx)
 {
-	return proxy_socket(ctx, true, true);
+	return proxy_connect(ctx, true);
 }
 
 SEC("cgroup/sendmsg4")
 int proxy_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return proxy_socket(ctx, false, false);
+	return proxy_sendmsg(ctx, false);
 }
 
 SEC("cgroup/sendmsg6")
 int proxy_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return proxy_socket(ctx, true, false);
+	return proxy_sendmsg(ctx, true);
 }
 
 SEC("cgroup/bind4")
 int proxy_bind4(struct bpf_sock_addr *ctx)
 {
-	return proxy_socket(ctx, false, false);
+	return mark_own(ctx->sk) ? PASS : REFUSE;
 }
 
 SEC("cgroup/bind6")
 int proxy_bind6(struct bpf_sock_addr *ctx)
 {
-	return proxy_socket(ctx, true, false);
+	return mark_own(ctx->sk) ? PASS : REFUSE;
 }
 
 static __always_inline void listening(struct bpf_sock_ops *ctx)
 {
 	struct listener key = {.netns = bpf_get_netns_cookie(ctx), .family = ctx->family, .port = ctx->local_port};
 
-	if (key.port == PORT_OUTBOUND || key.port == PORT_INBOUND || key.port == PORT_HBONE)
+	if (key.port == PORT_OUTBOUND || key.port == PORT_INBOUND || key.port == PORT_HBONE || key.port == PORT_DNS)
 		bpf_sock_hash_update(ctx, &mesh_listeners, &key, BPF_ANY);
 }
 
 static __always_inline void accepted(struct bpf_sock_ops *ctx)
 {
-	if (ctx->local_port != PORT_OUTBOUND)
+	if (ctx->local_port != PORT_OUTBOUND && ctx->local_port != PORT_DNS)
 		return;
 	struct bpf_sock *sk = ctx->sk;
 
@@ -567,6 +603,57 @@ int proxy_sockops(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		dialled(ctx);
+		break;
+	}
+	return 1;
+}
+
+/* The node's own connections to its pods, which are kubelet's probes: they meet no policy and keep the node's
+ * address. What is translated on its way arrives with other addresses and is captured like a stranger's. */
+static __always_inline void probing(struct bpf_sock_ops *ctx)
+{
+	struct flow f = flow_of(ctx);
+	struct settings *set = settings();
+	struct bpf_sock *sk = ctx->sk;
+	__u32 one = 1;
+
+	if (!set || f.netns != set->node || !sk || bpf_sk_storage_get(&mesh_guests, sk, 0, 0))
+		return;
+	__u64 *netns = bpf_map_lookup_elem(&mesh_pods, &f.remote);
+
+	if (!netns || bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG))
+		return;
+	f.netns = *netns;
+	bpf_map_update_elem(&mesh_dials, &f, &one, BPF_ANY);
+}
+
+static __always_inline void probed(struct bpf_sock_ops *ctx)
+{
+	if (ctx->args[1] != TCP_ESTABLISHED && ctx->args[1] != TCP_CLOSE)
+		return;
+	struct flow f = flow_of(ctx);
+	struct settings *set = settings();
+
+	if (!set || f.netns != set->node)
+		return;
+	__u64 *netns = bpf_map_lookup_elem(&mesh_pods, &f.remote);
+
+	if (!netns)
+		return;
+	f.netns = *netns;
+	bpf_map_delete_elem(&mesh_dials, &f);
+}
+
+/* At the cgroup root of the whole node; programs of the pods' root run before it. */
+SEC("sockops")
+int node_sockops(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		probing(ctx);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		probed(ctx);
 		break;
 	}
 	return 1;

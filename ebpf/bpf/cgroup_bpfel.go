@@ -83,6 +83,7 @@ type CgroupSettings struct {
 	_      structs.HostLayout
 	Layout uint32
 	Hold   uint32
+	Node   uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -93,12 +94,15 @@ const (
 	CgroupMapMeshDials        = "mesh_dials"
 	CgroupMapMeshDrops        = "mesh_drops"
 	CgroupMapMeshEnrolled     = "mesh_enrolled"
+	CgroupMapMeshGuests       = "mesh_guests"
 	CgroupMapMeshHandover     = "mesh_handover"
 	CgroupMapMeshListeners    = "mesh_listeners"
 	CgroupMapMeshOriginal     = "mesh_original"
 	CgroupMapMeshOwn          = "mesh_own"
+	CgroupMapMeshPods         = "mesh_pods"
 	CgroupMapMeshSettings     = "mesh_settings"
 	CgroupMapMeshWanted       = "mesh_wanted"
+	CgroupProgNodeSockops     = "node_sockops"
 	CgroupProgPodBind4        = "pod_bind4"
 	CgroupProgPodBind6        = "pod_bind6"
 	CgroupProgPodConnect4     = "pod_connect4"
@@ -164,6 +168,7 @@ type CgroupSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CgroupProgramSpecs struct {
+	NodeSockops     *ebpf.ProgramSpec `ebpf:"node_sockops"`
 	PodBind4        *ebpf.ProgramSpec `ebpf:"pod_bind4"`
 	PodBind6        *ebpf.ProgramSpec `ebpf:"pod_bind6"`
 	PodConnect4     *ebpf.ProgramSpec `ebpf:"pod_connect4"`
@@ -195,10 +200,12 @@ type CgroupMapSpecs struct {
 	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshDrops     *ebpf.MapSpec `ebpf:"mesh_drops"`
 	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuests    *ebpf.MapSpec `ebpf:"mesh_guests"`
 	MeshHandover  *ebpf.MapSpec `ebpf:"mesh_handover"`
 	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshOriginal  *ebpf.MapSpec `ebpf:"mesh_original"`
 	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshSettings  *ebpf.MapSpec `ebpf:"mesh_settings"`
 	MeshWanted    *ebpf.MapSpec `ebpf:"mesh_wanted"`
 }
@@ -233,10 +240,12 @@ type CgroupMaps struct {
 	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
 	MeshDrops     *ebpf.Map `ebpf:"mesh_drops"`
 	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuests    *ebpf.Map `ebpf:"mesh_guests"`
 	MeshHandover  *ebpf.Map `ebpf:"mesh_handover"`
 	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshOriginal  *ebpf.Map `ebpf:"mesh_original"`
 	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
+	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
 	MeshSettings  *ebpf.Map `ebpf:"mesh_settings"`
 	MeshWanted    *ebpf.Map `ebpf:"mesh_wanted"`
 }
@@ -247,10 +256,12 @@ func (m *CgroupMaps) Close() error {
 		m.MeshDials,
 		m.MeshDrops,
 		m.MeshEnrolled,
+		m.MeshGuests,
 		m.MeshHandover,
 		m.MeshListeners,
 		m.MeshOriginal,
 		m.MeshOwn,
+		m.MeshPods,
 		m.MeshSettings,
 		m.MeshWanted,
 	)
@@ -266,6 +277,7 @@ type CgroupVariables struct {
 //
 // It can be passed to LoadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CgroupPrograms struct {
+	NodeSockops     *ebpf.Program `ebpf:"node_sockops"`
 	PodBind4        *ebpf.Program `ebpf:"pod_bind4"`
 	PodBind6        *ebpf.Program `ebpf:"pod_bind6"`
 	PodConnect4     *ebpf.Program `ebpf:"pod_connect4"`
@@ -291,6 +303,7 @@ type CgroupPrograms struct {
 
 func (p *CgroupPrograms) Close() error {
 	return _CgroupClose(
+		p.NodeSockops,
 		p.PodBind4,
 		p.PodBind6,
 		p.PodConnect4,

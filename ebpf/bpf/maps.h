@@ -58,7 +58,25 @@ struct {
 	__type(value, struct destination);
 } mesh_handover SEC(".maps");
 
-/* Connections that the proxy is opening: they may leave the pod and reach the app. */
+/* Whose address it is: a pod's namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, __u64);
+} mesh_pods SEC(".maps");
+
+/* Sockets in the node's namespace that belong to pods (hostNetwork): no business of the node's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} mesh_guests SEC(".maps");
+
+/* Connections that the proxy is opening: they may leave the pod and reach the app. So may those that the node's own
+ * processes open to a pod (probes). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);

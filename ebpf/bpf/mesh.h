@@ -71,6 +71,7 @@ struct settings {
 	__u32 layout;
 	/* Nobody but the proxy connects: the enrolments were lost and are being written again. */
 	__u32 hold;
+	__u64 node; /* cookie of the node's own network namespace, 0 if there is none to exempt */
 };
 
 enum reason {

@@ -55,8 +55,8 @@ int pod_lookup(struct bpf_sk_lookup *ctx)
 		f.local = from_ip4(READ(ctx, remote_ip4));
 		f.remote = from_ip4(READ(ctx, local_ip4));
 	}
-	if (is_alias(&f.remote))
-		return ctx->local_port == PORT_OUTBOUND ? steer(ctx, PORT_OUTBOUND) : SK_PASS;
+	if (is_alias(&f.remote) && (ctx->local_port == PORT_OUTBOUND || ctx->local_port == PORT_DNS))
+		return steer(ctx, ctx->local_port);
 	if (is_loopback(&f.remote) || same(&f.local, &f.remote))
 		return SK_PASS; /* the app with itself */
 	if (!(e->flags & ENROL_INBOUND) || bpf_map_lookup_elem(&mesh_dials, &f))

@@ -75,6 +75,7 @@ type PodSettings struct {
 	_      structs.HostLayout
 	Layout uint32
 	Hold   uint32
+	Node   uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -85,10 +86,12 @@ const (
 	PodMapMeshDials     = "mesh_dials"
 	PodMapMeshDrops     = "mesh_drops"
 	PodMapMeshEnrolled  = "mesh_enrolled"
+	PodMapMeshGuests    = "mesh_guests"
 	PodMapMeshHandover  = "mesh_handover"
 	PodMapMeshListeners = "mesh_listeners"
 	PodMapMeshOriginal  = "mesh_original"
 	PodMapMeshOwn       = "mesh_own"
+	PodMapMeshPods      = "mesh_pods"
 	PodMapMeshSettings  = "mesh_settings"
 	PodMapMeshWanted    = "mesh_wanted"
 	PodProgHostGate     = "host_gate"
@@ -152,10 +155,12 @@ type PodMapSpecs struct {
 	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshDrops     *ebpf.MapSpec `ebpf:"mesh_drops"`
 	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuests    *ebpf.MapSpec `ebpf:"mesh_guests"`
 	MeshHandover  *ebpf.MapSpec `ebpf:"mesh_handover"`
 	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshOriginal  *ebpf.MapSpec `ebpf:"mesh_original"`
 	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshSettings  *ebpf.MapSpec `ebpf:"mesh_settings"`
 	MeshWanted    *ebpf.MapSpec `ebpf:"mesh_wanted"`
 }
@@ -191,10 +196,12 @@ type PodMaps struct {
 	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
 	MeshDrops     *ebpf.Map `ebpf:"mesh_drops"`
 	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuests    *ebpf.Map `ebpf:"mesh_guests"`
 	MeshHandover  *ebpf.Map `ebpf:"mesh_handover"`
 	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshOriginal  *ebpf.Map `ebpf:"mesh_original"`
 	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
+	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
 	MeshSettings  *ebpf.Map `ebpf:"mesh_settings"`
 	MeshWanted    *ebpf.Map `ebpf:"mesh_wanted"`
 }
@@ -205,10 +212,12 @@ func (m *PodMaps) Close() error {
 		m.MeshDials,
 		m.MeshDrops,
 		m.MeshEnrolled,
+		m.MeshGuests,
 		m.MeshHandover,
 		m.MeshListeners,
 		m.MeshOriginal,
 		m.MeshOwn,
+		m.MeshPods,
 		m.MeshSettings,
 		m.MeshWanted,
 	)

@@ -19,7 +19,8 @@ import (
 type HooksConfig struct {
 	CgroupRoot string       // cgroup2 directory above all pods
 	Dir        string       // directory on a BPF file system, of this node alone
-	Node       *netns.NS    // where the pods' cables end; nil: no gates there. The caller's
+	Node       *netns.NS    // the node's own namespace, where the pods' cables end; the caller's. nil: no gates there, no probes
+	NodeCgroup string       // cgroup2 directory above the node's own processes, for their probes; "": none
 	Logger     *slog.Logger // nil: none
 }
 
@@ -58,6 +59,8 @@ type Hooks struct {
 	pod     *ebpf.CollectionSpec // of the programs that every pod has its own of
 	root    programs
 	proxy   programs
+	node    programs
+	nodeID  uint64 // the node's namespace, by cookie; 0: none
 	rebuilt bool
 
 	mu      sync.Mutex
@@ -92,6 +95,11 @@ func (h *Hooks) open() error {
 	if h.pod, err = bpf.LoadPod(); err != nil {
 		return err
 	}
+	if h.cfg.Node != nil {
+		if h.nodeID, err = cookie(h.cfg.Node); err != nil {
+			return err
+		}
+	}
 	if err := h.openMaps(node.Maps); err != nil {
 		return err
 	}
@@ -100,15 +108,23 @@ func (h *Hooks) open() error {
 		return fmt.Errorf("load programs: %w", explainLoad(err))
 	}
 	defer coll.Close()
-	h.root, h.proxy = programs{}, programs{}
+	h.root, h.proxy, h.node = programs{}, programs{}, programs{}
+	for _, a := range nodeHooks {
+		h.node[a.program] = coll.DetachProgram(a.program)
+	}
 	for _, a := range rootHooks {
 		h.root[a.program] = coll.DetachProgram(a.program)
 	}
 	for _, a := range proxyHooks {
 		h.proxy[a.program] = coll.DetachProgram(a.program)
 	}
-	if err := h.attachRoot(); err != nil {
+	if err := h.attachCgroup(h.cfg.CgroupRoot, h.path(rootDir), rootHooks, h.root); err != nil {
 		return err
+	}
+	if h.cfg.NodeCgroup != "" {
+		if err := h.attachCgroup(h.cfg.NodeCgroup, h.path(nodeDir), nodeHooks, h.node); err != nil {
+			return err
+		}
 	}
 	return h.publishMaps()
 }
@@ -129,7 +145,7 @@ func (h *Hooks) Rebuilt() bool { return h.rebuilt }
 func (h *Hooks) Ready() error { return h.putSettings(false) }
 
 func (h *Hooks) putSettings(hold bool) error {
-	s := bpf.CgroupSettings{Layout: layout}
+	s := bpf.CgroupSettings{Layout: layout, Node: h.nodeID}
 	if hold {
 		s.Hold = 1
 	}
@@ -145,7 +161,7 @@ func (h *Hooks) Close() error {
 	for m := range maps.Values(h.maps) {
 		errs = append(errs, m.Close())
 	}
-	for _, ps := range []programs{h.root, h.proxy} {
+	for _, ps := range []programs{h.root, h.proxy, h.node} {
 		for p := range maps.Values(ps) {
 			errs = append(errs, p.Close())
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -248,9 +249,9 @@ func TestHooksOutbound(t *testing.T) {
 
 // TestHooksProxyElsewhere has a proxy that is not below the pods' root.
 func TestHooksProxyElsewhere(t *testing.T) {
-	cg := netlab.MustCgroups(t, "pods", "proxy")
+	cg := netlab.MustCgroups(t, "pods", "proxy", "host")
 	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
-	s.cfg = redirect.HooksConfig{CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t)}
+	s.cfg = redirect.HooksConfig{CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t), Node: s.node.NS, NodeCgroup: filepath.Dir(s.app.Path)}
 	s.open(t)
 	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
 	s.listenProxy(t)
@@ -260,6 +261,26 @@ func TestHooksProxyElsewhere(t *testing.T) {
 	c, err := connect(s.proxy, s.pod.NS, netip.AddrPortFrom(clientV4, 8080), nil)
 	if want := "plain 10.9.0.2:8080 10.8.0.2"; err != nil || c.line != want {
 		t.Errorf("the proxy's connection was answered %q, %v, want %q", c.line, err, want)
+	}
+
+	// Probes of the node's own processes, and what only looks like them.
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
+	for _, tc := range []struct {
+		name string
+		cg   *netlab.Cgroup
+		ns   *netns.NS
+		to   netip.Addr
+		line string
+	}{
+		{"probe", cg[2], s.node.NS, podV4, "app 10.8.0.2:8080 10.8.0.1"},
+		{"probe by IPv6", cg[2], s.node.NS, podV6, "app [fd00:8::2]:8080 fd00:8::1"},
+		{"pod in the node's namespace", s.app, s.node.NS, podV4, "15006 10.8.0.2:8080 10.8.0.1"},
+		{"process of the node in another namespace", cg[2], s.client.NS, podV4, "15006 10.8.0.2:8080 10.9.0.2"},
+	} {
+		c, err := connect(tc.cg, tc.ns, netip.AddrPortFrom(tc.to, 8080), nil)
+		if err != nil || c.line != tc.line {
+			t.Errorf("%s was answered %q, %v, want %q", tc.name, c.line, err, tc.line)
+		}
 	}
 }
 
@@ -829,8 +850,60 @@ func TestHooksDNS(t *testing.T) {
 			}))
 		})
 	}
+	// The proxy asks the server by the alias that it was asked at.
+	server := resolve(t, s, netip.MustParseAddrPort("[::]:15053"))
+	defer server()
+	for _, a := range []netip.Addr{clientV4, clientV6} {
+		pc := packetConn(t, s.app, s.client.NS, netip.AddrPortFrom(a, 53))
+		donec := make(chan string, 1)
+		go func() {
+			b := make([]byte, 64)
+			n, _, _ := pc.ReadFromUDPAddrPort(b)
+			donec <- string(b[:n])
+		}()
+		var alias netip.Addr
+		check(t, in(s.app, s.pod.NS, func() error {
+			fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			to := netip.AddrPortFrom(mapped(a), 53)
+			b := make([]byte, 64)
+			if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}),
+				unix.Sendto(fd, []byte("where"), 0, sockaddr(to))); err != nil {
+				return err
+			}
+			n, _, err := unix.Recvfrom(fd, b, 0)
+			if err == nil {
+				alias, err = netip.ParseAddr(string(b[:n]))
+			}
+			return err
+		}))
+		check(t, in(s.proxy, s.pod.NS, func() error {
+			family := unix.AF_INET
+			if alias.Is6() {
+				family = unix.AF_INET6
+			}
+			fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return unix.Sendto(fd, []byte("forwarded"), 0, sockaddr(netip.AddrPortFrom(alias, 53)))
+		}))
+		if got := <-donec; got != "forwarded" {
+			t.Errorf("the server at %v got %q from the proxy", a, got)
+		}
+	}
+	// DNS over TCP has a listener of its own.
+	answer(t, listen(t, s.proxy, s.pod.NS, "127.0.0.1:15053", nil), "15053")
+	c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.96.0.10:53"), nil)
+	if want := "15053 10.96.0.10:53 10.8.0.2"; err != nil || c.line != want {
+		t.Errorf("DNS over TCP was answered %q, %v, want %q", c.line, err, want)
+	}
 	// The proxy's port for names is nobody else's.
-	err := in(s.app, s.pod.NS, func() error {
+	err = in(s.app, s.pod.NS, func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -843,7 +916,33 @@ func TestHooksDNS(t *testing.T) {
 	}
 }
 
-// resolve answers datagrams with themselves, from the address that they were sent to.
+// sentTo reads IP_PKTINFO or IPV6_PKTINFO.
+func sentTo(oob []byte) netip.Addr {
+	msgs, _ := unix.ParseSocketControlMessage(oob)
+	for _, m := range msgs {
+		switch {
+		case m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO:
+			return netip.AddrFrom4([4]byte(m.Data[8:12]))
+		case m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO:
+			return netip.AddrFrom16([16]byte(m.Data[:16])).Unmap()
+		}
+	}
+	return netip.Addr{}
+}
+
+// packetConn makes a UDP socket that ends with the test.
+func packetConn(t *testing.T, cg *netlab.Cgroup, ns *netns.NS, addr netip.AddrPort) (pc *net.UDPConn) {
+	t.Helper()
+	check(t, in(cg, ns, func() (err error) {
+		pc, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+		return err
+	}))
+	t.Cleanup(func() { pc.Close() })
+	check(t, pc.SetReadDeadline(time.Now().Add(3*time.Second)))
+	return pc
+}
+
+// resolve answers datagrams with themselves, "where" with the address they were sent to, from the address that they were sent to.
 func resolve(t *testing.T, s *stage, addr netip.AddrPort) func() {
 	t.Helper()
 	var pc *net.UDPConn
@@ -875,6 +974,9 @@ func resolve(t *testing.T, s *stage, addr netip.AddrPort) func() {
 			n, on, _, from, err := pc.ReadMsgUDPAddrPort(b, oob)
 			if err != nil {
 				return
+			}
+			if string(b[:n]) == "where" {
+				n = copy(b, sentTo(oob[:on]).String())
 			}
 			// What came tells where it was sent to; sent back it tells where from.
 			_, _, _ = pc.WriteMsgUDPAddrPort(b[:n], oob[:on], from)

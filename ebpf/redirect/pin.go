@@ -22,6 +22,7 @@ const layout = 1
 //	maps/NAME               the maps, of one layout
 //	maps-next/NAME          their successors, while programs are being moved over
 //	root/PROGRAM            links at the pods' cgroup root
+//	node/PROGRAM            links at the node's cgroup root
 //	proxy/CGROUP/PROGRAM    links at a proxy's cgroup, by its number
 //	pods/COOKIE/{lookup,gate-INDEX,host-INDEX}   links of one pod, by the index of its interface
 //
@@ -30,6 +31,7 @@ const (
 	mapsDir  = "maps"
 	nextDir  = "maps-next"
 	rootDir  = "root"
+	nodeDir  = "node"
 	proxyDir = "proxy"
 	podsDir  = "pods"
 )
@@ -61,6 +63,8 @@ var rootHooks = []attachment{
 	{bpf.CgroupProgPodConnect4, ebpf.AttachCGroupInet4Connect},
 	{bpf.CgroupProgPodConnect6, ebpf.AttachCGroupInet6Connect},
 }
+
+var nodeHooks = []attachment{{bpf.CgroupProgNodeSockops, ebpf.AttachCGroupSockOps}}
 
 var proxyHooks = []attachment{
 	{bpf.CgroupProgProxySockops, ebpf.AttachCGroupSockOps},
@@ -143,6 +147,9 @@ func (h *Hooks) pinnedMaps(specs map[string]*ebpf.MapSpec) (known, empty bool) {
 	h.maps = found
 	// Who died on hold left it to us.
 	h.rebuilt = s.Hold != 0
+	if err := h.putSettings(h.rebuilt); err != nil {
+		return false, false
+	}
 	return true, false
 }
 
@@ -164,10 +171,6 @@ func (h *Hooks) publishMaps() error {
 		return fmt.Errorf("publish maps: %w", err)
 	}
 	return nil
-}
-
-func (h *Hooks) attachRoot() error {
-	return h.attachCgroup(h.cfg.CgroupRoot, h.path(rootDir), rootHooks, h.root)
 }
 
 // Proxy makes the processes of a cgroup2 directory the node proxy: its listeners
@@ -259,7 +262,7 @@ func (h *Hooks) Uninstall() error {
 			return fmt.Errorf("detach %s: %w", rootHooks[i].program, err)
 		}
 	}
-	for _, dir := range []string{podsDir, proxyDir, rootDir, nextDir, mapsDir} {
+	for _, dir := range []string{podsDir, proxyDir, nodeDir, rootDir, nextDir, mapsDir} {
 		if err := os.RemoveAll(h.path(dir)); err != nil {
 			return fmt.Errorf("unpin %s: %w", dir, err)
 		}

@@ -138,7 +138,49 @@ func (h *Hooks) Apply(ns *netns.NS, rules PodRules) error {
 	if err := h.applyPrograms(p); err != nil {
 		return err
 	}
+	if err := h.own(p); err != nil {
+		return err
+	}
 	return h.enrol(p.cookie, p.enrolment(rules))
+}
+
+// own writes whose the pod's addresses are. A pod that had one of them before is
+// gone, or its Remove comes later and sees that the address is not its own.
+func (h *Hooks) own(p *pod) error {
+	for _, a := range []netip.Addr{p.v4, p.v6} {
+		if !a.IsValid() {
+			continue
+		}
+		if err := h.maps[bpf.CgroupMapMeshPods].Put(address16(a), p.cookie); err != nil {
+			return fmt.Errorf("write address %v: %w", a, err)
+		}
+	}
+	return nil
+}
+
+func (h *Hooks) disown(cookie uint64) error {
+	pods := h.maps[bpf.CgroupMapMeshPods]
+	var (
+		a    bpf.CgroupAddress
+		c    uint64
+		mine []bpf.CgroupAddress
+	)
+	it := pods.Iterate()
+	for it.Next(&a, &c) {
+		if c == cookie {
+			mine = append(mine, a)
+		}
+	}
+	errs := []error{it.Err()}
+	for _, a := range mine {
+		if err := pods.Delete(a); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("delete addresses: %w", err)
+	}
+	return nil
 }
 
 func (h *Hooks) applySettings(p *pod, needV6 bool) error {
@@ -416,6 +458,9 @@ func (h *Hooks) Remove(ns *netns.NS) error {
 	// Capture ends before the way back does.
 	if err := h.maps[bpf.CgroupMapMeshEnrolled].Delete(c); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete enrolment: %w", err)
+	}
+	if err := h.disown(c); err != nil {
+		return err
 	}
 	h.mu.Lock()
 	delete(h.current, c)
