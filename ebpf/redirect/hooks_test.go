@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -726,6 +727,97 @@ func TestHooksSurviveTheirProcess(t *testing.T) {
 	}
 	s.enrol(t)
 	s.wantCaptured(t, "applied again")
+}
+
+// TestHooksUpgradeUnderTraffic replaces all programs while connections are opened.
+func TestHooksUpgradeUnderTraffic(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	s.enrol(t)
+	stop, donec := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				donec <- n
+				return
+			default:
+			}
+			s.wantCaptured(t, "while programs are replaced")
+			n++
+		}
+	}()
+	for range 4 {
+		check(t, s.hooks.Close())
+		s.open(t)
+		s.enrol(t)
+	}
+	close(stop)
+	if n := <-donec; n < 4 {
+		t.Errorf("%d connections in all: too few to tell", n)
+	}
+	drops, err := s.hooks.Drops()
+	check(t, err)
+	for reason, n := range drops {
+		if n != 0 {
+			t.Errorf("%d drops for %s", n, reason)
+		}
+	}
+}
+
+func TestHooksPrune(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	s.enrol(t)
+	gone, err := netlab.New("gone", "")
+	check(t, err, s.hooks.Apply(gone.NS, redirect.PodRules{}))
+	pins := func() int {
+		dirs, err := os.ReadDir(filepath.Join(s.cfg.Dir, "pods"))
+		check(t, err)
+		return len(dirs)
+	}
+	check(t, s.hooks.Prune())
+	if n := pins(); n != 2 {
+		t.Fatalf("%d pods are pinned, want 2", n)
+	}
+	gone.Close()
+	// The kernel takes namespaces away in its own time.
+	for deadline := time.Now().Add(10 * time.Second); pins() != 1; {
+		check(t, s.hooks.Prune())
+		if time.Now().After(deadline) {
+			t.Fatal("a pod without namespace is still pinned")
+		}
+		runtime.Gosched()
+	}
+	check(t, s.hooks.Check(s.pod.NS, everything))
+	s.wantCaptured(t, "after another pod was forgotten")
+}
+
+// TestHooksOutsideTheRoot has a process in the pod whose cgroup no hook is above:
+// its connections are not captured, and the gate does not let them out.
+func TestHooksOutsideTheRoot(t *testing.T) {
+	cg := netlab.MustCgroups(t, "pods", "proxy", "host")
+	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
+	s.cfg = redirect.HooksConfig{CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t)}
+	s.open(t)
+	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
+	s.listenProxy(t)
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	s.enrol(t)
+	for _, to := range []netip.Addr{clientV4, clientV6} {
+		c, err := connect(cg[2], s.pod.NS, netip.AddrPortFrom(to, 8080), func(fd int) error {
+			return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 200000})
+		})
+		if err == nil {
+			t.Errorf("connection to %v was answered %q", to, c.line)
+		}
+	}
+	drops, err := s.hooks.Drops()
+	check(t, err)
+	if drops["leak"] < 2 {
+		t.Errorf("drops are %v, want at least 2 leaks", drops)
+	}
 }
 
 // TestHooksRebuild finds state of another layout, and a start that died half way.

@@ -449,6 +449,39 @@ func (h *Hooks) Present(ns *netns.NS) (bool, error) {
 	return err == nil, err
 }
 
+// Prune forgets pods whose namespace is gone, which no Remove can enter any more.
+// Their programs went with it; cookies are not used again.
+func (h *Hooks) Prune() error {
+	dirs, err := os.ReadDir(h.path(podsDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for _, d := range dirs {
+		c, err := strconv.ParseUint(d.Name(), 10, 64)
+		if err != nil {
+			continue
+		}
+		l, err := link.LoadPinnedLink(h.path(podsDir, d.Name(), "lookup"), nil)
+		if err != nil {
+			continue // Apply is at work there, or died: the next one finishes
+		}
+		info, err := l.Info()
+		_ = l.Close() // only read
+		if err != nil {
+			return fmt.Errorf("inspect sk_lookup program: %w", err)
+		}
+		if n := info.NetNs(); n == nil || n.NetnsInode != 0 {
+			continue
+		}
+		if err := h.forget(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Remove takes everything away. Doing it twice is no error.
 func (h *Hooks) Remove(ns *netns.NS) error {
 	c, err := cookie(ns)
@@ -456,17 +489,8 @@ func (h *Hooks) Remove(ns *netns.NS) error {
 		return err
 	}
 	// Capture ends before the way back does.
-	if err := h.maps[bpf.CgroupMapMeshEnrolled].Delete(c); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("delete enrolment: %w", err)
-	}
-	if err := h.disown(c); err != nil {
+	if err := h.forget(c); err != nil {
 		return err
-	}
-	h.mu.Lock()
-	delete(h.current, c)
-	h.mu.Unlock()
-	if err := os.RemoveAll(h.path(podsDir, strconv.FormatUint(c, 10))); err != nil {
-		return fmt.Errorf("unpin the pod's programs: %w", err)
 	}
 	ipv6 := false
 	nl, err := routeNetlink(ns, &ipv6)
@@ -480,4 +504,21 @@ func (h *Hooks) Remove(ns *netns.NS) error {
 		}
 	}
 	return removeRoutes(ns)
+}
+
+// forget ends a pod's enrolment and unpins its programs.
+func (h *Hooks) forget(c uint64) error {
+	if err := h.maps[bpf.CgroupMapMeshEnrolled].Delete(c); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete enrolment: %w", err)
+	}
+	if err := h.disown(c); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	delete(h.current, c)
+	h.mu.Unlock()
+	if err := os.RemoveAll(h.path(podsDir, strconv.FormatUint(c, 10))); err != nil {
+		return fmt.Errorf("unpin the pod's programs: %w", err)
+	}
+	return nil
 }
