@@ -25,6 +25,7 @@
 #define SO_ORIGINAL_DST 80
 #define TCP_ESTABLISHED 1
 #define TCP_CLOSE 7
+#define ENETUNREACH 101
 
 struct sockaddr_in {
 	__u16 sin_family;
@@ -130,6 +131,10 @@ static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, stru
 	const struct address *own = ip4 ? &e->v4 : &e->v6;
 
 	if (is_zero(own)) {
+		/* What a pod without that family is told without a mesh, and what makes apps try the other one.
+		 * Linux 5.18; EPERM before. */
+		if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
+			bpf_set_retval(-ENETUNREACH);
 		count(REASON_FAMILY);
 		return false;
 	}
@@ -168,12 +173,10 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	struct address dst = user_address(ctx, v6);
 	bool local = is_loopback(&dst);
 
-	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
-		return PASS;
 	if (!e) {
 		struct settings *set = settings();
 
-		if (tcp && !local && (!set || set->hold)) {
+		if (tcp && !local && (!set || set->hold) && !bpf_sk_storage_get(&mesh_own, sk, 0, 0)) {
 			count(REASON_HOLD);
 			return REFUSE;
 		}
@@ -186,6 +189,8 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		bpf_sk_storage_delete(&mesh_wanted, sk);
 		return PASS;
 	}
+	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+		return PASS;
 	struct destination wanted = {.addr = dst, .port = user_port(ctx)};
 	bool dns = (e->flags & ENROL_DNS) && wanted.port == bpf_htons(PORT_DNS_SERVER);
 

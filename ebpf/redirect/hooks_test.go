@@ -33,25 +33,32 @@ type stage struct {
 
 var everything = redirect.PodRules{DNS: true, IPv6: netlab.IPv6()}
 
-func newStage(t *testing.T) *stage {
+func newStage(t testing.TB) *stage {
 	t.Helper()
-	cg := netlab.MustCgroups(t, "pods", "proxy")
-	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
-	// The proxy is below the root, as in a pod of its own; see TestHooksProxyElsewhere.
-	s.cfg = redirect.HooksConfig{CgroupRoot: filepath.Dir(s.app.Path), Dir: netlab.MustBPFFS(t), Node: s.node.NS}
+	s := quietStage(t)
 	s.open(t)
 	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
 	return s
 }
 
-func (s *stage) open(t *testing.T) {
+// quietStage is a stage without programs.
+func quietStage(t testing.TB) *stage {
+	t.Helper()
+	cg := netlab.MustCgroups(t, "pods", "proxy")
+	s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
+	// The proxy is below the root, as in a pod of its own; see TestHooksProxyElsewhere.
+	s.cfg = redirect.HooksConfig{CgroupRoot: filepath.Dir(s.app.Path), Dir: netlab.MustBPFFS(t), Node: s.node.NS}
+	return s
+}
+
+func (s *stage) open(t testing.TB) {
 	t.Helper()
 	h, err := redirect.OpenHooks(s.cfg)
 	check(t, err, h.Proxy(s.proxy.Path))
 	s.hooks = h
 }
 
-func (s *stage) enrol(t *testing.T) {
+func (s *stage) enrol(t testing.TB) {
 	t.Helper()
 	check(t, s.hooks.Apply(s.pod.NS, everything), s.hooks.Check(s.pod.NS, everything))
 }
@@ -72,7 +79,7 @@ func in(cg *netlab.Cgroup, ns *netns.NS, f func() error) error {
 }
 
 // listen makes a TCP listener in cg and ns.
-func listen(t *testing.T, cg *netlab.Cgroup, ns *netns.NS, addr string, control func(string, string, syscall.RawConn) error) net.Listener {
+func listen(t testing.TB, cg *netlab.Cgroup, ns *netns.NS, addr string, control func(string, string, syscall.RawConn) error) net.Listener {
 	t.Helper()
 	var ln net.Listener
 	check(t, in(cg, ns, func() (err error) {
@@ -85,7 +92,7 @@ func listen(t *testing.T, cg *netlab.Cgroup, ns *netns.NS, addr string, control 
 }
 
 // answer tells each client who accepted it, whom the client wanted, and who it is.
-func answer(t *testing.T, ln net.Listener, name string) {
+func answer(t testing.TB, ln net.Listener, name string) {
 	t.Helper()
 	donec := make(chan struct{})
 	t.Cleanup(func() { ln.Close(); <-donec })
@@ -103,7 +110,7 @@ func answer(t *testing.T, ln net.Listener, name string) {
 }
 
 // listenProxy starts the proxy's listeners.
-func (s *stage) listenProxy(t *testing.T) (stop func()) {
+func (s *stage) listenProxy(t testing.TB) (stop func()) {
 	t.Helper()
 	var lns []net.Listener
 	for _, port := range []string{"15001", "15006", "15008"} {
@@ -817,6 +824,25 @@ func TestHooksOutsideTheRoot(t *testing.T) {
 	check(t, err)
 	if drops["leak"] < 2 {
 		t.Errorf("drops are %v, want at least 2 leaks", drops)
+	}
+}
+
+// TestHooksOneFamily has a pod without IPv6 address: apps that try both go on to IPv4.
+func TestHooksOneFamily(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	lone := netlab.MustHost(t, "lone")
+	check(t, netlab.Cable(lone, "eth0", s.node, "lone"), lone.Up("eth0"), s.node.Up("lone"),
+		lone.Addr("eth0", netip.MustParsePrefix("10.7.0.2/24")))
+	if _, ok := errors.AsType[*redirect.UnsupportedError](s.hooks.Apply(lone.NS, redirect.PodRules{IPv6: true})); !ok {
+		t.Error("IPv6 was promised to a pod that has none")
+	}
+	check(t, s.hooks.Apply(lone.NS, redirect.PodRules{}))
+	if c, err := connect(s.app, lone.NS, netip.AddrPortFrom(clientV6, 8080), nil); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("connection to %v: %q, %v, want ENETUNREACH", clientV6, c.line, err)
+	}
+	if c, err := connect(s.app, lone.NS, netip.AddrPortFrom(clientV4, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("connection to %v: %q, %v, want ECONNREFUSED", clientV4, c.line, err)
 	}
 }
 

@@ -30,7 +30,7 @@ var (
 	nodeV4, nodeV6     = netip.MustParseAddr("10.8.0.1"), netip.MustParseAddr("fd00:8::1")
 )
 
-func newTopology(t *testing.T) *topology {
+func newTopology(t testing.TB) *topology {
 	t.Helper()
 	netlab.Require(t)
 	tp := &topology{netlab.MustHost(t, "client"), netlab.MustHost(t, "node"), netlab.MustHost(t, "pod")}
@@ -56,7 +56,7 @@ func newTopology(t *testing.T) *topology {
 	return tp
 }
 
-func check(t *testing.T, errs ...error) {
+func check(t testing.TB, errs ...error) {
 	t.Helper()
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
