@@ -28,7 +28,13 @@ cross: CGO_ENABLED = 0
 cross: check-go ## compile every program for linux/amd64 and linux/arm64
 	@for arch in amd64 arm64; do echo "linux/$$arch"; mkdir -p bin/linux-$$arch; GOOS=linux GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ $(PROGRAMS) || exit 1; done
 
-generate: check-go ## rewrite generated files (protocols)
+# The compiler's version is part of what makes its output the same everywhere.
+CLANG := clang-14
+
+generate: check-go ## rewrite generated files (protocols, kernel programs)
+	@command -v $(CLANG) >/dev/null && test -e /usr/include/bpf/bpf_helpers.h || { \
+	  command -v apt-get >/dev/null && test "$$(id -u)" = 0 || { echo "make: kernel programs want $(CLANG), llvm-strip-14 and libbpf's headers (Debian: $(CLANG) llvm-14 libbpf-dev)"; exit 1; }; \
+	  apt-get install -y --no-install-recommends $(CLANG) llvm-14 libbpf-dev; }
 	$(GO) generate ./...
 
 lint: check-go ## gofmt, vet, staticcheck

@@ -12,3 +12,6 @@ package bpf
 
 //go:generate go tool bpf2go -go-package bpf -target bpfel -cc clang-14 -strip llvm-strip-14 -cflags "-O2 -g -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" -type enrolment -type destination -type flow -type listener -type alias -type settings -type reason -type enrolment_flag Cgroup cgroup.c
 //go:generate go tool bpf2go -go-package bpf -target bpfel -cc clang-14 -strip llvm-strip-14 -cflags "-O2 -g -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" Pod pod.c
+
+// Layout is MESH_LAYOUT: pinned maps of another one are never read.
+const Layout = 1

@@ -145,7 +145,7 @@ func (h *Hooks) Rebuilt() bool { return h.rebuilt }
 func (h *Hooks) Ready() error { return h.putSettings(false) }
 
 func (h *Hooks) putSettings(hold bool) error {
-	s := bpf.CgroupSettings{Layout: layout, Node: h.nodeID}
+	s := bpf.CgroupSettings{Layout: bpf.Layout, Node: h.nodeID}
 	if hold {
 		s.Hold = 1
 	}

@@ -779,21 +779,28 @@ func TestHooksPrune(t *testing.T) {
 	s.enrol(t)
 	gone, err := netlab.New("gone", "")
 	check(t, err, s.hooks.Apply(gone.NS, redirect.PodRules{}))
+	former := filepath.Join(filepath.Dir(s.proxy.Path), "former")
+	check(t, os.Mkdir(former, 0o755), s.hooks.Proxy(former))
 	pins := func() int {
-		dirs, err := os.ReadDir(filepath.Join(s.cfg.Dir, "pods"))
-		check(t, err)
-		return len(dirs)
+		n := 0
+		for _, dir := range []string{"pods", "proxy"} {
+			dirs, err := os.ReadDir(filepath.Join(s.cfg.Dir, dir))
+			check(t, err)
+			n += len(dirs)
+		}
+		return n
 	}
 	check(t, s.hooks.Prune())
-	if n := pins(); n != 2 {
-		t.Fatalf("%d pods are pinned, want 2", n)
+	if n := pins(); n != 4 {
+		t.Fatalf("%d pods and proxies are pinned, want 4", n)
 	}
 	gone.Close()
+	check(t, os.Remove(former))
 	// The kernel takes namespaces away in its own time.
-	for deadline := time.Now().Add(10 * time.Second); pins() != 1; {
+	for deadline := time.Now().Add(10 * time.Second); pins() != 2; {
 		check(t, s.hooks.Prune())
 		if time.Now().After(deadline) {
-			t.Fatal("a pod without namespace is still pinned")
+			t.Fatal("a pod without namespace or a proxy without cgroup is still pinned")
 		}
 		runtime.Gosched()
 	}

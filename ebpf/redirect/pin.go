@@ -14,9 +14,6 @@ import (
 	"github.com/ambit-mesh/ambit/ebpf/bpf"
 )
 
-// layout is MESH_LAYOUT of mesh.h.
-const layout = 1
-
 // Below HooksConfig.Dir:
 //
 //	maps/NAME               the maps, of one layout
@@ -139,8 +136,8 @@ func (h *Hooks) pinnedMaps(specs map[string]*ebpf.MapSpec) (known, empty bool) {
 		}
 	}
 	var s bpf.CgroupSettings
-	if err := found[bpf.CgroupMapMeshSettings].Lookup(uint32(0), &s); err != nil || s.Layout != layout {
-		h.cfg.Logger.Warn("pinned eBPF state is not of this program's layout and will be rebuilt", "layout", s.Layout, "want", layout)
+	if err := found[bpf.CgroupMapMeshSettings].Lookup(uint32(0), &s); err != nil || s.Layout != bpf.Layout {
+		h.cfg.Logger.Warn("pinned eBPF state is not of this program's layout and will be rebuilt", "layout", s.Layout, "want", bpf.Layout)
 		closeMaps(found)
 		return false, false
 	}

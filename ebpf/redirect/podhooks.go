@@ -449,9 +449,13 @@ func (h *Hooks) Present(ns *netns.NS) (bool, error) {
 	return err == nil, err
 }
 
-// Prune forgets pods whose namespace is gone, which no Remove can enter any more.
-// Their programs went with it; cookies are not used again.
+// Prune forgets pods whose namespace is gone, which no Remove can enter any more,
+// and proxies whose cgroup is. Their programs went with them; neither cookies nor
+// cgroups' numbers are used again.
 func (h *Hooks) Prune() error {
+	if err := h.pruneProxies(); err != nil {
+		return err
+	}
 	dirs, err := os.ReadDir(h.path(podsDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -477,6 +481,33 @@ func (h *Hooks) Prune() error {
 		}
 		if err := h.forget(c); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func (h *Hooks) pruneProxies() error {
+	dirs, err := os.ReadDir(h.path(proxyDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("list proxies: %w", err)
+	}
+	for _, d := range dirs {
+		l, err := link.LoadPinnedLink(h.path(proxyDir, d.Name(), proxyHooks[0].program), nil)
+		if err != nil {
+			continue // Proxy is at work there, or died: the next one finishes
+		}
+		info, err := l.Info()
+		_ = l.Close() // only read
+		if err != nil {
+			return fmt.Errorf("inspect the proxy's programs: %w", err)
+		}
+		if c := info.Cgroup(); c == nil || c.CgroupId != 0 {
+			continue
+		}
+		if err := os.RemoveAll(h.path(proxyDir, d.Name())); err != nil {
+			return fmt.Errorf("unpin the proxy's programs: %w", err)
 		}
 	}
 	return nil

@@ -11,6 +11,10 @@
 // them. Proxy sockets carry the mark 0x539. A mark is no proof of identity (a
 // pod with CAP_NET_RAW can set it); the eBPF data plane tells sockets by cgroup.
 //
+// Hooks does the same with eBPF programs and no rules: connect(2) itself is given
+// the proxy's address (package bpf), and who the proxy is, its cgroup tells. Both
+// have the methods that an agent needs.
+//
 // A Dataplane holds no state: everything is read from and written to the
 // kernel, so that any agent can continue another one's work. Its methods may run
 // at the same time for different namespaces. The package does not know which
