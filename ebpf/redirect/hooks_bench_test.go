@@ -73,3 +73,21 @@ func discard(b *testing.B, ln net.Listener) {
 		}
 	}()
 }
+
+// BenchmarkEnrol captures and releases one pod with either redirector.
+func BenchmarkEnrol(b *testing.B) {
+	b.Run("hooks", func(b *testing.B) {
+		s := newStage(b)
+		for b.Loop() {
+			check(b, s.hooks.Apply(s.pod.NS, everything), s.hooks.Remove(s.pod.NS))
+		}
+	})
+	b.Run("nftables", func(b *testing.B) {
+		s := quietStage(b)
+		d, err := redirect.New(redirect.Config{})
+		check(b, err)
+		for b.Loop() {
+			check(b, d.Apply(s.pod.NS, everything), d.Remove(s.pod.NS))
+		}
+	})
+}

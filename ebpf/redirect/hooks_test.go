@@ -834,6 +834,46 @@ func TestHooksOutsideTheRoot(t *testing.T) {
 	}
 }
 
+// TestHooksManyConnections gives the pod 100 ports and has it hold 300 connections
+// to as many destinations: one proxy address for all of them would not do.
+func TestHooksManyConnections(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	s.enrol(t)
+	check(t, s.pod.Sysctl("net/ipv4/ip_local_port_range", "40000 40099"))
+	for _, base := range []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd00:96::1")} {
+		t.Run(base.String(), func(t *testing.T) {
+			family := unix.AF_INET
+			if base.Is6() {
+				family = unix.AF_INET6
+			}
+			check(t, in(s.app, s.pod.NS, func() error {
+				a := base
+				for i := range 300 {
+					a = a.Next()
+					fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+					if err != nil {
+						return err
+					}
+					defer unix.Close(fd)
+					to := netip.AddrPortFrom(a, 8080)
+					if err := errors.Join(
+						unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}),
+						unix.Connect(fd, sockaddr(to))); err != nil {
+						return fmt.Errorf("connection %d: %w", i, err)
+					}
+					b := make([]byte, 256)
+					n, err := unix.Read(fd, b)
+					if want := fmt.Sprintf("15001 %s ", to); err != nil || !strings.HasPrefix(string(b[:n]), want) {
+						return fmt.Errorf("connection %d was answered %q, %w, want %q", i, b[:max(n, 0)], err, want)
+					}
+				}
+				return nil
+			}))
+		})
+	}
+}
+
 // TestHooksOneFamily has a pod without IPv6 address: apps that try both go on to IPv4.
 func TestHooksOneFamily(t *testing.T) {
 	s := newStage(t)
