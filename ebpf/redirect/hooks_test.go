@@ -528,16 +528,30 @@ func TestHooksInbound(t *testing.T) {
 		}
 	}
 
-	// In the client's name, and the answer finds its way back.
+	// In the client's name, and the answer finds its way back. What comes from that
+	// client's port afterwards is the client's own.
 	for _, a := range []struct{ client, pod netip.Addr }{{clientV4, podV4}, {clientV6, podV6}} {
-		c, err := connect(s.proxy, s.pod.NS, netip.AddrPortFrom(a.pod, 8080), func(fd int) error {
-			return errors.Join(
-				ignoreFamily(unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)),
-				ignoreFamily(unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)),
-				unix.Bind(fd, sockaddr(netip.AddrPortFrom(a.client, 20000))))
-		})
+		asClient := func(port uint16) func(int) error {
+			return func(fd int) error {
+				return errors.Join(
+					ignoreFamily(unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)),
+					ignoreFamily(unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)),
+					unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), // no TIME_WAIT
+					unix.Bind(fd, sockaddr(netip.AddrPortFrom(a.client, port))))
+			}
+		}
+		c, err := connect(s.proxy, s.pod.NS, netip.AddrPortFrom(a.pod, 8080), asClient(20000))
 		if want := fmt.Sprintf("app %s %s", netip.AddrPortFrom(a.pod, 8080), a.client); err != nil || c.line != want {
 			t.Errorf("the proxy's dial as %v was answered %q, %v, want %q", a.client, c.line, err, want)
+		}
+		if _, err := connect(s.proxy, s.pod.NS, netip.AddrPortFrom(a.pod, 9999), asClient(20001)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("the proxy's dial to a port where nobody listens: %v, want ECONNREFUSED", err)
+		}
+		for port, to := range map[uint16]uint16{20000: 8080, 20001: 9999} {
+			c, err := connect(s.app, s.client.NS, netip.AddrPortFrom(a.pod, to), bindTo(netip.AddrPortFrom(a.client, port)))
+			if !strings.HasPrefix(c.line, "15006 ") {
+				t.Errorf("the client's own connection from port %d was answered %q, %v", port, c.line, err)
+			}
 		}
 	}
 }
@@ -928,6 +942,16 @@ func TestHooksRebuild(t *testing.T) {
 				if err == nil && !strings.HasPrefix(c.line, "15006 ") {
 					t.Errorf("%s: answered %q", when, c.line)
 				}
+			}
+			// The pod's old gate would stop the SYN too, but the app is told at once.
+			if c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("10.9.0.2:8080"), nil); !errors.Is(err, unix.EPERM) {
+				t.Errorf("on hold: answered %q, %v, want EPERM", c.line, err)
+			}
+			if drops, err := s.hooks.Drops(); err != nil || drops["hold"] != 1 {
+				t.Errorf("drops are %v, %v, want one for hold", drops, err)
+			}
+			if c, err := connect(s.app, s.pod.NS, netip.MustParseAddrPort("127.0.0.1:8080"), nil); err != nil || !strings.HasPrefix(c.line, "app ") {
+				t.Errorf("on hold, to itself: answered %q, %v", c.line, err)
 			}
 			noPlaintext("before the pod is applied")
 			s.enrol(t)
