@@ -366,6 +366,10 @@ func TestHooksSocketKinds(t *testing.T) {
 				if err := errors.Join(err, unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN, sockaddr(to))); err != nil {
 					return err
 				}
+				// sendto may return before the connection is there.
+				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 3000); err != nil {
+					return err
+				}
 				wantAnswer(t, fd, to, wantLine)
 				return nil
 			}},

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -25,9 +24,17 @@ import (
 // aliases6 stands for captured IPv6 destinations inside a pod; ALIAS6 of maps.h.
 var aliases6 = netip.MustParsePrefix("fd16:9254:7127:a15a::/96")
 
-// fwmarkSysctl gives an accepted socket the mark of the SYN, so that the app's
-// answers to a client's address, in whose name the proxy dialled, stay in the pod.
-const fwmarkSysctl = "/proc/sys/net/ipv4/tcp_fwmark_accept"
+// markSysctls make what answers a marked packet be marked as well: the accepted
+// socket, and the kernel's own reset where nobody listens. The proxy's dials to the
+// app are marked; without the mark, answers to a dial in a client's name would leave
+// the pod and reach the client.
+func markSysctls(ipv6 bool) []string {
+	names := []string{"/proc/sys/net/ipv4/tcp_fwmark_accept", "/proc/sys/net/ipv4/fwmark_reflect"}
+	if ipv6 {
+		names = append(names, "/proc/sys/net/ipv6/fwmark_reflect")
+	}
+	return names
+}
 
 // pod is what Apply finds out about a namespace.
 type pod struct {
@@ -188,8 +195,10 @@ func (h *Hooks) applySettings(p *pod, needV6 bool) error {
 		return err
 	}
 	(&Dataplane{cfg: Config{Logger: h.cfg.Logger}}).migrateQueues(p.ns)
-	if err := p.ns.Do(func() error { return os.WriteFile(fwmarkSysctl, []byte("1"), 0) }); err != nil {
-		return fmt.Errorf("set tcp_fwmark_accept: %w", err)
+	for _, name := range markSysctls(p.ipv6) {
+		if err := p.ns.Do(func() error { return os.WriteFile(name, []byte("1"), 0) }); err != nil {
+			return fmt.Errorf("have answers marked: %w", err)
+		}
 	}
 	if !p.ipv6 {
 		return nil
@@ -421,13 +430,16 @@ func (h *Hooks) Check(ns *netns.NS, rules PodRules) error {
 	if err := checkRoutes(ns, rules.IPv6); err != nil {
 		return err
 	}
-	return p.ns.Do(func() error {
-		v, err := os.ReadFile(fwmarkSysctl)
-		if err == nil && !bytes.HasPrefix(v, []byte("1")) {
-			return fmt.Errorf("%w: tcp_fwmark_accept is %s", ErrDrift, strings.TrimSpace(string(v)))
+	for _, name := range markSysctls(p.ipv6) {
+		var v []byte
+		if err := p.ns.Do(func() (err error) { v, err = os.ReadFile(name); return err }); err != nil {
+			return fmt.Errorf("see whether answers are marked: %w", err)
 		}
-		return err
-	})
+		if !bytes.HasPrefix(v, []byte("1")) {
+			return fmt.Errorf("%w: %s is %s", ErrDrift, name, bytes.TrimSpace(v))
+		}
+	}
+	return nil
 }
 
 // Present reports whether ns has redirection of any sort.
