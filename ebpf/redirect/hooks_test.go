@@ -3,6 +3,7 @@ package redirect_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -94,8 +96,9 @@ func listen(t testing.TB, cg *netlab.Cgroup, ns *netns.NS, addr string, control 
 // answer tells each client who accepted it, whom the client wanted, and who it is.
 func answer(t testing.TB, ln net.Listener, name string) {
 	t.Helper()
+	var handled sync.WaitGroup
 	donec := make(chan struct{})
-	t.Cleanup(func() { ln.Close(); <-donec })
+	t.Cleanup(func() { ln.Close(); <-donec; handled.Wait() })
 	go func() {
 		defer close(donec)
 		for {
@@ -104,7 +107,10 @@ func answer(t testing.TB, ln net.Listener, name string) {
 				return
 			}
 			fmt.Fprintf(c, "%s %s %s", name, originalDst(c.(*net.TCPConn)), c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
-			c.Close()
+			// What a client sent by Fast Open is unread, and a close would reset it.
+			_ = c.(*net.TCPConn).CloseWrite()
+			_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
+			handled.Go(func() { _, _ = io.Copy(io.Discard, c); c.Close() })
 		}
 	}()
 }
@@ -367,7 +373,7 @@ func TestHooksSocketKinds(t *testing.T) {
 					return err
 				}
 				// sendto may return before the connection is there.
-				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 3000); err != nil {
+				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 3000); err != nil {
 					return err
 				}
 				wantAnswer(t, fd, to, wantLine)
