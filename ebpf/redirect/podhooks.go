@@ -288,7 +288,7 @@ func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
 }
 
 func placeTCX(pin string, ns *netns.NS, index int, prog *ebpf.Program, at ebpf.AttachType) error {
-	return place(pin, prog,
+	err := place(pin, prog,
 		func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
 		func() (l link.Link, err error) {
 			derr := ns.Do(func() error {
@@ -297,6 +297,10 @@ func placeTCX(pin string, ns *netns.NS, index int, prog *ebpf.Program, at ebpf.A
 			})
 			return l, errors.Join(derr, err)
 		})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return &UnsupportedError{Feature: "packet gates (TCX, Linux 6.6)", Err: err}
+	}
+	return err
 }
 
 // peer is the node's end of a veth pair: 0 if the other end is elsewhere. Indexes
