@@ -3,10 +3,13 @@
 /* Programs at the pods' cgroup root (pod_*) and at the proxy's cgroup (proxy_*), one set per node.
  *
  *	app: connect ── pod_connect ──▶ alias:15001, the destination kept with the socket
- *	                pod_sockops ──▶ mesh_handover[4-tuple] ── proxy_sockops ──▶ kept with the accepted socket
+ *	                           └──▶ mesh_handover[alias] ── proxy_sockops ──▶ kept with the accepted socket
  *	proxy: getsockopt(SO_ORIGINAL_DST) ── proxy_getsockopt ──▶ the destination
  *
- * Whatever cannot be done is refused: no path leads from an enrolled pod to an unrewritten connect. */
+ * Whatever cannot be done is refused: no path leads from an enrolled pod to an unrewritten connect.
+ *
+ * The programs at the pods' root run for every pod, in the mesh or not: what is not enrolled leaves at the first map
+ * lookup, and there is no sockops program, which the kernel would call six times in the life of each connection. */
 #include "maps.h"
 #include <bpf/bpf_core_read.h>
 
@@ -76,11 +79,9 @@ static __always_inline __u32 mix(__u32 h)
 	return h ^ h >> 16;
 }
 
-static __always_inline struct address alias_of(const struct address *a, __u32 seed)
+static __always_inline struct address alias_of(bool ip4, __u32 h)
 {
-	__u32 h = mix(a->word[0] ^ mix(a->word[1] ^ mix(a->word[2] ^ mix(a->word[3] ^ mix(seed)))));
-
-	if (is_ip4(a)) {
+	if (ip4) {
 		h = ALIAS4_NET | (h & ~ALIAS4_MASK);
 		return from_ip4(bpf_htonl(h));
 	}
@@ -101,10 +102,28 @@ static __always_inline struct settings *settings(void)
 static __always_inline bool dns_alias(__u64 netns, const struct address *server, struct address *alias)
 {
 	for (__u32 i = 0; i < ALIAS_TRIES; i++) {
-		struct alias key = {.netns = netns, .addr = alias_of(server, i)};
+		__u32 h = mix(server->word[0] ^
+			      mix(server->word[1] ^ mix(server->word[2] ^ mix(server->word[3] ^ mix(i)))));
+		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(server), h)};
 		struct address *have = bpf_map_lookup_elem(&mesh_aliases, &key);
 
 		if (have ? same(have, server) : bpf_map_update_elem(&mesh_aliases, &key, server, BPF_NOEXIST) == 0) {
+			*alias = key.addr;
+			return true;
+		}
+	}
+	count(REASON_ALIAS);
+	return false;
+}
+
+/* A captured connection has an alias that no other one on its way to the proxy has: the proxy's side finds the
+ * destination by it. (The source port would do, but is chosen after all hooks but sockops.) */
+static __always_inline bool hand_over(__u64 netns, const struct destination *wanted, struct address *alias)
+{
+	for (__u32 i = 0; i < ALIAS_TRIES; i++) {
+		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(&wanted->addr), bpf_get_prandom_u32())};
+
+		if (bpf_map_update_elem(&mesh_handover, &key, wanted, BPF_NOEXIST) == 0) {
 			*alias = key.addr;
 			return true;
 		}
@@ -159,45 +178,67 @@ static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, stru
 	return !err;
 }
 
+static __always_inline bool keep(void *sk, struct destination *wanted)
+{
+	struct destination *kept = bpf_sk_storage_get(&mesh_wanted, sk, wanted, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (kept)
+		*kept = *wanted;
+	return kept;
+}
+
+/* A connect of a namespace that is not enrolled, which most are. */
+static __always_inline int stranger(struct bpf_sock_addr *ctx, bool v6, __u64 netns, bool tcp)
+{
+	struct settings *set = settings();
+	__u32 one = 1;
+
+	if (!tcp || (set && !set->hold && set->node != netns))
+		return PASS;
+	struct bpf_sock *sk = ctx->sk;
+	struct address dst = user_address(ctx, v6);
+
+	if (!sk)
+		return PASS;
+	if ((!set || set->hold) && !is_loopback(&dst) && !bpf_sk_storage_get(&mesh_own, sk, 0, 0)) {
+		count(REASON_HOLD);
+		return REFUSE;
+	}
+	if (set && set->node == netns && !bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
+		return REFUSE;
+	return PASS;
+}
+
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct bpf_sock *sk = ctx->sk;
 	__u32 protocol = ctx->protocol;
 	bool tcp = ctx->type == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
 
-	if (!sk || (!tcp && protocol != IPPROTO_UDP))
+	if (!tcp && protocol != IPPROTO_UDP)
 		return PASS;
-
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
-	struct address dst = user_address(ctx, v6);
-	bool local = is_loopback(&dst);
 
-	if (!e) {
-		struct settings *set = settings();
+	if (!e)
+		return stranger(ctx, v6, netns, tcp);
+	struct bpf_sock *sk = ctx->sk;
 
-		if (tcp && !local && (!set || set->hold) && !bpf_sk_storage_get(&mesh_own, sk, 0, 0)) {
-			count(REASON_HOLD);
-			return REFUSE;
-		}
-		if (tcp && set && set->node == netns) {
-			__u32 one = 1;
-
-			if (!bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
-				return REFUSE;
-		}
-		bpf_sk_storage_delete(&mesh_wanted, sk);
-		return PASS;
-	}
+	if (!sk)
+		return REFUSE;
 	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
 		return PASS;
+	struct address dst = user_address(ctx, v6);
 	struct destination wanted = {.addr = dst, .port = user_port(ctx)};
 	bool dns = (e->flags & ENROL_DNS) && wanted.port == bpf_htons(PORT_DNS_SERVER);
 
-	if (local || same(&dst, &e->v4) || same(&dst, &e->v6) || (!dns && (!tcp || !(e->flags & ENROL_OUTBOUND)))) {
-		bpf_sk_storage_delete(&mesh_wanted, sk);
-		return PASS;
+	if (tcp && is_alias(&dst) && (wanted.port == bpf_htons(PORT_OUTBOUND) || wanted.port == bpf_htons(PORT_DNS))) {
+		count(REASON_SQUAT); /* would get what another connection was handed */
+		return REFUSE;
 	}
+	/* What an earlier connect of the socket left need not be deleted: it counts while the peer is an alias. */
+	if (is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6) ||
+	    (!dns && (!tcp || !(e->flags & ENROL_OUTBOUND))))
+		return PASS;
 	struct address alias;
 
 	if (!tcp) {
@@ -208,21 +249,25 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		 * packets over lo count as received on the interface that owns the address. */
 		char none[] = "";
 
-		alias = alias_of(&dst, wanted.port);
 		if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none))) {
 			count(REASON_BIND);
 			return REFUSE;
 		}
-		if (!bind_source(ctx, v6, sk, e, &dst, &wanted.flags))
+		if (!bind_source(ctx, v6, sk, e, &dst, &wanted.flags) || !hand_over(netns, &wanted, &alias))
 			return REFUSE;
-	}
-	struct destination *kept = bpf_sk_storage_get(&mesh_wanted, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
+		/* This hook sees the first subflow of an MPTCP socket, getpeername the socket. Linux 5.19; older
+		 * kernels let an MPTCP app see the alias. */
+		if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_mptcp_sock)) {
+			struct mptcp_sock *whole = bpf_skc_to_mptcp_sock(sk);
 
-	if (!kept) {
+			if (whole)
+				keep(whole, &wanted);
+		}
+	}
+	if (!keep(sk, &wanted)) {
 		count(REASON_STORAGE);
 		return REFUSE;
 	}
-	*kept = wanted;
 	set_user_address(ctx, v6, &alias);
 	ctx->user_port = dns ? bpf_htons(PORT_DNS) : bpf_htons(PORT_OUTBOUND);
 	return PASS;
@@ -242,16 +287,20 @@ int pod_connect6(struct bpf_sock_addr *ctx)
 
 static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct bpf_sock *sk = ctx->sk;
-
-	if (!sk || user_port(ctx) != bpf_htons(PORT_DNS_SERVER) || bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+	if (user_port(ctx) != bpf_htons(PORT_DNS_SERVER))
 		return PASS;
-
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
+
+	if (!e)
+		return PASS;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!(e->flags & ENROL_DNS) || !sk || bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+		return PASS;
 	struct address dst = user_address(ctx, v6), alias;
 
-	if (!e || !(e->flags & ENROL_DNS) || is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6))
+	if (is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6))
 		return PASS;
 	if (!dns_alias(netns, &dst, &alias))
 		return REFUSE;
@@ -305,9 +354,12 @@ int pod_recvmsg6(struct bpf_sock_addr *ctx)
 
 static __always_inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
 {
+	if (user_port(ctx) != bpf_htons(PORT_OUTBOUND) && user_port(ctx) != bpf_htons(PORT_DNS))
+		return PASS;
+	struct address peer = user_address(ctx, v6);
 	struct bpf_sock *sk = ctx->sk;
 
-	if (!sk)
+	if (!is_alias(&peer) || !sk)
 		return PASS;
 	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
 
@@ -334,7 +386,12 @@ static __always_inline int getsockname(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct bpf_sock *sk = ctx->sk;
 
-	if (!sk)
+	if (!sk || (sk->dst_port != bpf_htons(PORT_OUTBOUND) && sk->dst_port != bpf_htons(PORT_DNS)))
+		return PASS;
+	struct address peer = v6 ? (struct address){{sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2], sk->dst_ip6[3]}} :
+				   from_ip4(sk->dst_ip4);
+
+	if (!is_alias(&peer))
 		return PASS;
 	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
 
@@ -402,46 +459,6 @@ static __always_inline struct flow flow_of(struct bpf_sock_ops *ctx)
 	f.local_port = bpf_htons(ctx->local_port);
 	f.remote_port = bpf_htons(bpf_ntohl(ctx->remote_port));
 	return f;
-}
-
-static __always_inline void keep(void *sk, struct destination *d)
-{
-	if (!d) {
-		bpf_sk_storage_delete(&mesh_wanted, sk);
-		return;
-	}
-	struct destination wanted = *d, *kept = bpf_sk_storage_get(&mesh_wanted, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (kept)
-		*kept = wanted;
-}
-
-SEC("sockops")
-int pod_sockops(struct bpf_sock_ops *ctx)
-{
-	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
-		return 1;
-	struct bpf_sock *sk = ctx->sk;
-
-	if (!sk)
-		return 1;
-	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
-
-	/* connect hooks see the first subflow of an MPTCP socket, getpeername the socket. Linux 5.19; older
-	 * kernels let an MPTCP app see the alias. */
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_mptcp_sock)) {
-		struct mptcp_sock *whole = bpf_skc_to_mptcp_sock(sk);
-
-		if (whole)
-			keep(whole, d);
-	}
-	if (!d)
-		return 1;
-	struct flow f = flow_of(ctx);
-	struct destination wanted = *d;
-
-	bpf_map_update_elem(&mesh_handover, &f, &wanted, BPF_ANY);
-	return 1;
 }
 
 static __always_inline bool mark_own(struct bpf_sock *sk)
@@ -552,22 +569,20 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 
 	if (!sk)
 		return;
-	struct flow own = flow_of(ctx);
-	struct flow f = {
-		.netns = own.netns,
-		.local = own.remote,
-		.remote = own.local,
-		.local_port = own.remote_port,
-		.remote_port = own.local_port,
-	};
-	struct destination *d = bpf_map_lookup_elem(&mesh_handover, &f);
+	struct alias key = {.netns = bpf_get_netns_cookie(ctx)};
+
+	if (ctx->family == AF_INET6)
+		key.addr = READ_IP6(ctx, local_ip6);
+	else
+		key.addr = from_ip4(READ(ctx, local_ip4));
+	struct destination *d = bpf_map_lookup_elem(&mesh_handover, &key);
 
 	if (!d)
 		return; /* SO_ORIGINAL_DST fails, and the proxy closes */
 	struct destination wanted = *d;
 
 	bpf_sk_storage_get(&mesh_original, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
-	bpf_map_delete_elem(&mesh_handover, &f);
+	bpf_map_delete_elem(&mesh_handover, &key);
 }
 
 /* A dial is known from before its SYN until it is established or given up: afterwards its packets belong to a

@@ -115,7 +115,6 @@ const (
 	CgroupProgPodRecvmsg6     = "pod_recvmsg6"
 	CgroupProgPodSendmsg4     = "pod_sendmsg4"
 	CgroupProgPodSendmsg6     = "pod_sendmsg6"
-	CgroupProgPodSockops      = "pod_sockops"
 	CgroupProgProxyBind4      = "proxy_bind4"
 	CgroupProgProxyBind6      = "proxy_bind6"
 	CgroupProgProxyConnect4   = "proxy_connect4"
@@ -181,7 +180,6 @@ type CgroupProgramSpecs struct {
 	PodRecvmsg6     *ebpf.ProgramSpec `ebpf:"pod_recvmsg6"`
 	PodSendmsg4     *ebpf.ProgramSpec `ebpf:"pod_sendmsg4"`
 	PodSendmsg6     *ebpf.ProgramSpec `ebpf:"pod_sendmsg6"`
-	PodSockops      *ebpf.ProgramSpec `ebpf:"pod_sockops"`
 	ProxyBind4      *ebpf.ProgramSpec `ebpf:"proxy_bind4"`
 	ProxyBind6      *ebpf.ProgramSpec `ebpf:"proxy_bind6"`
 	ProxyConnect4   *ebpf.ProgramSpec `ebpf:"proxy_connect4"`
@@ -290,7 +288,6 @@ type CgroupPrograms struct {
 	PodRecvmsg6     *ebpf.Program `ebpf:"pod_recvmsg6"`
 	PodSendmsg4     *ebpf.Program `ebpf:"pod_sendmsg4"`
 	PodSendmsg6     *ebpf.Program `ebpf:"pod_sendmsg6"`
-	PodSockops      *ebpf.Program `ebpf:"pod_sockops"`
 	ProxyBind4      *ebpf.Program `ebpf:"proxy_bind4"`
 	ProxyBind6      *ebpf.Program `ebpf:"proxy_bind6"`
 	ProxyConnect4   *ebpf.Program `ebpf:"proxy_connect4"`
@@ -316,7 +313,6 @@ func (p *CgroupPrograms) Close() error {
 		p.PodRecvmsg6,
 		p.PodSendmsg4,
 		p.PodSendmsg6,
-		p.PodSockops,
 		p.ProxyBind4,
 		p.ProxyBind6,
 		p.ProxyConnect4,

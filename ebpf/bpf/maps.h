@@ -50,11 +50,11 @@ struct {
 	__type(value, __u32);
 } mesh_own SEC(".maps");
 
-/* From connect to accept. An entry that nobody fetched is overwritten or evicted. */
+/* From connect to accept, by the alias. An entry that nobody fetched is evicted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
-	__type(key, struct flow);
+	__type(key, struct alias);
 	__type(value, struct destination);
 } mesh_handover SEC(".maps");
 

@@ -61,7 +61,8 @@ struct listener {
 	__u32 port;
 };
 
-/* A server asked for names, and the loopback address that stands for it in one pod. */
+/* A loopback address that stands for a destination in one pod: for a server that is asked for names, or for the
+ * destination of one connection. */
 struct alias {
 	__u64 netns;
 	struct address addr;
@@ -83,6 +84,6 @@ enum reason {
 	REASON_LEAK,	      /* a SYN that no hook has seen */
 	REASON_MALFORMED,     /* a packet whose headers do not tell */
 	REASON_FAMILY,	      /* the pod has no address of that family */
-	REASON_SQUAT,	      /* a bind to the proxy's DNS port */
+	REASON_SQUAT,	      /* a bind to the proxy's DNS port, or a connect to its port at an alias */
 	REASON_COUNT,
 };

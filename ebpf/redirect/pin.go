@@ -43,10 +43,9 @@ type attachment struct {
 	attach  ebpf.AttachType
 }
 
-// rootHooks begin with what takes notes for the others: programs come into force
-// one after the other.
+// rootHooks end with connect, which makes the aliases that the others translate:
+// programs come into force one after the other.
 var rootHooks = []attachment{
-	{bpf.CgroupProgPodSockops, ebpf.AttachCGroupSockOps},
 	{bpf.CgroupProgPodGetpeername4, ebpf.AttachCgroupInet4GetPeername},
 	{bpf.CgroupProgPodGetpeername6, ebpf.AttachCgroupInet6GetPeername},
 	{bpf.CgroupProgPodGetsockname4, ebpf.AttachCgroupInet4GetSockname},
