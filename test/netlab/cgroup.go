@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,18 +23,18 @@ type Cgroup struct {
 func MustCgroups(t TB, names ...string) []*Cgroup {
 	t.Helper()
 	Require(t)
+	RequireEBPF(t)
 	mount, err := os.MkdirTemp("", "cgroup2-")
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() { _ = os.Remove(mount) })
-	// One hierarchy, however often it is mounted.
-	if err := unix.Mount("none", mount, "cgroup2", 0, ""); err != nil {
-		t.Skipf("needs cgroup2: %v", err)
+	before, err := MountCgroup2(mount)
+	if err != nil {
+		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
-	parent := filepath.Join(mount, own(), fmt.Sprintf("ambit-test-%d", os.Getpid()))
-	before := filepath.Dir(parent)
+	parent := filepath.Join(before, fmt.Sprintf("ambit-test-%d", os.Getpid()))
 	var out []*Cgroup
 	dirs := []string{parent}
 	for _, name := range names {
@@ -60,17 +59,6 @@ func MustCgroups(t TB, names ...string) []*Cgroup {
 		out = append(out, &Cgroup{Path: dir, home: parent})
 	}
 	return out
-}
-
-// own is the process's place in the cgroup2 hierarchy.
-func own() string {
-	b, _ := os.ReadFile("/proc/self/cgroup")
-	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return path
-		}
-	}
-	return "/"
 }
 
 func join(dir, file string, id int) error {
@@ -100,13 +88,14 @@ func (c *Cgroup) Do(f func() error) error {
 // MustBPFFS mounts a BPF file system for the test.
 func MustBPFFS(t TB) string {
 	t.Helper()
+	RequireEBPF(t)
 	dir, err := os.MkdirTemp("", "bpffs-")
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() { _ = os.Remove(dir) })
 	if err := unix.Mount("bpffs", dir, "bpf", 0, "mode=0700"); err != nil {
-		t.Skipf("needs a BPF file system: %v", err)
+		t.Fatalf("mount a BPF file system: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	return dir
