@@ -100,6 +100,13 @@ func (s *Server) serve(ctx context.Context, uc *net.UnixConn) {
 		log.Warn("proxy turned away", "err", err)
 		return
 	}
+	if s.cfg.Admit != nil {
+		if err := s.cfg.Admit(peer); err != nil {
+			s.metrics.dropped(err)
+			log.Warn("proxy turned away", "err", err)
+			return
+		}
+	}
 	pods, err := s.join(c)
 	if err != nil {
 		log.Error("proxy turned away", "err", err)

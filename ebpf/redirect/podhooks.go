@@ -109,6 +109,9 @@ func (p *pod) enrolment(r PodRules) bpf.CgroupEnrolment {
 	if r.DNS {
 		e.Flags |= bpf.CgroupEnrolmentFlagENROL_DNS
 	}
+	if r.Accelerate {
+		e.Flags |= bpf.CgroupEnrolmentFlagENROL_ACCELERATE
+	}
 	return e
 }
 
@@ -147,6 +150,11 @@ func (h *Hooks) Apply(ns *netns.NS, rules PodRules) error {
 	}
 	if err := h.own(p); err != nil {
 		return err
+	}
+	if rules.Accelerate {
+		if err := h.attachCgroup(h.cfg.CgroupRoot, h.path(leaseDir), leaseHooks, h.lease); err != nil {
+			return fmt.Errorf("attach what acceleration needs: %w", err)
+		}
 	}
 	return h.enrol(p.cookie, p.enrolment(rules))
 }
@@ -539,6 +547,11 @@ func (h *Hooks) Remove(ns *netns.NS) error {
 	if err := h.forget(c); err != nil {
 		return err
 	}
+	return CleanPod(ns)
+}
+
+// removeAliases ends that IPv6 aliases are local addresses of ns.
+func removeAliases(ns *netns.NS) error {
 	ipv6 := false
 	nl, err := routeNetlink(ns, &ipv6)
 	if err != nil {
@@ -550,7 +563,7 @@ func (h *Hooks) Remove(ns *netns.NS) error {
 			return fmt.Errorf("delete local route %s: %w", aliases6, err)
 		}
 	}
-	return removeRoutes(ns)
+	return nil
 }
 
 // forget ends a pod's enrolment and unpins its programs.
