@@ -24,6 +24,7 @@ import (
 const usage = `Usage: ambit-lab [--name LAB] COMMAND
 
   up [-f DIR] [--nodes 2] [--no-mesh]    start a lab
+     [--redirect auto|ebpf|nftables]     how connections get to the proxies; auto: eBPF where it works
      [--ztunnel NODE=PROGRAM]            with another proxy on a node
      [--env NAME=VALUE]                  and more settings for all proxies
   demo                                   start one, show the mesh at work, end it
@@ -52,7 +53,13 @@ func main() {
 		case process.Verb:
 			os.Exit(process.Enter())
 		case sandbox.InitVerb:
-			os.Exit(sandbox.Init(append([]string{daemonVerb}, os.Args[2:]...), daemonFiles))
+			if len(os.Args) > 2 {
+				os.Exit(sandbox.Init(os.Args[2], append([]string{daemonVerb}, os.Args[3:]...), daemonFiles))
+			}
+		case sandbox.SweepVerb:
+			if len(os.Args) == 3 {
+				os.Exit(sandbox.SweepMain(os.Args[2]))
+			}
 		case sandbox.ProbeVerb:
 			os.Exit(sandbox.ProbeMain())
 		case daemonVerb:
@@ -67,7 +74,7 @@ type options struct {
 	name, file, namespace, container, output, selector, tail, timeout, signal string
 	all, follow, noMesh, rolling                                              bool
 	nodes                                                                     int
-	secretTTL                                                                 string
+	secretTTL, redirect                                                       string
 	ztunnel                                                                   programs
 	env                                                                       variables
 }
@@ -132,6 +139,7 @@ func (o *options) set(stderr io.Writer) *flag.FlagSet {
 	fs.BoolVar(&o.noMesh, "no-mesh", o.noMesh, "pods, services and DNS only")
 	fs.BoolVar(&o.rolling, "rolling", o.rolling, "replace a component without a gap")
 	fs.IntVar(&o.nodes, "nodes", o.nodes, "number of nodes")
+	fs.StringVar(&o.redirect, "redirect", o.redirect, "auto, ebpf or nftables")
 	fs.StringVar(&o.secretTTL, "secret-ttl", o.secretTTL, "lifetime of workload certificates")
 	fs.Var(&o.ztunnel, "ztunnel", "node=PROGRAM: another proxy on a node")
 	fs.Var(&o.env, "env", "NAME=VALUE for every ztunnel")
@@ -176,7 +184,7 @@ func (o *options) parse(args []string, stderr io.Writer) (words []string, err er
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	o := options{name: "default", nodes: 2}
+	o := options{name: "default", nodes: 2, redirect: "auto"}
 	words, err := o.parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -208,6 +216,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return demo(ctx, o, stdout, stderr)
 	case "down":
 		code, err := control.Down(ctx, o.name, stdout, stderr)
+		if serr := sandbox.Sweep(o.name); err == nil && serr != nil {
+			code, err = 1, serr
+		}
 		if err != nil {
 			return fail(stderr, code, err)
 		}

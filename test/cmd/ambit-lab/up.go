@@ -32,6 +32,8 @@ type shape struct {
 	Nodes           int
 	NoMesh          bool
 	SecretTTL       time.Duration
+	Redirect        string
+	NoEBPF          string
 	ZTunnel         map[string]string
 	Env             []string
 }
@@ -83,6 +85,13 @@ func start(ctx context.Context, o options, stderr io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	redirect, err := chooseRedirect(o, mode, stderr)
+	if err != nil {
+		return nil, err
+	}
+	if err := sandbox.Sweep(o.name); err != nil {
+		return nil, err
+	}
 	socket, err := ln.File()
 	if err != nil {
 		return nil, err
@@ -92,7 +101,8 @@ func start(ctx context.Context, o options, stderr io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := shape{Name: o.name, Mode: mode.String(), Bin: filepath.Dir(self), Nodes: o.nodes, NoMesh: o.noMesh, ZTunnel: map[string]string(o.ztunnel), Env: o.env}
+	s := shape{Name: o.name, Mode: mode.String(), Bin: filepath.Dir(self), Nodes: o.nodes, NoMesh: o.noMesh, ZTunnel: map[string]string(o.ztunnel), Env: o.env,
+		Redirect: redirect, NoEBPF: mode.NoEBPF}
 	if o.secretTTL != "" {
 		if s.SecretTTL, err = time.ParseDuration(o.secretTTL); err != nil {
 			return nil, fmt.Errorf("--secret-ttl: %w", err)
@@ -106,7 +116,7 @@ func start(ctx context.Context, o options, stderr io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := sandbox.Start(mode, []string{string(b)}, os.Environ(), w, socket)
+	p, err := sandbox.Start(mode, o.name, []string{string(b)}, os.Environ(), w, socket)
 	_ = w.Close() // the child has its own
 	if err != nil {
 		return nil, err
@@ -153,6 +163,25 @@ func (l *lab) apply(ctx context.Context, file string, stdout, stderr io.Writer) 
 func (l *lab) kill() {
 	_ = l.process.Kill() // it may have ended by itself
 	_, _ = l.process.Wait()
+	_ = sandbox.Sweep(l.name) // the next command tries again
+}
+
+// chooseRedirect says why connections are redirected otherwise than they could be.
+func chooseRedirect(o options, mode sandbox.Mode, stderr io.Writer) (string, error) {
+	switch o.redirect {
+	case "auto":
+		if mode.NoEBPF != "" && !o.noMesh {
+			fmt.Fprintf(stderr, "redirection by nftables; eBPF not available: %s\n", mode.NoEBPF)
+		}
+	case "nftables":
+	case "ebpf":
+		if mode.NoEBPF != "" {
+			return "", fmt.Errorf("--redirect ebpf: eBPF not available: %s", mode.NoEBPF)
+		}
+	default:
+		return "", fmt.Errorf("--redirect %s: want auto, ebpf or nftables", o.redirect)
+	}
+	return o.redirect, nil
 }
 
 // leave lets the lab run on by itself.
@@ -181,7 +210,7 @@ func daemon(args []string) int {
 	ctx, stop := boot.SignalContext(context.Background())
 	defer stop()
 	err = app.Run(ctx, app.Config{Name: s.Name, Mode: s.Mode, Nodes: s.Nodes, NoMesh: s.NoMesh, Bin: s.Bin, SecretTTL: s.SecretTTL, ZTunnel: s.ZTunnel, Env: s.Env,
-		Listener: listener, Log: logger.With(slog.String("scope", "lab"))})
+		Redirect: s.Redirect, NoEBPF: s.NoEBPF, Listener: listener, Log: logger.With(slog.String("scope", "lab"))})
 	if err != nil {
 		return fail(os.Stderr, 1, err)
 	}

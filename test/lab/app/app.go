@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -41,6 +42,8 @@ type Config struct {
 	SecretTTL time.Duration
 	ZTunnel   map[string]string // by node: the program that is its ztunnel, where it is not ours
 	Env       []string          // further variables for ztunnel
+	Redirect  string            // ambit-node's --redirect
+	NoEBPF    string            // why the kernel takes no programs from the lab; "" where it does
 	Listener  *net.UnixListener
 	Log       *slog.Logger
 }
@@ -66,6 +69,7 @@ const (
 	clusterDir = sandbox.RunDir + "/cluster"
 	podsDir    = sandbox.RunDir + "/pods"
 	meshDir    = sandbox.RunDir + "/mesh"
+	bpfDir     = sandbox.RunDir + "/bpf"
 	logsDir    = sandbox.RunDir + "/logs"
 )
 
@@ -163,15 +167,40 @@ func (a *App) assemble() error {
 		return err
 	}
 	k := kubelet.Config{Store: a.store, Net: a.net, Dir: podsDir, LogDir: logsDir, Sample: filepath.Join(a.Bin, "ambit-sample"), Path: toolPath(a.Bin), Log: a.Log}
+	r := mesh.Redirect{Flag: a.Redirect, Root: sandbox.Cgroup()}
+	if r.Root != "" {
+		r.Pods, k.Cgroup = sandbox.PodsCgroup, sandbox.PodsCgroup
+	}
 	if !a.NoMesh {
+		if r.Root != "" && a.NoEBPF == "" {
+			r.BPF = bpfDir
+			if err := a.mountBPF(); err != nil {
+				return err
+			}
+		}
 		a.mesh, err = mesh.New(mesh.Config{Store: a.store, Net: a.net, Bin: a.Bin, Dir: meshDir, Source: clusterDir, LogDir: logsDir, SecretTTL: a.SecretTTL,
-			ZTunnel: a.ZTunnel, Env: a.Env, Log: a.Log})
+			ZTunnel: a.ZTunnel, Env: a.Env, Redirect: r, Log: a.Log})
 		if err != nil {
 			return err
 		}
 		k.Admit = a.mesh.Admit
 	}
 	a.kubelet = kubelet.New(k)
+	return nil
+}
+
+// mountBPF gives each node a BPF file system. With the sandbox's mounts, what is
+// pinned there goes too.
+func (a *App) mountBPF() error {
+	for _, n := range a.net.Nodes {
+		dir := filepath.Join(bpfDir, n.Name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("bpffs", dir, "bpf", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
 	return nil
 }
 

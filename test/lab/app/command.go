@@ -103,7 +103,7 @@ func (c *call) startIn(name string, argv []string) (*process.Process, error) {
 			argv = append([]string{filepath.Join(a.Bin, "ambit-sample")}, argv[1:]...)
 		}
 		env := append(os.Environ(), "PATH="+toolPath(a.Bin))
-		return process.Start(process.Spec{Argv: argv, Env: env, NetNS: m.Path()}, c.files[0], c.files[1], c.files[2])
+		return process.Start(process.Spec{Argv: argv, Env: env, NetNS: m.Path(), Cgroup: sandbox.NodeCgroup(m.Name)}, c.files[0], c.files[1], c.files[2])
 	}
 	ns, pod, err := c.pod(name)
 	if err != nil {

@@ -228,8 +228,12 @@ func (c *container) start(argv []string, stdin, stdout, stderr *os.File) (*proce
 	if len(host) > 63 {
 		host = host[:63]
 	}
+	cgroup := ""
+	if c.pod.cgroup != "" {
+		cgroup = filepath.Join(c.pod.cgroup, c.spec.Name)
+	}
 	return process.Start(process.Spec{
-		Argv: full, Env: env, Dir: c.spec.WorkingDir, NetNS: c.pod.netns(), Private: true, Host: host, Mounts: mounts, Scratch: c.pod.dir,
+		Cgroup: cgroup, Argv: full, Env: env, Dir: c.spec.WorkingDir, NetNS: c.pod.netns(), Private: true, Host: host, Mounts: mounts, Scratch: c.pod.dir,
 	}, stdin, stdout, stderr)
 }
 

@@ -39,6 +39,8 @@ type Config struct {
 	LogDir string
 	Sample string // path of ambit-sample
 	Path   string // PATH of containers
+	// Cgroup is the directory above the cgroups of a node's pods; nil: pods have none.
+	Cgroup func(node string) string
 	// Admit waits until a pod with addresses may start its containers, as a CNI
 	// plugin does. It returns an error when ctx ends. Nil admits at once.
 	Admit func(ctx context.Context, namespace, name string) error
@@ -108,6 +110,9 @@ func (k *Kubelet) look(ctx context.Context, spec *corev1.Pod, running *sync.Wait
 		}
 		pctx, cancel := context.WithCancel(ctx)
 		p := &pod{k: k, key: cluster.KeyOf(spec), spec: spec, machine: m, dir: filepath.Join(k.Dir, string(spec.UID)), cancel: cancel}
+		if k.Cgroup != nil {
+			p.cgroup = filepath.Join(k.Cgroup(m.Name), spec.Namespace+"_"+spec.Name)
+		}
 		k.pods[spec.UID] = p
 		running.Go(func() {
 			p.run(pctx)

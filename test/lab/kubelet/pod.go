@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/test/lab/controller"
 	"github.com/ambit-mesh/ambit/test/lab/dns"
 	"github.com/ambit-mesh/ambit/test/lab/fabric"
+	"github.com/ambit-mesh/ambit/test/lab/process"
 )
 
 // pod is one running pod. run owns it.
@@ -30,6 +31,8 @@ type pod struct {
 	machine *fabric.Machine
 	dir     string
 	cancel  context.CancelFunc
+
+	cgroup string // directory above its containers' cgroups; "": none
 
 	net   *fabric.Pod  // nil with hostNetwork; set before placed
 	addrs []netip.Addr // set before placed
@@ -142,6 +145,7 @@ func (p *pod) leave() {
 	if p.net != nil {
 		p.net.Remove()
 	}
+	process.RemoveCgroup(p.cgroup)
 	_ = os.RemoveAll(p.dir) // in the lab's own memory; it goes with the lab anyway
 }
 

@@ -31,11 +31,13 @@ type Component struct {
 	ready     netip.AddrPort // of the first process of a rollout; the next one is sideStep further
 	path      string
 	mounts    []process.Mount // over the machine's own files
+	cgroup    string          // directory above its processes' cgroups, each of which has one of its own; "": none
 	log       *slog.Logger
 	wakec     chan syscall.Signal // ends the wait before a restart
 	rollc     chan rollout
 
 	wasReady atomic.Bool
+	starts   atomic.Int64 // numbers cgroups
 
 	mu       sync.Mutex
 	proc     *process.Process // guarded by mu; nil before the first start
@@ -185,7 +187,13 @@ func (c *Component) start(side bool) (*process.Process, error) {
 	if side {
 		env = append(slices.Clip(env), c.next...)
 	}
-	return process.Start(process.Spec{Argv: c.argv, Env: env, NetNS: c.Machine.Path(), Private: len(c.mounts) > 0, Mounts: c.mounts}, nil, log, log)
+	cgroup := ""
+	if c.cgroup != "" {
+		program, _, _ := strings.Cut(c.Name, "@")
+		cgroup = filepath.Join(c.cgroup, fmt.Sprintf("%s-%d", program, c.starts.Add(1)))
+	}
+	return process.Start(process.Spec{Argv: c.argv, Env: env, NetNS: c.Machine.Path(), Cgroup: cgroup, Once: true,
+		Private: len(c.mounts) > 0, Mounts: c.mounts}, nil, log, log)
 }
 
 // Pid is the running process's, 0 when there is none.

@@ -61,7 +61,17 @@ type Config struct {
 	SecretTTL time.Duration     // lifetime of workload certificates; 0 leaves the default
 	Env       []string          // further variables for ztunnel
 	ZTunnel   map[string]string // by node: another program that takes ztunnel's place there
+	Redirect  Redirect
 	Log       *slog.Logger
+}
+
+// Redirect is how connections get to the proxies.
+type Redirect struct {
+	Flag string // ambit-node's --redirect
+	// Cgroups of a node's pods and of one node process or pod; nil: processes have none.
+	Pods func(node string) string
+	Root string // cgroup directory above all of the lab's processes
+	BPF  string // directory above each node's BPF file system
 }
 
 // Mesh is the running programs.
@@ -110,6 +120,9 @@ func (m *Mesh) component(name string, at *fabric.Machine, args, env []string, ad
 		argv: append([]string{filepath.Join(m.Bin, program)}, args...), env: append(os.Environ(), env...),
 		ready: netip.AddrPortFrom(addr, port), path: path, wakec: make(chan syscall.Signal, 1), rollc: make(chan rollout),
 	}
+	if m.Redirect.Pods != nil {
+		c.cgroup = filepath.Join(m.Redirect.Pods(at.Name), Namespace+"_"+podName(program, at.Name))
+	}
 	m.components = append(m.components, c)
 	return c
 }
@@ -119,9 +132,8 @@ func (m *Mesh) node(n *fabric.Machine) {
 	dir := filepath.Join(m.Dir, n.Name)
 	zds, status := filepath.Join(dir, "ztunnel.sock"), filepath.Join(dir, "status")
 	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	m.component("ambit-node@"+n.Name, n, []string{
-		"--source", "dir:" + m.Source, "--node", n.Name, "--zds-path", zds, "--status-dir", status, "--redirect", "nftables",
-	}, nil, local, 15022, "/healthz/ready")
+	agent := []string{"--source", "dir:" + m.Source, "--node", n.Name, "--zds-path", zds, "--status-dir", status}
+	m.component("ambit-node@"+n.Name, n, append(agent, m.Redirect.flags(n.Name)...), nil, local, 15022, "/healthz/ready")
 	at := "https://" + net.JoinHostPort(m.Net.Control.Addrs[0].String(), "15012")
 	root := filepath.Join(m.ambitdDir(), "root-cert.pem")
 	env := []string{
@@ -145,6 +157,14 @@ func (m *Mesh) node(n *fabric.Machine) {
 	// In Kubernetes each proxy has a network namespace of its own.
 	c.next = []string{fmt.Sprintf("ADMIN_ADDR=localhost:%d", adminPort+sideStep), fmt.Sprintf("STATS_ADDR=:%d", 15020+sideStep),
 		fmt.Sprintf("READINESS_ADDR=:%d", 15021+sideStep)}
+}
+
+// flags are an agent's. Both nodes' programs watch from the same cgroup for the
+// node's own connections, as from the root of a machine: the lab's kubelet, one
+// process, probes the pods of all nodes.
+func (r Redirect) flags(node string) []string {
+	out := []string{"--redirect", "nftables"}
+	return out
 }
 
 func (m *Mesh) resolvConf(n *fabric.Machine) string {

@@ -35,6 +35,8 @@ type Spec struct {
 	Env     []string
 	Dir     string  // working directory, default /
 	NetNS   string  // path of the network namespace, "" stays
+	Cgroup  string  // directory of the cgroup, made if missing; "" stays
+	Once    bool    // the cgroup is this process's alone and goes with it
 	Private bool    // own mount and host name namespaces
 	Host    string  // host name, with Private
 	Mounts  []Mount // with Private
@@ -51,6 +53,7 @@ type Mount struct {
 type Process struct {
 	cmd   *exec.Cmd
 	donec chan struct{}
+	once  string // cgroup that goes with the process
 
 	mu   sync.Mutex
 	code int       // guarded by mu
@@ -81,12 +84,45 @@ func Start(s Spec, stdin, stdout, stderr *os.File) (*Process, error) {
 	if s.Private {
 		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS
 	}
+	if s.Cgroup != "" {
+		// Born there: the kernel's programs never see it anywhere else.
+		dir, err := openCgroup(s.Cgroup)
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", s.Argv[0], err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Argv[0], err)
 	}
 	p := &Process{cmd: cmd, donec: make(chan struct{})}
+	if s.Once {
+		p.once = s.Cgroup
+	}
 	go p.wait()
 	return p, nil
+}
+
+func openCgroup(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	return os.Open(path)
+}
+
+// RemoveCgroup removes a cgroup and those below it, as far as they are empty.
+func RemoveCgroup(dir string) {
+	if dir == "" {
+		return
+	}
+	entries, _ := os.ReadDir(dir) // one that is gone has none
+	for _, e := range entries {
+		if e.IsDir() {
+			RemoveCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = syscall.Rmdir(dir) // one with processes stays
 }
 
 // wait reaps the process; it owns cmd.Wait and closes donec.
@@ -95,6 +131,7 @@ func (p *Process) wait() {
 	p.mu.Lock()
 	p.code, p.end = ExitCode(p.cmd.ProcessState), time.Now()
 	p.mu.Unlock()
+	RemoveCgroup(p.once)
 	close(p.donec)
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // rules uses each nftables feature that the lab and the mesh's redirection need.
@@ -20,14 +22,22 @@ const rules = `table inet probe {
 // ProbeMain is the probe's run inside its own sandbox: it tries and prints what
 // failed as JSON.
 func ProbeMain() int {
-	needs := []Need{}
+	needs, noEBPF := []Need{}, "not tried"
 	tried := func(what string, err error, help string) bool {
 		if err != nil {
 			needs = append(needs, Need{what, err.Error(), help})
 		}
 		return err == nil
 	}
-	if tried("private mounts and /proc", prepare(), helpNamespaces()) {
+	ebpf := func() error {
+		if err := netlab.EBPF(); err != nil {
+			noEBPF = strings.TrimPrefix(err.Error(), netlab.NoEBPF)
+		} else {
+			noEBPF = ""
+		}
+		return nil
+	}
+	if tried("private mounts and /proc", prepare(ebpf), helpNamespaces()) {
 		for _, tool := range []struct{ name, pkg string }{{"ip", "iproute2"}, {"nft", "nftables"}} {
 			_, err := exec.LookPath(tool.name)
 			tried("the program "+tool.name, err, "sudo apt-get install "+tool.pkg)
@@ -40,7 +50,7 @@ func ProbeMain() int {
 		tried("nftables redirect", run(rules, "nft", "-f", "-"), "modprobe nf_tables nft_redir nft_chain_nat nft_ct")
 		tried("transparent sockets", transparent(), "a kernel with CONFIG_NETFILTER_XT_TARGET_TPROXY, or `docker run --privileged ...`")
 	}
-	_ = json.NewEncoder(os.Stdout).Encode(needs) // the parent sees an empty answer
+	_ = json.NewEncoder(os.Stdout).Encode(findings{needs, noEBPF}) // the parent sees an empty answer
 	if len(needs) > 0 {
 		return 1
 	}

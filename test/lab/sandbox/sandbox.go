@@ -1,7 +1,8 @@
 // Package sandbox puts the lab into namespaces of its own: mounts, processes,
 // network, host name and, without root's rights, a user namespace. When its first
 // process ends, by whatever means, the kernel ends the others and takes back every
-// mount and network namespace, so that nothing stays on the machine.
+// mount and network namespace, so that nothing stays on the machine. What a kernel
+// does not take back are cgroups: see Sweep.
 //
 //	up ── Start ──▶ pid 1 (Init: mounts, reaps) ──▶ the daemon
 package sandbox
@@ -35,7 +36,8 @@ const (
 
 // Mode says which namespaces the machine allows.
 type Mode struct {
-	User bool // a user namespace is needed
+	User   bool   // a user namespace is needed
+	NoEBPF string // why the kernel takes no programs from the lab; "" where it does
 }
 
 func (m Mode) String() string {
@@ -59,11 +61,11 @@ func (m Mode) attr() *syscall.SysProcAttr {
 	return a
 }
 
-// Start starts the program again as the first process of a new sandbox with args
-// after InitVerb. Files are its descriptors 3 and up; output is its standard
-// output and error.
-func Start(m Mode, args, env []string, output *os.File, files ...*os.File) (*os.Process, error) {
-	cmd := exec.Command("/proc/self/exe", append([]string{InitVerb}, args...)...)
+// Start starts the program again as the first process of a new sandbox, for the lab
+// of that name, with args after InitVerb and the name. Files are its descriptors 3
+// and up; output is its standard output and error.
+func Start(m Mode, name string, args, env []string, output *os.File, files ...*os.File) (*os.Process, error) {
+	cmd := exec.Command("/proc/self/exe", append([]string{InitVerb, name}, args...)...)
 	cmd.Args[0] = "ambit-lab"
 	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = output, output
@@ -76,11 +78,13 @@ func Start(m Mode, args, env []string, output *os.File, files ...*os.File) (*os.
 	return cmd.Process, nil
 }
 
-// Init is the first process: it prepares the mounts, starts the program again with
-// args and reaps until that ends. All descriptors below keep and above the
-// standard ones are handed on.
-func Init(args []string, keep int) int {
-	if err := prepare(); err != nil {
+// Init is the first process of the lab of that name: it prepares the mounts, takes
+// its place among the machine's cgroups, starts the program again with args and
+// reaps until that ends. All descriptors below keep and above the standard ones are
+// handed on.
+func Init(name string, args []string, keep int) int {
+	pid := hostPid()
+	if err := prepare(func() error { return joinCgroup(name, pid) }); err != nil {
 		fmt.Fprintln(os.Stderr, "prepare the lab's mounts:", err)
 		return 1
 	}
@@ -93,7 +97,7 @@ func Init(args []string, keep int) int {
 		fmt.Fprintln(os.Stderr, "find the own program:", err)
 		return 1
 	}
-	pid, err := syscall.ForkExec(self, append([]string{"ambit-lab"}, args...), &syscall.ProcAttr{Dir: "/", Env: os.Environ(), Files: files})
+	child, err := syscall.ForkExec(self, append([]string{"ambit-lab"}, args...), &syscall.ProcAttr{Dir: "/", Env: os.Environ(), Files: files})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start the lab:", err)
 		return 1
@@ -107,20 +111,29 @@ func Init(args []string, keep int) int {
 		if err != nil {
 			return 1
 		}
-		if got == pid {
+		if got == child {
 			return ws.ExitStatus()
 		}
 	}
 }
 
-// prepare mounts what must not be the machine's.
-func prepare() error {
+// prepare mounts what must not be the machine's. Between the mounts of /run and
+// /proc, join is called; what it cannot do is done without.
+func prepare(join func() error) error {
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	if err := mountRun(); err != nil {
+		return err
+	}
+	_ = join() // Detect has said what is missing
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
+	return nil
+}
+
+func mountRun() error {
 	// Programs may live below /run (a user's runtime directory): keep what /run was.
 	old, err := unix.Open("/run", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -184,33 +197,40 @@ func (e *MissingError) Error() string {
 func Detect() (Mode, error) {
 	var last *MissingError
 	for _, m := range []Mode{{User: false}, {User: true}} {
-		needs := probe(m)
-		if len(needs) == 0 {
+		f := probe(m)
+		if len(f.Needs) == 0 {
+			m.NoEBPF = f.NoEBPF
 			return m, nil
 		}
 		// Where namespaces as such work, what else is missing tells more.
-		if last == nil || needs[0].What != namespaces {
-			last = &MissingError{needs}
+		if last == nil || f.Needs[0].What != namespaces {
+			last = &MissingError{f.Needs}
 		}
 	}
 	return Mode{}, last
 }
 
+// findings are what a probe prints.
+type findings struct {
+	Needs  []Need
+	NoEBPF string
+}
+
 const namespaces = "network namespaces"
 
-func probe(m Mode) []Need {
+func probe(m Mode) findings {
 	var out bytes.Buffer
 	cmd := exec.Command("/proc/self/exe", ProbeVerb)
 	cmd.Stdout = &out
 	cmd.SysProcAttr = m.attr()
 	if err := cmd.Run(); err != nil && out.Len() == 0 {
-		return []Need{{namespaces, err.Error(), helpNamespaces()}}
+		return findings{Needs: []Need{{namespaces, err.Error(), helpNamespaces()}}}
 	}
-	var needs []Need
-	if err := json.Unmarshal(out.Bytes(), &needs); err != nil {
-		return []Need{{namespaces, "the probe ended early", helpNamespaces()}}
+	var f findings
+	if err := json.Unmarshal(out.Bytes(), &f); err != nil {
+		return findings{Needs: []Need{{namespaces, "the probe ended early", helpNamespaces()}}}
 	}
-	return needs
+	return f
 }
 
 // helpNamespaces is the line for this machine.
