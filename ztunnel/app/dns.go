@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/xds/boot"
@@ -68,12 +69,17 @@ func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *in
 	}
 }
 
-// dnsAddrs is where the pods' DNS listens; nil means where the rules lead.
+// dnsAddrs is where the pods' DNS listens; nil means where their redirector leads.
+// A dedicated proxy has rules or nothing, so that loopback is enough.
 func (c *Config) dnsAddrs() ([]netip.AddrPort, error) {
-	if c.DNSProxyAddr == "" {
-		return nil, nil
+	addr := c.DNSProxyAddr
+	if addr == "" {
+		if c.Mode != dedicated {
+			return nil, nil
+		}
+		addr = net.JoinHostPort("localhost", strconv.Itoa(dns.Port))
 	}
-	host, port, err := net.SplitHostPort(c.DNSProxyAddr)
+	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
 	}

@@ -20,4 +20,8 @@ func TestDNSAddrs(t *testing.T) {
 			t.Errorf("%q: %v, %v, want %s", in, got, err, want)
 		}
 	}
+	got, err := (&Config{Mode: dedicated}).dnsAddrs()
+	if want := "[127.0.0.1:15053 [::1]:15053]"; fmt.Sprint(got) != want || err != nil {
+		t.Errorf("a dedicated proxy: %v, %v, want %s", got, err, want)
+	}
 }

@@ -30,3 +30,12 @@ func TestAllocOfAQuery(t *testing.T) {
 		}
 	}
 }
+
+// TestAllocOfARoundTrip: nor does it cost any to learn where a query was sent to
+// and to answer from there.
+func TestAllocOfARoundTrip(t *testing.T) {
+	b := newRoundTrip(t)
+	if got := testing.AllocsPerRun(500, func() { b.ask(t) }); got > 0 {
+		t.Errorf("%v allocations, want none", got)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // fixedServer answers from shop and forwards nothing.
@@ -59,31 +60,46 @@ func BenchmarkQuery(b *testing.B) {
 	}
 }
 
-// BenchmarkRoundTrip is a client's view of a name of the mesh, over loopback.
-func BenchmarkRoundTrip(b *testing.B) {
+// roundTrip is a client over loopback.
+type roundTrip struct {
+	c        net.Conn
+	raw, buf []byte
+}
+
+func newRoundTrip(tb testing.TB) *roundTrip {
 	srv := fixedServer()
-	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	lc := &net.ListenConfig{Control: sockopt.ControlFor(sockopt.Options{PacketInfo: true, OwnPodOnly: true})}
+	ln, err := lc.ListenPacket(tb.Context(), "udp4", "0.0.0.0:0")
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(b.Context())
+	pc := ln.(*net.UDPConn)
+	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
 	wg.Go(func() { srv.ServePacket(ctx, pc) })
-	c, err := net.DialUDP("udp", nil, pc.LocalAddr().(*net.UDPAddr))
+	tb.Cleanup(func() { cancel(); wg.Wait() })
+	c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: pc.LocalAddr().(*net.UDPAddr).Port})
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer c.Close()
-	raw, buf := rawQuestion(b, "web.shop.svc.cluster.local.", mdns.TypeA), make([]byte, 1500)
+	tb.Cleanup(func() { c.Close() })
+	return &roundTrip{c, rawQuestion(tb, "web.shop.svc.cluster.local.", mdns.TypeA), make([]byte, 1500)}
+}
+
+func (r *roundTrip) ask(tb testing.TB) {
+	if _, err := r.c.Write(r.raw); err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := r.c.Read(r.buf); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// BenchmarkRoundTrip is a client's view of a name of the mesh.
+func BenchmarkRoundTrip(b *testing.B) {
+	r := newRoundTrip(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := c.Write(raw); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := c.Read(buf); err != nil {
-			b.Fatal(err)
-		}
+		r.ask(b)
 	}
 }

@@ -14,17 +14,20 @@ import (
 	"github.com/ambit-mesh/ambit/test/memnet"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 type packet struct {
 	b    []byte
 	peer netip.AddrPort
+	at   netip.Addr // where it was sent to, or from
 }
 
 // udpSocket is a UDP socket in memory: what is sent to inc it reads, what it
 // writes comes out of outc.
 type udpSocket struct {
 	net.Conn // nil: whatever is not below is not used
+	remote   netip.AddrPort
 	inc      chan packet
 	outc     chan packet
 	donec    chan struct{}
@@ -39,7 +42,24 @@ func newUDPSocket() *udpSocket {
 	return &udpSocket{inc: make(chan packet, 64), outc: make(chan packet, 64), donec: make(chan struct{}), movedc: make(chan struct{})}
 }
 
-func (s *udpSocket) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+func (s *udpSocket) ReadMsgUDPAddrPort(b, oob []byte) (int, int, int, netip.AddrPort, error) {
+	p, err := s.receive()
+	if err != nil {
+		return 0, 0, 0, p.peer, err
+	}
+	return copy(b, p.b), copy(oob, arrived(p.at)), 0, p.peer, nil
+}
+
+// arrived is what the kernel tells of a datagram that was sent to dst.
+func arrived(dst netip.Addr) []byte {
+	oob := sockopt.AppendPacketSource(nil, dst)
+	if dst.Is4() {
+		copy(oob[24:], dst.AsSlice()) // ipi_addr
+	}
+	return oob
+}
+
+func (s *udpSocket) receive() (packet, error) {
 	for {
 		s.mu.Lock()
 		deadline, movedc := s.deadline, s.movedc
@@ -47,33 +67,46 @@ func (s *udpSocket) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 		var timec <-chan time.Time
 		if !deadline.IsZero() {
 			if !time.Now().Before(deadline) {
-				return 0, netip.AddrPort{}, os.ErrDeadlineExceeded
+				return packet{}, os.ErrDeadlineExceeded
 			}
 			timec = time.After(time.Until(deadline))
 		}
 		select {
 		case p := <-s.inc:
-			return copy(b, p.b), p.peer, nil
+			return p, nil
 		case <-timec:
 		case <-movedc:
 		case <-s.donec:
-			return 0, netip.AddrPort{}, net.ErrClosed
+			return packet{}, net.ErrClosed
 		}
 	}
 }
 
-func (s *udpSocket) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+func (s *udpSocket) WriteMsgUDPAddrPort(b, oob []byte, to netip.AddrPort) (int, int, error) {
+	from := netip.Addr{}
+	if len(oob) == 32 { // IPv4: ipi_spec_dst
+		from = netip.AddrFrom4([4]byte(oob[20:]))
+	} else {
+		from = sockopt.PacketDestination(oob)
+	}
+	return len(b), len(oob), s.send(packet{append([]byte(nil), b...), to, from})
+}
+
+func (s *udpSocket) send(p packet) error {
 	select {
 	case <-s.donec:
-		return 0, net.ErrClosed
-	case s.outc <- packet{append([]byte(nil), b...), to}:
-		return len(b), nil
+		return net.ErrClosed
+	case s.outc <- p:
+		return nil
 	}
 }
 
-func (s *udpSocket) Read(b []byte) (int, error)  { n, _, err := s.ReadFromUDPAddrPort(b); return n, err }
-func (s *udpSocket) Write(b []byte) (int, error) { return s.WriteToUDPAddrPort(b, netip.AddrPort{}) }
-func (s *udpSocket) Close() error                { s.once.Do(func() { close(s.donec) }); return nil }
+func (s *udpSocket) Read(b []byte) (int, error) { p, err := s.receive(); return copy(b, p.b), err }
+func (s *udpSocket) Write(b []byte) (int, error) {
+	return len(b), s.send(packet{b: append([]byte(nil), b...)})
+}
+func (s *udpSocket) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(s.remote) }
+func (s *udpSocket) Close() error         { s.once.Do(func() { close(s.donec) }); return nil }
 func (s *udpSocket) LocalAddr() net.Addr {
 	return net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:15053"))
 }
@@ -139,6 +172,7 @@ func newBench(t *testing.T, limits ledger.Limits) *bench {
 		Dial: func(_ context.Context, network string, server netip.AddrPort) (net.Conn, error) {
 			if network == "udp" {
 				s := newUDPSocket()
+				s.remote = server
 				b.dialled <- upstream{network: network, server: server, udp: s}
 				return s, nil
 			}
@@ -196,6 +230,6 @@ func unpacked(t *testing.T, b []byte) *mdns.Msg {
 }
 
 // send asks over UDP; reply waits for the next answer.
-func (b *bench) send(raw []byte) { b.sock.inc <- packet{raw, client} }
+func (b *bench) send(raw []byte) { b.sock.inc <- packet{raw, client, theProxy.Addr()} }
 
 func (b *bench) reply() *mdns.Msg { b.t.Helper(); return unpacked(b.t, (<-b.sock.outc).b) }

@@ -62,13 +62,20 @@ func (m *message) buffer() (buf []byte, free func()) {
 }
 
 // exchange asks the server over UDP and returns its answer, in buf, with the
-// client's id. Late, forged and foreign datagrams are ignored until the deadline.
-func exchange(ctx context.Context, dial Dial, server netip.AddrPort, m *message, buf []byte) ([]byte, error) {
+// client's id, and the server: its address may have stood for another. Late,
+// forged and foreign datagrams are ignored until the deadline.
+func exchange(ctx context.Context, dial Dial, server netip.AddrPort, m *message, buf []byte) ([]byte, netip.AddrPort, error) {
 	c, err := dial(ctx, "udp", server)
 	if err != nil {
-		return nil, err
+		return nil, server, err
 	}
 	defer c.Close()
+	server = addrPort(c.RemoteAddr())
+	reply, err := exchangeOn(ctx, c, m, buf)
+	return reply, server, err
+}
+
+func exchangeOn(ctx context.Context, c net.Conn, m *message, buf []byte) ([]byte, error) {
 	defer watch(ctx, c)()
 	out := buf[:len(m.raw)]
 	copy(out, m.raw)

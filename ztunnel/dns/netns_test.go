@@ -6,13 +6,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	mdns "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/agent"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
@@ -33,9 +38,68 @@ type lab struct {
 	t       *testing.T
 	pod     *netlab.Host
 	servers *netlab.Host
-	rules   *redirect.Dataplane
+	rules   agent.Rules
+	apps    *netlab.Cgroup // of the pod's processes, where programs capture; this process is the proxy's. nil: rules do
 	pods    *inpod.Manager
 	account *ledger.Account
+}
+
+// redirectors runs a test with rules and with programs.
+func redirectors(t *testing.T, f func(t *testing.T, l *lab)) {
+	for name, open := range map[string]func(*testing.T) *lab{"nftables": newLab, "eBPF": newHooksLab} {
+		t.Run(name, func(t *testing.T) { f(t, open(t)) })
+	}
+}
+
+// newHooksLab has programs for rules: the process is the proxy, and threads of
+// the app's are in a cgroup of their own.
+func newHooksLab(t *testing.T) *lab {
+	t.Helper()
+	cg := netlab.MustCgroups(t, "pods", "proxy")
+	l := newLab(t)
+	l.apps = cg[0]
+	procs := func(dir string) {
+		must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0o644))
+	}
+	procs(cg[1].Path)
+	t.Cleanup(func() { procs(filepath.Dir(cg[1].Path)) })
+	h, err := redirect.OpenHooks(redirect.HooksConfig{CgroupRoot: cg[0].Path, Dir: netlab.MustBPFFS(t), Node: l.servers.NS})
+	must(t, err)
+	must(t, h.Proxy(cg[1].Path), h.Ready())
+	l.rules = h
+	t.Cleanup(func() { must(t, h.Uninstall(), h.Close()) })
+	return l
+}
+
+// app runs f as one of the pod's processes: on a thread that ends with it.
+func (l *lab) app(f func() error) error {
+	donec := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if l.apps != nil {
+			err := os.WriteFile(filepath.Join(l.apps.Path, "cgroup.threads"), []byte(strconv.Itoa(unix.Gettid())), 0o644)
+			if err != nil {
+				donec <- err
+				return
+			}
+		}
+		if err := unix.Setns(l.pod.NS.FD(), unix.CLONE_NEWNET); err != nil {
+			donec <- err
+			return
+		}
+		donec <- f()
+	}()
+	return <-donec
+}
+
+// dial opens a connection of the app's.
+func (l *lab) dial(d net.Dialer, network, addr string) (c net.Conn, err error) {
+	err = l.app(func() error {
+		d.SetMultipathTCP(false)
+		c, err = d.DialContext(l.t.Context(), network, addr)
+		return err
+	})
+	return c, err
 }
 
 func must(t *testing.T, errs ...error) {
@@ -56,7 +120,7 @@ func newLab(t *testing.T) *lab {
 		l.pod.Route(netlab.Route{Dst: p("0.0.0.0/0"), Via: ip("10.8.0.1")}),
 		l.pod.Sysctl("net/ipv4/conf/all/rp_filter", "1"))
 	if netlab.IPv6() {
-		must(t, l.pod.Addr("eth0", p("fd00:8::2/64")), l.servers.Addr("pod", p("fd00:8::1/64")), l.servers.Addr("pod", p("fd00:9::1/128")),
+		must(t, l.pod.Addr("eth0", p("fd00:8::2/64")), l.servers.Addr("pod", p("fd00:8::1/64")), l.servers.Addr("pod", p("fd00:9::1/128")), l.servers.Addr("pod", p("fd00:9::2/128")),
 			l.pod.Route(netlab.Route{Dst: p("::/0"), Via: ip("fd00:8::1")}))
 	}
 	var err error
@@ -163,10 +227,20 @@ func named(name string) mdns.HandlerFunc {
 	}
 }
 
+// bigAnswer is dig's, its lines sorted.
+var bigAnswer = func() string {
+	var lines []string
+	for i := range 60 {
+		lines = append(lines, fmt.Sprintf("%q", strings.Repeat(fmt.Sprint(i%10), 50)))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}()
+
 // ask queries from the pod.
 func (l *lab) ask(network, server, name string, qtype uint16, change ...func(*mdns.Msg)) (*mdns.Msg, error) {
 	l.t.Helper()
-	c, err := l.pod.NS.Dial(l.t.Context(), &net.Dialer{Timeout: 3 * time.Second}, network, netip.AddrPortFrom(ip(server), 53).String())
+	c, err := l.dial(net.Dialer{Timeout: 3 * time.Second}, network, netip.AddrPortFrom(ip(server), 53).String())
 	if err != nil {
 		return nil, err
 	}
@@ -202,8 +276,9 @@ func records(m *mdns.Msg) string {
 	return strings.TrimSpace(s + " " + strings.Join(out, ", "))
 }
 
-func TestCapturedQueries(t *testing.T) {
-	l := newLab(t)
+func TestCapturedQueries(t *testing.T) { redirectors(t, testCapturedQueries) }
+
+func testCapturedQueries(t *testing.T, l *lab) {
 	servers := map[string]string{"10.9.0.1": "10.8.0.2", "10.9.0.2": "10.8.0.2"}
 	if netlab.IPv6() {
 		servers["fd00:9::1"] = "fd00:8::2"
@@ -273,8 +348,9 @@ func TestCapturedQueries(t *testing.T) {
 
 // TestAskedDirectly: a query to the listener itself was meant for no server, so
 // only the mesh's names are known; it must not go round in circles.
-func TestAskedDirectly(t *testing.T) {
-	l := newLab(t)
+func TestAskedDirectly(t *testing.T) { redirectors(t, testAskedDirectly) }
+
+func testAskedDirectly(t *testing.T, l *lab) {
 	l.proxy(shop())
 	addrs := []string{"127.0.0.1:15053"}
 	if netlab.IPv6() {
@@ -283,7 +359,7 @@ func TestAskedDirectly(t *testing.T) {
 	for _, addr := range addrs {
 		for _, network := range []string{"udp", "tcp"} {
 			for name, want := range map[string]string{"web.shop.svc.cluster.local.": "NOERROR A 10.96.0.1", "who.test.": "SERVFAIL"} {
-				c, err := l.pod.NS.Dial(t.Context(), &net.Dialer{}, network, addr)
+				c, err := l.dial(net.Dialer{}, network, addr)
 				must(t, err)
 				conn := &mdns.Conn{Conn: c}
 				q := new(mdns.Msg)
@@ -300,8 +376,9 @@ func TestAskedDirectly(t *testing.T) {
 }
 
 // TestServersThatRefuse: nobody listens there, which the pod learns at once.
-func TestServersThatRefuse(t *testing.T) {
-	l := newLab(t)
+func TestServersThatRefuse(t *testing.T) { redirectors(t, testServersThatRefuse) }
+
+func testServersThatRefuse(t *testing.T, l *lab) {
 	l.proxy(shop())
 	for _, network := range []string{"udp", "tcp"} {
 		start := time.Now()
@@ -312,41 +389,127 @@ func TestServersThatRefuse(t *testing.T) {
 	}
 }
 
-// TestTwoServersFromOneSocket: each answer comes from the server that was asked,
-// although both were redirected to the same port of the same socket.
-func TestTwoServersFromOneSocket(t *testing.T) {
-	l := newLab(t)
-	serve(t, l.servers.NS, "10.9.0.1:53", named("first"))
-	serve(t, l.servers.NS, "10.9.0.2:53", named("second"))
+// TestThreeServersFromOneSocket: each answer comes from the server that was
+// asked, although all were led to the same port of the same socket.
+func TestThreeServersFromOneSocket(t *testing.T) { redirectors(t, testThreeServersFromOneSocket) }
+
+func testThreeServersFromOneSocket(t *testing.T, l *lab) {
+	v4, v6 := []string{"10.9.0.1", "10.9.0.2", "10.8.0.1"}, []string{"fd00:9::1", "fd00:9::2", "fd00:8::1"}
+	if !netlab.IPv6() {
+		v6 = nil
+	}
+	for _, a := range slices.Concat(v4, v6) {
+		serve(t, l.servers.NS, netip.AddrPortFrom(ip(a), 53).String(), named(a))
+	}
 	l.proxy(shop())
-	pc, err := l.pod.NS.ListenPacket(t.Context(), &net.ListenConfig{}, "udp", "10.8.0.2:0")
-	must(t, err)
-	defer pc.Close()
-	must(t, pc.SetDeadline(time.Now().Add(8*time.Second)))
-	for round := range 3 {
-		want := map[string]string{}
-		for i, name := range []string{"first", "second"} {
-			q := new(mdns.Msg)
-			q.SetQuestion("who.test.", mdns.TypeTXT)
-			q.Id = uint16(2*round + i)
-			b, err := q.Pack()
-			must(t, err)
-			to := netip.AddrPortFrom(ip(fmt.Sprint("10.9.0.", i+1)), 53)
-			_, err = pc.WriteTo(b, net.UDPAddrFromAddrPort(to))
-			must(t, err)
-			want[to.String()] = fmt.Sprint(q.Id, name)
+	for _, tc := range []struct {
+		name    string
+		local   string
+		servers []string
+	}{
+		{"own address", "10.8.0.2:0", v4},
+		{"no address", "0.0.0.0:0", v4},
+		{"IPv6 own address", "[fd00:8::2]:0", v6},
+		{"IPv6 no address", "[::]:0", v6},
+		{"both families", "[::]:0", append(slices.Clone(v6), v4...)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if len(v6) == 0 && tc.local[0] == '[' {
+				t.Skip("needs IPv6")
+			}
+			var pc net.PacketConn
+			must(t, l.app(func() (err error) {
+				pc, err = net.ListenPacket("udp", tc.local)
+				return err
+			}))
+			defer pc.Close()
+			must(t, pc.SetDeadline(time.Now().Add(8*time.Second)))
+			for round := range 3 {
+				want := map[string]string{}
+				for i, server := range tc.servers {
+					q := question("who.test.", mdns.TypeTXT, uint16(len(tc.servers)*round+i))
+					to := netip.AddrPortFrom(ip(server), 53)
+					_, err := pc.WriteTo(packed(t, q), net.UDPAddrFromAddrPort(to))
+					must(t, err)
+					want[to.String()] = fmt.Sprint(q.Id, server)
+				}
+				got := map[string]string{}
+				for range want {
+					b := make([]byte, 1500)
+					n, from, err := pc.ReadFrom(b)
+					must(t, err)
+					m := unpacked(t, b[:n])
+					got[from.String()] = fmt.Sprint(m.Id, records(m))
+					if len(m.Answer) > 0 {
+						got[from.String()] = fmt.Sprint(m.Id, m.Answer[0].(*mdns.TXT).Txt[0])
+					}
+				}
+				if fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Errorf("answers %v, want %v", got, want)
+				}
+			}
+		})
+	}
+	// A connected socket is told its server's address, whoever answered.
+	for _, server := range slices.Concat(v4, v6) {
+		c, err := l.dial(net.Dialer{}, "udp", netip.AddrPortFrom(ip(server), 53).String())
+		must(t, err)
+		if got := addrPort(c.RemoteAddr()); got.Addr() != ip(server) || got.Port() != 53 {
+			t.Errorf("getpeername of a socket connected to %s: %s", server, got)
 		}
-		got := map[string]string{}
-		for range want {
-			b := make([]byte, 1500)
-			n, from, err := pc.ReadFrom(b)
-			must(t, err)
-			m := new(mdns.Msg)
-			must(t, m.Unpack(b[:n]))
-			got[from.String()] = fmt.Sprint(m.Id, m.Answer[0].(*mdns.TXT).Txt[0])
+		_ = c.Close()
+	}
+}
+
+// TestNobodyElseIsAnswered: the socket is bound to no address, and yet the pod's
+// own processes alone are heard.
+func TestNobodyElseIsAnswered(t *testing.T) { redirectors(t, testNobodyElseIsAnswered) }
+
+func testNobodyElseIsAnswered(t *testing.T, l *lab) {
+	l.proxy(shop())
+	to := []string{"10.8.0.2", "127.0.0.1", "127.64.1.1"}
+	if netlab.IPv6() {
+		to = append(to, "fd00:8::2", "fd16:9254:7127:a15a::1")
+		must(t, l.servers.Route(netlab.Route{Dst: netip.MustParsePrefix("fd16:9254:7127:a15a::/96"), Via: ip("fd00:8::2")}))
+	}
+	// Were the network's 127.0.0.0/8 let in, it were still not to be heard.
+	must(t, l.pod.Sysctl("net/ipv4/conf/all/route_localnet", "1"), l.pod.Sysctl("net/ipv4/conf/eth0/route_localnet", "1"),
+		l.servers.Sysctl("net/ipv4/conf/all/route_localnet", "1"), l.servers.Sysctl("net/ipv4/conf/pod/route_localnet", "1"),
+		l.servers.Route(netlab.Route{Dst: netip.MustParsePrefix("127.64.0.0/10"), Via: ip("10.8.0.2")}))
+	raw := packed(t, question("web.shop.svc.cluster.local.", mdns.TypeA, 7))
+	asked := func(ns *netns.NS, to string) net.Conn {
+		c, err := ns.Dial(t.Context(), &net.Dialer{}, "udp", netip.AddrPortFrom(ip(to), 15053).String())
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+		_, err = c.Write(raw)
+		must(t, err)
+		return c
+	}
+	var outside []net.Conn
+	for _, a := range to {
+		outside = append(outside, asked(l.servers.NS, a))
+	}
+	// The proxy reads what has come to a socket in its order: with an answer to
+	// the last, those to the others would be here.
+	for _, a := range to {
+		if own := ip(a); own == ip("10.8.0.2") || own == ip("fd00:8::2") || own.Is6() && l.apps == nil {
+			continue // an address of the pod's: see below; and rules need no aliases
 		}
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			t.Errorf("answers %v, want %v", got, want)
+		c, err := l.dial(net.Dialer{}, "udp", netip.AddrPortFrom(ip(a), 15053).String())
+		must(t, err)
+		defer c.Close()
+		_, err = c.Write(raw)
+		must(t, err, c.SetDeadline(time.Now().Add(8*time.Second)))
+		b := make([]byte, 1500)
+		if n, err := c.Read(b); err != nil || records(unpacked(t, b[:n])) != "NOERROR A 10.96.0.1" {
+			t.Errorf("the pod's own query to %s: %v", a, err)
+		}
+	}
+	for i, c := range outside {
+		must(t, c.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+		b := make([]byte, 1500)
+		if n, err := c.Read(b); err == nil {
+			t.Errorf("a query from the network to %s was answered: %s", to[i], records(unpacked(t, b[:n])))
 		}
 	}
 }
@@ -389,12 +552,13 @@ func TestSourcePortOfAnEarlierSocket(t *testing.T) {
 }
 
 // TestDig asks with the tool that operators use.
-func TestDig(t *testing.T) {
+func TestDig(t *testing.T) { redirectors(t, testDig) }
+
+func testDig(t *testing.T, l *lab) {
 	dig, err := exec.LookPath("dig")
 	if err != nil {
 		t.Skip("needs dig (bind9-dnsutils)")
 	}
-	l := newLab(t)
 	serve(t, l.servers.NS, "10.9.0.1:53", named("first"))
 	l.proxy(shop())
 	for _, tc := range []struct {
@@ -410,9 +574,15 @@ func TestDig(t *testing.T) {
 		{"who.test TXT", `"first" "udp" "10.8.0.2"`},
 		{"+tcp who.test TXT", `"first" "tcp" "10.8.0.2"`},
 		{"+nocookie +bufsize=4096 +dnssec who.test TXT", `"first" "udp" "10.8.0.2"`},
+		{"+nocookie +noedns big.test TXT", bigAnswer}, // truncated, and asked again over TCP
 		{"+keepopen +tcp who.test TXT web.shop.svc.cluster.local A who.test TXT", "\"first\" \"tcp\" \"10.8.0.2\"\n\"first\" \"tcp\" \"10.8.0.2\"\n10.96.0.1"},
 	} {
-		cmd := exec.CommandContext(t.Context(), dig, append([]string{"@10.9.0.1", "+short", "+tries=1", "+time=8"}, strings.Fields(tc.args)...)...)
+		args := append([]string{"@10.9.0.1", "+short", "+tries=1", "+time=8"}, strings.Fields(tc.args)...)
+		cmd := exec.CommandContext(t.Context(), dig, args...)
+		if l.apps != nil {
+			join := `echo $$ > "$0" && exec "$@"`
+			cmd = exec.CommandContext(t.Context(), "sh", append([]string{"-c", join, filepath.Join(l.apps.Path, "cgroup.procs"), dig}, args...)...)
+		}
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
 		must(t, l.pod.NS.Do(cmd.Start))

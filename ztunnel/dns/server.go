@@ -16,10 +16,14 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
-// Port of the listeners in a pod.
-const Port = 15053
+// Port of the listeners in a pod; portServer is that of the servers.
+const (
+	Port       = 15053
+	portServer = 53
+)
 
 const (
 	defaultTTL = 30 // the reference's
@@ -52,7 +56,8 @@ type Config struct {
 	// Search are further search domains of the client, if they are known.
 	Search []string
 	// OriginalDst of a redirected connection, DatagramDst of a redirected
-	// datagram that came from client to local.
+	// datagram that came from client to local, unless local stands for a server:
+	// then the kernel knows it.
 	OriginalDst func(net.Conn) (netip.AddrPort, error)
 	DatagramDst func(client, local netip.AddrPort) (netip.AddrPort, error)
 	Account     *ledger.Account
@@ -94,13 +99,25 @@ func (s *Server) workload() *mesh.Workload {
 	return w
 }
 
-// PacketConn is a bound UDP socket; *net.UDPConn is one.
+// PacketConn is a UDP socket that tells where datagrams were sent to
+// (sockopt.Options.PacketInfo); *net.UDPConn is one.
 type PacketConn interface {
-	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
-	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	ReadMsgUDPAddrPort(b, oob []byte) (n, oobn, flags int, from netip.AddrPort, err error)
+	WriteMsgUDPAddrPort(b, oob []byte, to netip.AddrPort) (n, oobn int, err error)
 	LocalAddr() net.Addr
 	Close() error
 }
+
+// way is between whom a datagram travelled. Its answer goes back from local, or
+// the client would not know it.
+type way struct{ client, local netip.AddrPort }
+
+// answer writes b, with room for what goes with it.
+func (w way) answer(pc PacketConn, room *packetInfo, b []byte) {
+	_, _, _ = pc.WriteMsgUDPAddrPort(b, sockopt.AppendPacketSource(room[:0], w.local.Addr()), w.client) // the client asks again
+}
+
+type packetInfo [sockopt.PacketInfoLen]byte
 
 // verdict is what becomes of a question.
 type verdict int
@@ -152,15 +169,16 @@ func (s *Server) ServePacket(ctx context.Context, pc PacketConn) {
 	defer cancel(net.ErrClosed)
 	defer pc.Close()
 	defer context.AfterFunc(ctx, func() { _ = pc.Close() })() // wakes the read
-	local := addrPort(pc.LocalAddr())
+	port := addrPort(pc.LocalAddr()).Port()
 	var (
 		in  [maxQuery]byte
+		oob packetInfo
 		out []byte
 		m   message
 		a   answer
 	)
 	for {
-		n, client, err := pc.ReadFromUDPAddrPort(in[:])
+		n, oobn, _, client, err := pc.ReadMsgUDPAddrPort(in[:], oob[:])
 		switch {
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
@@ -173,9 +191,15 @@ func (s *Server) ServePacket(ctx context.Context, pc PacketConn) {
 			}
 			continue
 		}
+		dst := sockopt.PacketDestination(oob[:oobn])
+		if !sockopt.ForOwnPod(dst) {
+			s.cfg.Metrics.drop("foreign") // the resolver is for its pod only
+			continue
+		}
+		w := way{client: client, local: netip.AddrPortFrom(dst, port)}
 		v, reply := s.datagram(in[:n], &m, &a, out[:0])
 		if reply != nil {
-			_, _ = pc.WriteToUDPAddrPort(reply, client) // the client asks again
+			w.answer(pc, &oob, reply)
 			out = reply
 			continue
 		}
@@ -185,13 +209,13 @@ func (s *Server) ServePacket(ctx context.Context, pc PacketConn) {
 		places := m.places()
 		if !s.cfg.Account.TryAcquire(ledger.Queries, places) {
 			s.cfg.Metrics.drop("limit")
-			_, _ = pc.WriteToUDPAddrPort(appendError(out[:0], &m, dnsmessage.RCodeServerFailure), client)
+			w.answer(pc, &oob, appendError(out[:0], &m, dnsmessage.RCodeServerFailure))
 			continue
 		}
 		raw := append([]byte(nil), in[:n]...)
 		queries.Go(func() {
 			defer s.cfg.Account.Release(ledger.Queries, places)
-			s.later(ctx, raw, v, pc, client, local)
+			s.later(ctx, raw, v, pc, w)
 		})
 	}
 }
@@ -224,30 +248,31 @@ func (s *Server) datagram(b []byte, m *message, a *answer, out []byte) (verdict,
 }
 
 // later answers a datagram that has to wait for somebody.
-func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn, client, local netip.AddrPort) {
+func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn, between way) {
 	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
 	defer cancel()
 	var m message
+	var oob packetInfo
 	if err := m.parse(raw); err != nil {
 		panic("BUG: dns: a question was parsed once and not twice: " + err.Error())
 	}
 	if v == ours {
 		var a answer
-		_, _ = pc.WriteToUDPAddrPort(s.known(ctx, &m, &a, nil, "udp", m.limit()), client) // the client asks again
+		between.answer(pc, &oob, s.known(ctx, &m, &a, nil, "udp", m.limit()))
 		return
 	}
 	w := s.workload()
 	s.cfg.Metrics.request(w, m.qtype, "udp")
 	buf, free := m.buffer()
 	defer free()
-	server, err := s.cfg.DatagramDst(client, local)
+	server, err := s.asked(between)
 	if err == nil {
 		err = checkServer(server)
 	}
 	var reply []byte
 	start := time.Now()
 	if err == nil {
-		reply, err = exchange(ctx, s.cfg.Dial, server, &m, buf)
+		reply, server, err = exchange(ctx, s.cfg.Dial, server, &m, buf)
 		s.cfg.Metrics.upstream(w, m.qtype, "udp", time.Since(start), err)
 	}
 	s.logForward(&m, "udp", server, start, err)
@@ -256,7 +281,16 @@ func (s *Server) later(ctx context.Context, raw []byte, v verdict, pc PacketConn
 	} else if v == exists {
 		nameExists(reply)
 	}
-	_, _ = pc.WriteToUDPAddrPort(reply, client) // the client asks again
+	between.answer(pc, &oob, reply)
+}
+
+// asked is the server that a datagram was meant for, or an address that stands
+// for it.
+func (s *Server) asked(between way) (netip.AddrPort, error) {
+	if sockopt.StandsForAnother(between.local.Addr()) {
+		return netip.AddrPortFrom(between.local.Addr(), portServer), nil
+	}
+	return s.cfg.DatagramDst(between.client, between.local)
 }
 
 // known answers with the mesh's knowledge once the pod itself is known to it.

@@ -15,10 +15,13 @@ import (
 // PacketHandler serves a UDP socket until ctx ends, and closes it.
 type PacketHandler func(ctx context.Context, c *net.UDPConn)
 
-// resolverAddrs is where the pod's rules send DNS.
+// resolverAddrs is where the pod's queries come: with rules to these addresses,
+// with programs to one address for each server that the pod asks. Connections
+// are steered to their listener wherever it is; datagrams are not, so that their
+// socket is bound to no address (and hears nobody but the pod).
 var resolverAddrs = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:15053"), netip.MustParseAddrPort("[::1]:15053")}
 
-// startDNS listens for DNS on loopback. Questions end with the listeners and not
+// startDNS listens for DNS from the pod. Questions end with the listeners and not
 // with the drain: each is over in seconds, and who asks again finds the next
 // proxy, or the server itself.
 func (m *Manager) startDNS(ctx context.Context, info handoff.Pod, p *pod) error {
@@ -36,7 +39,11 @@ func (m *Manager) startDNS(ctx context.Context, info handoff.Pod, p *pod) error 
 		if a.Addr().Is6() && !m.cfg.IPv6 {
 			continue
 		}
-		err := m.listenDNS(ctx, dctx, info, p, a)
+		datagrams := a
+		if len(m.cfg.DNSAddrs) == 0 {
+			datagrams = netip.AddrPortFrom(anyAddr(a.Addr()), a.Port())
+		}
+		err := m.listenDNS(ctx, dctx, info, p, datagrams, a)
 		if a.Addr().Is6() && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
 			continue // a pod without IPv6
 		}
@@ -51,16 +58,29 @@ func (m *Manager) startDNS(ctx context.Context, info handoff.Pod, p *pod) error 
 	return nil
 }
 
-func (m *Manager) listenDNS(ctx, dctx context.Context, info handoff.Pod, p *pod, a netip.AddrPort) error {
-	// A container's loopback may still be down while it is enrolled.
-	udp := sockopt.Options{Freebind: true, ReusePort: !m.cfg.NoPortReuse}
-	tcp := udp
+func anyAddr(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func (m *Manager) listenDNS(ctx, dctx context.Context, info handoff.Pod, p *pod, datagrams, streams netip.AddrPort) error {
+	// A container's loopback may still be down while it is enrolled, and IPv6
+	// aliases are addresses by route alone.
+	tcp := sockopt.Options{Freebind: true, ReusePort: !m.cfg.NoPortReuse}
+	udp := tcp
+	udp.PacketInfo, udp.OwnPodOnly = true, true
 	tcp.Mark = m.cfg.Mark // as of the other listeners: accepted sockets inherit it
-	pc, err := info.NS.ListenPacket(ctx, &net.ListenConfig{Control: sockopt.ControlFor(udp)}, "udp", a.String())
+	network := "udp4"
+	if datagrams.Addr().Is6() {
+		network = "udp6" // each family has a socket of its own
+	}
+	pc, err := info.NS.ListenPacket(ctx, &net.ListenConfig{Control: sockopt.ControlFor(udp)}, network, datagrams.String())
 	if err != nil {
 		return err
 	}
-	ln, err := info.NS.Listen(ctx, &net.ListenConfig{KeepAlive: -1, Control: sockopt.ControlFor(tcp)}, "tcp", a.String())
+	ln, err := info.NS.Listen(ctx, &net.ListenConfig{KeepAlive: -1, Control: sockopt.ControlFor(tcp)}, "tcp", streams.String())
 	if err != nil {
 		_ = pc.Close() // err says more
 		return err

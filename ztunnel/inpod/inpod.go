@@ -38,7 +38,8 @@ type Config struct {
 	Mark int
 	// IPv6 listens on [::]; false, or a kernel without IPv6, on 0.0.0.0.
 	IPv6 bool
-	// DNSAddrs is where DNS is served; default port 15053 of both loopbacks.
+	// DNSAddrs is where DNS is served; default port 15053 of both loopbacks, for
+	// datagrams of all addresses that stand for a captured server.
 	DNSAddrs []netip.AddrPort
 	// NoPortReuse keeps another proxy from listening beside this one.
 	NoPortReuse bool

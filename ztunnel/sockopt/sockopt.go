@@ -52,6 +52,8 @@ type Options struct {
 	ReusePort             bool // SO_REUSEPORT, socket(7)
 	ReuseAddr             bool // SO_REUSEADDR, socket(7)
 	Buffers               int  // SO_RCVBUF and SO_SNDBUF, socket(7); what a listener accepts has them too
+	PacketInfo            bool // IP_PKTINFO or IPV6_RECVPKTINFO, ip(7), ipv6(7)
+	OwnPodOnly            bool // SO_ATTACH_FILTER, socket(7): see SetOwnPodOnly
 }
 
 // ControlFor returns a function for net.Dialer.Control or net.ListenConfig.Control that applies o.
@@ -90,6 +92,16 @@ func (o Options) apply(fd int, v6 bool) error {
 	}
 	if o.ReuseAddr {
 		if err := os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)); err != nil {
+			return err
+		}
+	}
+	if o.PacketInfo {
+		if err := SetPacketInfo(fd, v6); err != nil {
+			return err
+		}
+	}
+	if o.OwnPodOnly {
+		if err := SetOwnPodOnly(fd, v6); err != nil {
 			return err
 		}
 	}
