@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -62,7 +63,7 @@ type Proxies interface {
 	Del(ctx context.Context, uid string) error
 }
 
-// Rules is how a pod is captured; *redirect.Dataplane is one.
+// Rules is how a pod is captured; *redirect.Dataplane is one, and *redirect.Hooks.
 type Rules interface {
 	Apply(ns *netns.NS, r redirect.PodRules) error
 	Check(ns *netns.NS, r redirect.PodRules) error
@@ -97,6 +98,23 @@ type Config struct {
 	Rules   Rules
 	Host    HostRules // nil: probes are not exempted
 	Status  *StatusDir
+
+	Via string // the Rules' name in statuses
+
+	// Waiting reports whether a pod is captured, but by Rules of another sort that
+	// an agent before this one used; nil: there are none. Such a pod waits for the
+	// proxy before it changes over.
+	Waiting func(ns *netns.NS) (bool, error)
+	// Listening reports whether Rules know the proxy's listeners in a pod; nil:
+	// they need not.
+	Listening func(ns *netns.NS) (bool, error)
+	// Rebuilt says that Rules lost their state and let no pod connect until Ready,
+	// which is called once all enrolled pods that the Source named first have been
+	// tried; nil: nothing waits for it.
+	Rebuilt bool
+	Ready   func() error
+	// Verify is called whenever rules are compared with the kernel; nil: nothing.
+	Verify func()
 
 	// Resolves reports whether the proxy answers DNS in a pod; default
 	// ResolverListens.
@@ -143,7 +161,8 @@ type Agent struct {
 
 	mu      sync.Mutex
 	workers map[string]*worker // by UID
-	wg      sync.WaitGroup     // workers
+	ready   readiness
+	wg      sync.WaitGroup // workers
 
 	// Owned by the source's goroutine.
 	synced  bool
@@ -239,6 +258,7 @@ func (a *Agent) update(ctx context.Context, pods []Pod, firstc chan struct{}) {
 	}
 	if !a.synced {
 		a.synced = true
+		a.wg.Go(a.becomeReady) // there may be nothing to wait for
 		close(firstc)
 	}
 }
@@ -246,6 +266,11 @@ func (a *Agent) update(ctx context.Context, pods []Pod, firstc chan struct{}) {
 // start prepares the first snapshot and forgets statuses of pods that are gone.
 func (a *Agent) start(pods []Pod) {
 	enrolled := map[string]bool{}
+	defer func() {
+		a.mu.Lock()
+		a.ready.untried = maps.Clone(enrolled)
+		a.mu.Unlock()
+	}()
 	for _, p := range pods {
 		if !p.Enrolled {
 			continue
@@ -331,8 +356,12 @@ func (a *Agent) watchLoop(ctx context.Context) {
 			return
 		case <-watch.C:
 			a.eachWorker((*worker).wake)
+			a.becomeReady()
 		case <-verify.C:
 			a.eachWorker((*worker).verify)
+			if a.cfg.Verify != nil {
+				a.cfg.Verify()
+			}
 			if err := a.probes.rewrite(); err != nil {
 				a.cfg.Logger.Warn("node rules cannot be written: probes to enrolled pods may fail", "err", err)
 			}

@@ -27,6 +27,7 @@ type Status struct {
 	Name        string      `json:"name"`
 	Redirection Redirection `json:"redirection"`
 	Reason      string      `json:"reason"`
+	Via         string      `json:"via,omitempty"` // the redirector that captures it: ebpf, nftables
 	Since       time.Time   `json:"since"`
 	NetNS       string      `json:"netns,omitempty"` // for cleanup
 }

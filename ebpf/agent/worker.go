@@ -52,8 +52,10 @@ type worker struct {
 	ns       *netns.NS
 	rules    redirect.PodRules // what was applied last, if applied
 	applied  bool
+	captured bool // by an earlier agent, whose state still stands
 	acked    bool
-	handed   Pod // what acked is about
+	handed   Pod  // what acked is about
+	again    bool // the proxy was asked to listen again, in vain so far
 	phase    phase
 	until    time.Time // of released and draining
 	attempts int
@@ -146,6 +148,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 	case d.Enrolled:
 		w.phase = serving
 		err := w.enrol(ctx, *d, check)
+		w.agent.tried(w.uid)
 		if err != nil && ctx.Err() == nil {
 			w.show(*d, w.despite(*d), err.Error())
 			w.agent.metrics.failures.Inc()
@@ -163,7 +166,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 func (w *worker) despite(p Pod) Redirection {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.applied && w.shown.Redirection == Enabled && w.shown.NetNS == p.NetNS {
+	if (w.applied || w.captured) && w.shown.Redirection == Enabled && w.shown.NetNS == p.NetNS {
 		return Enabled
 	}
 	return Pending
@@ -197,12 +200,16 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 		return fmt.Errorf("exempt the node's probes: %w", err)
 	}
 	fresh := !w.acked
-	handed := w.listeners(ctx, p)
+	first, handed := w.listeners(ctx, p)
+	if first && handed != nil {
+		return handed
+	}
 	if !w.applied || w.rules != rules || check {
 		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {
 			return fmt.Errorf("redirect: %w", err)
 		}
 	}
+	w.agent.tried(w.uid) // the proxy may take its time
 	if handed != nil {
 		return handed
 	}
@@ -225,18 +232,28 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	return nil
 }
 
-// listeners hands over a pod that nothing captures yet: until now it has talked
-// without the mesh, and for as long as it takes the proxy to listen its
-// connections would be refused. Rules follow whatever comes of it; from there on
-// it fails closed.
-func (w *worker) listeners(ctx context.Context, p Pod) error {
+// listeners hands over a pod that these rules do not capture yet: until now it
+// has talked without the mesh, and for as long as it takes the proxy to listen
+// its connections would be refused. Rules follow whatever comes of it; from there
+// on it fails closed. But a pod that rules of another sort capture (first) is
+// closed already, and changes over once the proxy is there.
+func (w *worker) listeners(ctx context.Context, p Pod) (first bool, err error) {
 	if w.applied {
-		return nil
+		return false, nil
 	}
-	if captured, err := w.agent.cfg.Rules.Present(w.ns); err != nil || captured {
-		return nil // an error comes again with the rules, where it is told
+	w.captured, err = w.agent.cfg.Rules.Present(w.ns)
+	if err != nil {
+		return false, nil // comes again with the rules, where it is told
 	}
-	return w.hand(ctx, p)
+	if f := w.agent.cfg.Waiting; f != nil && w.captured {
+		if first, err = f(w.ns); err != nil {
+			return false, fmt.Errorf("look for another redirector's state: %w", err)
+		}
+	}
+	if !first && (w.captured || w.agent.holding()) {
+		return false, nil
+	}
+	return first, w.hand(ctx, p)
 }
 
 // open makes w.ns the namespace at the pod's path.
@@ -275,7 +292,7 @@ func (w *worker) closeNS() {
 	if w.ns != nil {
 		_ = w.ns.Close() // only ever entered and passed on
 	}
-	w.ns, w.applied, w.acked, w.dns = nil, false, false, false
+	w.ns, w.applied, w.captured, w.acked, w.dns = nil, false, false, false, false
 }
 
 func (w *worker) apply(rules redirect.PodRules) error {
@@ -297,7 +314,55 @@ func (w *worker) apply(rules redirect.PodRules) error {
 	return nil
 }
 
+// hand makes the proxy serve the pod, with listeners that the rules know.
 func (w *worker) hand(ctx context.Context, p Pod) error {
+	listening := func() (bool, error) {
+		if w.agent.cfg.Listening == nil {
+			return true, nil
+		}
+		return w.agent.cfg.Listening(w.ns)
+	}
+	if err := w.add(ctx, p); err != nil {
+		return err
+	}
+	ok, err := listening()
+	if ok || err != nil {
+		w.again = w.again && !ok
+		return err
+	}
+	// Another proxy may have come since, or none be there.
+	w.acked = false
+	if err := w.add(ctx, p); err != nil {
+		return err
+	}
+	if ok, err = listening(); ok || err != nil {
+		return err
+	}
+	if w.again {
+		w.acked = false
+		return errListening // asking ends the pod's connections: once is enough
+	}
+	// A proxy keeps the listeners of a pod that it has, and these are older than
+	// the rules' knowledge of the proxy.
+	w.again = true
+	w.log.Info("the proxy has to listen again: its listeners are older than the redirection")
+	w.acked = false
+	if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil {
+		return fmt.Errorf("have ztunnel listen again: %w", err)
+	}
+	if err := w.add(ctx, p); err != nil {
+		return err
+	}
+	if ok, err = listening(); ok || err != nil {
+		return err
+	}
+	w.acked = false
+	return errListening
+}
+
+var errListening = errors.New("ztunnel took the pod, but the redirection sees no listener of it there: connections are refused")
+
+func (w *worker) add(ctx context.Context, p Pod) error {
 	same := w.handed.Name == p.Name && w.handed.Namespace == p.Namespace && w.handed.ServiceAccount == p.ServiceAccount
 	if w.acked && same {
 		return nil
@@ -416,6 +481,12 @@ func (w *worker) show(p Pod, r Redirection, reason string) {
 	s := Status{
 		UID: p.UID, Namespace: p.Namespace, Name: p.Name, NetNS: p.NetNS,
 		Redirection: r, Reason: reason, Since: old.Since,
+	}
+	switch {
+	case w.applied:
+		s.Via = w.agent.cfg.Via
+	case w.captured:
+		s.Via = old.Via
 	}
 	if old.Redirection != r {
 		s.Since = time.Now().UTC().Truncate(time.Second)

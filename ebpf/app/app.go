@@ -3,7 +3,7 @@
 //
 //	flags ─▶ Config ─▶ Run: logger, metrics, readiness
 //	                    ├─ agent    ◀─ directory of YAML
-//	                    │   ├─▶ redirect (pods' namespaces, the node's probes)
+//	                    │   ├─▶ redirect (pods' namespaces, programs, the node's probes)
 //	                    │   └─▶ handoff  (ztunnel)
 //	                    └─ health   /healthz/ready /metrics
 //
@@ -33,7 +33,10 @@ type Config struct {
 	Node              string
 	ZDSPath           string
 	StatusDir         string
-	Redirect          string // auto, nftables
+	Redirect          string // auto, ebpf, nftables
+	CgroupRoot        string // cgroup2 directory above all pods; "": kubelet's
+	NodeCgroup        string // cgroup2 directory above the node's own processes; "": the hierarchy's root
+	BPFFSDir          string // where programs are pinned
 	HealthAddr        string // "" for none
 	ExcludeNamespaces []string
 	HostProbes        bool // exempt the node's own connections to enrolled pods
@@ -52,18 +55,14 @@ func (c Config) validate() error {
 		errs = append(errs, err)
 	}
 	for _, f := range []struct{ flag, value string }{
-		{"node", c.Node}, {"zds-path", c.ZDSPath}, {"status-dir", c.StatusDir},
+		{"node", c.Node}, {"zds-path", c.ZDSPath}, {"status-dir", c.StatusDir}, {"bpffs-dir", c.BPFFSDir},
 	} {
 		if f.value == "" {
 			errs = append(errs, fmt.Errorf("--%s is required", f.flag))
 		}
 	}
-	switch c.Redirect {
-	case "auto", "nftables":
-	case "ebpf":
-		errs = append(errs, errors.New("--redirect=ebpf: this build redirects with nftables only; use auto or nftables"))
-	default:
-		errs = append(errs, fmt.Errorf("--redirect=%s: want auto or nftables", c.Redirect))
+	if c.Redirect != kindAuto && c.Redirect != kindEBPF && c.Redirect != kindNFTables {
+		errs = append(errs, fmt.Errorf("--redirect=%s: want auto, ebpf or nftables", c.Redirect))
 	}
 	return errors.Join(append(errs, boot.CheckLogging(c.LogFormat, c.LogLevel))...)
 }
@@ -88,7 +87,7 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 	q := boot.NewQueue(stdout, 0)
 	defer q.Close()
 	log, levels := boot.NewLogger(q, cfg.LogFormat, cfg.LogLevel)
-	log.Info("ambit-node starts", "version", boot.Version, "node", cfg.Node, "redirect", "nftables", "requested", cfg.Redirect)
+	log.Info("ambit-node starts", "version", boot.Version, "node", cfg.Node)
 
 	// Each pod holds a few descriptors.
 	if _, err := boot.RaiseNoFile(); err != nil {
@@ -113,7 +112,7 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 	group.Go("agent", parts.agent.Run)
 	err = group.Wait()
 	if cfg.CleanupOnExit {
-		n, cerr := agent.Cleanup(parts.status, parts.rules, parts.host)
+		n, cerr := parts.uninstall(cfg.BPFFSDir)
 		log.Info("cleaned up", "pods", n)
 		err = errors.Join(err, cerr)
 	}
@@ -141,7 +140,21 @@ func Cleanup(cfg Config, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	n, err := agent.Cleanup(status, rules, host)
+	n, err := cleanup(status, host, rules, cfg.BPFFSDir)
 	fmt.Fprintf(stdout, "%d pods are out of the mesh\n", n)
 	return err
+}
+
+// cleanup takes all pods out of the mesh, whatever captures them. Programs are
+// unpinned without being opened, so that any version's go.
+func cleanup(status *agent.StatusDir, host *redirect.Host, rules *redirect.Dataplane, dir string) (int, error) {
+	n, err := agent.Cleanup(status, leftovers{rules}, func() error { return redirect.Unpin(dir) })
+	return n, errors.Join(err, host.Remove())
+}
+
+// leftovers is what either redirector has inside a pod.
+type leftovers struct{ *redirect.Dataplane }
+
+func (l leftovers) Remove(ns *netns.NS) error {
+	return errors.Join(l.Dataplane.Remove(ns), redirect.CleanPod(ns))
 }

@@ -89,7 +89,7 @@ func (n *node) run(args ...string) (stop func()) {
 	var out, errOut bytes.Buffer
 	args = append([]string{
 		"--source", "dir:" + n.file("source"), "--node", "n1", "--zds-path", n.file("zds.sock"),
-		"--status-dir", n.file("status"), "--health-addr", "127.0.0.1:0",
+		"--status-dir", n.file("status"), "--health-addr", "127.0.0.1:0", "--redirect", "nftables", "--bpffs-dir", n.file("bpffs"),
 		// The rule would be one of the machine that runs the test.
 		"--host-probes=false", "--unenrol-propagation", "10ms", "--unenrol-drain", "10ms",
 	}, args...)
@@ -281,15 +281,18 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("empty status: %d %q", code, out)
 	}
 	check(t, status.Write(agent.Status{
-		UID: "u", Namespace: "shop", Name: "web", Redirection: agent.Pending, Reason: "no proxy", Since: time.Unix(0, 0).UTC(),
+		UID: "u", Namespace: "shop", Name: "web", Redirection: agent.Pending, Reason: "no proxy", Via: "nftables", Since: time.Unix(0, 0).UTC(),
 	}))
 	want := "NAMESPACE   NAME   REDIRECTION   VIA        SINCE                  REASON\n" +
 		"shop        web    pending       nftables   1970-01-01T00:00:00Z   no proxy\n"
 	if code, out := run("status", "--status-dir", filepath.Join(dir, "status")); code != 0 || out != want {
 		t.Errorf("status: %d\n%s\nwant\n%s", code, out, want)
 	}
-	var pods []agent.Status
-	if code, out := run("status", "-o", "json", "--status-dir", filepath.Join(dir, "status")); code != 0 || json.Unmarshal([]byte(out), &pods) != nil || len(pods) != 1 {
+	var all struct {
+		Node agent.NodeStatus
+		Pods []agent.Status
+	}
+	if code, out := run("status", "-o", "json", "--status-dir", filepath.Join(dir, "status")); code != 0 || json.Unmarshal([]byte(out), &all) != nil || len(all.Pods) != 1 {
 		t.Errorf("status as JSON: %d %s", code, out)
 	}
 	for _, tc := range []struct {
@@ -303,9 +306,8 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--no-such-flag"}, 2, "no-such-flag"},
 		{[]string{"status", "extra"}, 2, "extra"},
 		{[]string{"--source", "kube:", "--redirect", "magic"}, 1, "want dir:PATH"},
-		{[]string{"--source", "kube:", "--redirect", "magic"}, 1, "want auto or nftables"},
+		{[]string{"--source", "kube:", "--redirect", "magic"}, 1, "want auto, ebpf or nftables"},
 		{[]string{"--source", "kube:"}, 1, "--node is required"},
-		{[]string{"--redirect", "ebpf"}, 1, "nftables only"},
 		{[]string{"--probe-ipv4", "x"}, 1, "--probe-ipv4"},
 		{[]string{"status", "--status-dir", filepath.Join(dir, "nowhere")}, 1, "has the agent run"},
 		{[]string{"status", "-o", "xml"}, 1, "want json or table"},
@@ -325,7 +327,7 @@ func TestHealthAddressInUse(t *testing.T) {
 	var out bytes.Buffer
 	code := app.Main(t.Context(), []string{
 		"--source", "dir:" + dir, "--node", "n1", "--zds-path", filepath.Join(dir, "zds.sock"),
-		"--status-dir", dir, "--host-probes=false", "--health-addr", ln.Addr().String(),
+		"--status-dir", dir, "--bpffs-dir", dir, "--redirect=nftables", "--host-probes=false", "--health-addr", ln.Addr().String(),
 	}, &out, &out)
 	if code != 1 || !strings.Contains(out.String(), "--health-addr") {
 		t.Errorf("status %d, %q", code, out.String())

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -17,18 +18,21 @@ import (
 // parts is an agent that is put together and not running yet.
 type parts struct {
 	agent    *agent.Agent
-	rules    *redirect.Dataplane
+	redirect *redirector
 	host     *redirect.Host
 	status   *agent.StatusDir
+	node     agent.NodeStatus
 	server   *handoff.Server
 	home     *netns.NS
 	ready    *boot.Ready
 	registry *prometheus.Registry
+	log      *slog.Logger
 }
 
 func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
-	p := &parts{ready: boot.NewReady(), registry: boot.NewRegistry("ambit-node")}
-	if p.rules, err = redirect.New(cfg.redirect(log)); err != nil {
+	p := &parts{ready: boot.NewReady(), registry: boot.NewRegistry("ambit-node"), log: log}
+	dirs, err := cfg.dirs()
+	if err != nil {
 		return nil, err
 	}
 	if p.status, err = agent.OpenStatusDir(cfg.StatusDir); err != nil {
@@ -39,45 +43,105 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	}
 	defer func() {
 		if err != nil {
+			if p.redirect != nil {
+				p.redirect.close()
+			}
 			_ = p.home.Close() // err says more
 		}
 	}()
 	if p.host, err = redirect.NewHost(cfg.redirect(log), p.home); err != nil {
 		return nil, err
 	}
-	// The kernel is asked now, so that a node that cannot do it says so at once.
-	var hostRules agent.HostRules
-	if cfg.HostProbes {
-		if err := p.host.Set([]netip.Addr{}); err != nil {
-			return nil, fmt.Errorf("exempt the node's probes (--host-probes=false does without): %w", err)
-		}
-		hostRules = p.host
+	if p.redirect, err = choose(cfg, p.home, log); err != nil {
+		return nil, err
 	}
-	dirs, err := cfg.dirs()
+	p.redirect.register(p.registry)
+	lacking, err := missing(p.redirect.kind)
 	if err != nil {
 		return nil, err
 	}
+	log.Info("pods are captured with "+p.redirect.kind, "requested", cfg.Redirect, "why", p.redirect.reason)
+	for _, c := range lacking {
+		log.Warn("a capability is missing", "capability", c)
+	}
+	c := agent.Config{Status: p.status, NodeNS: p.home.Inode(), Propagation: cfg.Propagation, Drain: cfg.Drain,
+		Synced: p.ready.Block("pods"), Logger: boot.Scoped(log, "agent"), Registerer: p.registry}
+	p.redirect.into(&c)
+	if err := p.probes(cfg, &c); err != nil {
+		return nil, err
+	}
+	verify := c.Verify
+	c.Verify = func() { verify(); p.writeNode(cfg, lacking) }
+	p.writeNode(cfg, lacking)
 	p.server, err = handoff.Listen(handoff.ServerConfig{
 		Path: cfg.ZDSPath, Logger: boot.Scoped(log, "zds"), Registerer: p.registry,
 		// The agent is made from the server; no proxy is served before both are.
+		Admit:          func(peer handoff.Peer) error { return p.redirect.admit(peer, p.agent.NamespaceOf) },
 		SnapshotResult: func(uid string, err error) { p.agent.SnapshotResult(uid, err) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.agent = agent.New(agent.Config{
-		Source: agent.NewDirSource(agent.DirConfig{
-			Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),
-		}),
-		Proxies: p.server, Rules: p.rules, Host: hostRules, Status: p.status, NodeNS: p.home.Inode(),
-		Propagation: cfg.Propagation, Drain: cfg.Drain,
-		Synced: p.ready.Block("pods"),
-		Logger: boot.Scoped(log, "agent"), Registerer: p.registry,
+	c.Proxies = p.server
+	c.Source = agent.NewDirSource(agent.DirConfig{
+		Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),
 	})
+	p.agent = agent.New(c)
 	return p, nil
+}
+
+// probes lets the node's own connections to pods pass: programs know them by
+// themselves, rules by an address.
+func (p *parts) probes(cfg Config, c *agent.Config) error {
+	if p.redirect.kind == kindEBPF {
+		ready := c.Ready
+		c.Ready = func() error {
+			if err := ready(); err != nil {
+				return err
+			}
+			// What another redirector's pods needed: none is left.
+			if err := p.host.Remove(); err != nil {
+				p.log.Warn("the node's rule of the nftables redirector stays: probes may be refused under STRICT", "err", err)
+			}
+			return nil
+		}
+		return nil
+	}
+	if !cfg.HostProbes {
+		return nil
+	}
+	// The kernel is asked now, so that a node that cannot do it says so at once.
+	if err := p.host.Set([]netip.Addr{}); err != nil {
+		return fmt.Errorf("exempt the node's probes (--host-probes=false does without): %w", err)
+	}
+	c.Host = p.host
+	return nil
+}
+
+// writeNode writes the node's status if it says something else than before.
+func (p *parts) writeNode(cfg Config, lacking []string) {
+	s := p.redirect.nodeStatus(cfg.Redirect, lacking)
+	if p.node.Equal(s) {
+		return
+	}
+	s.Since = time.Now().UTC().Truncate(time.Second)
+	if old, err := p.status.Node(); err == nil && old.Redirector == s.Redirector {
+		s.Since = old.Since
+	}
+	if err := p.status.WriteNode(s); err != nil {
+		p.log.Error("node status cannot be written", "err", err)
+		return
+	}
+	p.node = s
+}
+
+// uninstall takes everything away that this agent and those before it left.
+func (p *parts) uninstall(dir string) (int, error) {
+	return cleanup(p.status, p.host, p.redirect.table, dir)
 }
 
 func (p *parts) close() {
 	p.server.Close()
+	p.redirect.close()
 	_ = p.home.Close() // only ever entered
 }

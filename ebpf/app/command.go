@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -87,6 +88,7 @@ func newFlagSet(name string, stderr io.Writer) *flag.FlagSet {
 
 func commonFlags(fs *flag.FlagSet, c *Config) {
 	fs.StringVar(&c.StatusDir, "status-dir", "/var/run/ambit/status", "`directory` with one status file per pod")
+	fs.StringVar(&c.BPFFSDir, "bpffs-dir", "/sys/fs/bpf/ambit", "`directory` on a BPF file system for eBPF programs, of this node alone")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "`level`, or scope=level pairs")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 }
@@ -98,7 +100,9 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	fs.StringVar(&c.Source, "source", "", "where pods come from: dir:`PATH`[,PATH...]")
 	fs.StringVar(&c.Node, "node", "", "this node's `name`, as in pods' spec.nodeName")
 	fs.StringVar(&c.ZDSPath, "zds-path", "/var/run/ztunnel/ztunnel.sock", "`socket` on which ztunnel gets pods")
-	fs.StringVar(&c.Redirect, "redirect", "auto", "how pods are captured: auto or nftables")
+	fs.StringVar(&c.Redirect, "redirect", kindAuto, "how pods are captured: ebpf, nftables, or auto, which is eBPF where the node has all it takes")
+	fs.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup2 `directory` above all pods and ztunnel's pod (default: kubelet's)")
+	fs.StringVar(&c.NodeCgroup, "node-cgroup", "", "cgroup2 `directory` above the node's own processes, for their probes (default: where cgroup2 is mounted)")
 	fs.StringVar(&c.HealthAddr, "health-addr", "127.0.0.1:15022", "`address` of /healthz/ready, /metrics, /logging and /debug; empty: none")
 	fs.BoolVar(&c.HostProbes, "host-probes", true, "let the node's own connections (kubelet probes) reach enrolled pods outside the mesh")
 	fs.BoolVar(&c.DNSCapture, "dns-capture", true, "pods' DNS goes through ztunnel where it answers DNS; the pod annotation ambient.istio.io/dns-capture wins")
@@ -162,16 +166,40 @@ func statusCommand(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	node, nerr := dir.Node()
 	pods, err := dir.List()
+	err = errors.Join(nerr, err)
 	if *format == "json" {
 		if pods == nil {
 			pods = []agent.Status{}
 		}
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")
-		return errors.Join(err, enc.Encode(pods))
+		return errors.Join(err, enc.Encode(struct {
+			Node agent.NodeStatus `json:"node"`
+			Pods []agent.Status   `json:"pods"`
+		}{node, pods}))
 	}
+	printNode(stdout, node)
 	return errors.Join(err, printTable(stdout, pods))
+}
+
+// printNode prints nothing for a node whose agent never ran.
+func printNode(w io.Writer, n agent.NodeStatus) {
+	if n.Redirector == "" {
+		return
+	}
+	fmt.Fprintf(w, "pods are captured with %s: %s\n", n.Redirector, n.Reason)
+	for _, l := range n.Limits {
+		fmt.Fprintf(w, "does not hold: %s\n", l)
+	}
+	for _, o := range n.Obstacles {
+		fmt.Fprintf(w, "in the way: %s\n", o)
+	}
+	for _, m := range n.Missing {
+		fmt.Fprintf(w, "missing capability: %s\n", m)
+	}
+	fmt.Fprintln(w)
 }
 
 func printTable(w io.Writer, pods []agent.Status) error {
@@ -182,7 +210,7 @@ func printTable(w io.Writer, pods []agent.Status) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(tw, "NAMESPACE\tNAME\tREDIRECTION\tVIA\tSINCE\tREASON")
 	for _, p := range pods {
-		fmt.Fprintf(tw, "%s\t%s\t%s\tnftables\t%s\t%s\n", p.Namespace, p.Name, p.Redirection, p.Since.Format(time.RFC3339), p.Reason)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Namespace, p.Name, p.Redirection, cmp.Or(p.Via, "-"), p.Since.Format(time.RFC3339), p.Reason)
 	}
 	return tw.Flush()
 }

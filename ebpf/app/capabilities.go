@@ -1,0 +1,57 @@
+package app
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// capability is a right that the agent needs, and what for.
+type capability struct {
+	bit  uint
+	name string
+	why  string
+	kind string // the redirector that needs it; "": both
+}
+
+// capabilities are all the agent needs as root; TestLeastCapabilities runs it with
+// these alone.
+var capabilities = []capability{
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "rules, routes and programs in pods' network namespaces", ""},
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "entering pods' network namespaces", ""},
+	{unix.CAP_BPF, "CAP_BPF", "loading programs and maps", kindEBPF},
+	{unix.CAP_PERFMON, "CAP_PERFMON", "programs that read the kernel's structures", kindEBPF},
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "seeing who shares the proxy's cgroup", kindEBPF},
+}
+
+func (c capability) String() string { return c.name + " (" + c.why + ")" }
+
+// missing returns those of kind that this process lacks.
+func missing(kind string) ([]string, error) {
+	data, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, fmt.Errorf("read own capabilities: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		// proc_pid_status(5)
+		hex, ok := strings.CutPrefix(line, "CapEff:")
+		if !ok {
+			continue
+		}
+		have, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("read own capabilities: %w", err)
+		}
+		var names []string
+		for _, c := range capabilities {
+			if (c.kind == "" || c.kind == kind) && have&(1<<c.bit) == 0 {
+				names = append(names, c.String())
+			}
+		}
+		return names, nil
+	}
+	return nil, fmt.Errorf("read own capabilities: /proc/self/status does not tell them")
+}
