@@ -23,11 +23,17 @@
 #define SOL_SOCKET 1
 #define SOL_IP 0
 #define SOL_IPV6 41
+#define SOL_TCP 6
+#define TCP_SYNCNT 7
 #define SO_MARK 36
 #define SO_BINDTODEVICE 25
 #define SO_ORIGINAL_DST 80
 #define TCP_ESTABLISHED 1
+#define TCP_FIN_WAIT2 5
 #define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
+#define TCP_CLOSING 11
 #define ENETUNREACH 101
 
 struct sockaddr_in {
@@ -68,6 +74,8 @@ static __always_inline __be16 user_port(struct bpf_sock_addr *ctx)
 {
 	return (__be16)ctx->user_port;
 }
+
+#include "lease.h"
 
 static __always_inline __u32 mix(__u32 h)
 {
@@ -248,12 +256,22 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		/* Which interface the app wants is lost: nothing but an unbound socket speaks to its own pod, since
 		 * packets over lo count as received on the interface that owns the address. */
 		char none[] = "";
+		bool direct = !dns && (e->flags & ENROL_ACCELERATE) && lease_plain(sk, v6, is_ip4(&dst) ? &e->v4 : &e->v6);
 
 		if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none))) {
 			count(REASON_BIND);
 			return REFUSE;
 		}
-		if (!bind_source(ctx, v6, sk, e, &dst, &wanted.flags) || !hand_over(netns, &wanted, &alias))
+		if (!bind_source(ctx, v6, sk, e, &dst, &wanted.flags))
+			return REFUSE;
+		struct leased lease = {};
+
+		if (direct && lease_take(ctx, sk, netns, &wanted, &lease)) {
+			set_user_address(ctx, v6, &lease.addr);
+			ctx->user_port = lease.port;
+			return PASS;
+		}
+		if (!hand_over(netns, &wanted, &alias))
 			return REFUSE;
 		/* This hook sees the first subflow of an MPTCP socket, getpeername the socket. Linux 5.19; older
 		 * kernels let an MPTCP app see the alias. */
@@ -459,6 +477,34 @@ static __always_inline struct flow flow_of(struct bpf_sock_ops *ctx)
 	f.local_port = bpf_htons(ctx->local_port);
 	f.remote_port = bpf_htons(bpf_ntohl(ctx->remote_port));
 	return f;
+}
+
+/* Attached while a pod is accelerated. */
+SEC("sockops")
+int lease_sockops(struct bpf_sock_ops *ctx)
+{
+	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		struct flow f = flow_of(ctx);
+
+		lease_connect(ctx, &f);
+	} else if (ctx->op == BPF_SOCK_OPS_STATE_CB) {
+		lease_state(ctx);
+	}
+	return 1;
+}
+
+SEC("cgroup/getpeername4")
+int lease_getpeername4(struct bpf_sock_addr *ctx)
+{
+	lease_peer(ctx, false);
+	return PASS;
+}
+
+SEC("cgroup/getpeername6")
+int lease_getpeername6(struct bpf_sock_addr *ctx)
+{
+	lease_peer(ctx, true);
+	return PASS;
 }
 
 static __always_inline bool mark_own(struct bpf_sock *sk)

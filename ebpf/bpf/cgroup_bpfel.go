@@ -31,6 +31,40 @@ type CgroupDestination struct {
 	Flags uint16
 }
 
+type CgroupDirect struct {
+	_          structs.HostLayout
+	Key        CgroupLeaseKey
+	Flow       CgroupFlow
+	Lease      uint64
+	To         uint64
+	Since      uint64
+	Fence      uint64
+	AtFinWait2 uint64
+	Open       uint32
+	Fin        uint32
+}
+
+type CgroupDirectEvent struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	At          uint64
+	Direct      CgroupDirect
+	Sent        uint64
+	Received    uint64
+	Rtt         uint32
+	Retransmits uint32
+	Kind        CgroupDirectKind
+	Reserved    uint32
+}
+
+type CgroupDirectKind uint32
+
+const (
+	CgroupDirectKindDIRECT_OPENED CgroupDirectKind = 1
+	CgroupDirectKindDIRECT_CLOSED CgroupDirectKind = 2
+	CgroupDirectKindDIRECT_VOID   CgroupDirectKind = 3
+)
+
 type CgroupEnrolment struct {
 	_        structs.HostLayout
 	V4       CgroupAddress
@@ -42,9 +76,10 @@ type CgroupEnrolment struct {
 type CgroupEnrolmentFlag uint32
 
 const (
-	CgroupEnrolmentFlagENROL_OUTBOUND CgroupEnrolmentFlag = 1
-	CgroupEnrolmentFlagENROL_INBOUND  CgroupEnrolmentFlag = 2
-	CgroupEnrolmentFlagENROL_DNS      CgroupEnrolmentFlag = 4
+	CgroupEnrolmentFlagENROL_OUTBOUND   CgroupEnrolmentFlag = 1
+	CgroupEnrolmentFlagENROL_INBOUND    CgroupEnrolmentFlag = 2
+	CgroupEnrolmentFlagENROL_DNS        CgroupEnrolmentFlag = 4
+	CgroupEnrolmentFlagENROL_ACCELERATE CgroupEnrolmentFlag = 8
 )
 
 type CgroupFlow struct {
@@ -55,6 +90,40 @@ type CgroupFlow struct {
 	LocalPort  uint16
 	RemotePort uint16
 	Reserved   uint32
+}
+
+type CgroupLease struct {
+	_      structs.HostLayout
+	Until  uint64
+	Target [4]CgroupLeaseTarget
+}
+
+type CgroupLeaseKey struct {
+	_        structs.HostLayout
+	Netns    uint64
+	Addr     CgroupAddress
+	Port     uint16
+	Reserved [3]uint16
+}
+
+type CgroupLeaseTarget struct {
+	_        structs.HostLayout
+	Addr     CgroupAddress
+	Port     uint16
+	Reserved uint16
+	Upto     uint32
+	Id       uint64
+	Netns    uint64
+}
+
+type CgroupLeased struct {
+	_        structs.HostLayout
+	Key      CgroupLeaseKey
+	Id       uint64
+	Netns    uint64
+	Addr     CgroupAddress
+	Port     uint16
+	Reserved [3]uint16
 }
 
 type CgroupListener struct {
@@ -90,39 +159,47 @@ type CgroupSettings struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	CgroupMapMeshAliases      = "mesh_aliases"
-	CgroupMapMeshDials        = "mesh_dials"
-	CgroupMapMeshDrops        = "mesh_drops"
-	CgroupMapMeshEnrolled     = "mesh_enrolled"
-	CgroupMapMeshGuests       = "mesh_guests"
-	CgroupMapMeshHandover     = "mesh_handover"
-	CgroupMapMeshListeners    = "mesh_listeners"
-	CgroupMapMeshOriginal     = "mesh_original"
-	CgroupMapMeshOwn          = "mesh_own"
-	CgroupMapMeshPods         = "mesh_pods"
-	CgroupMapMeshSettings     = "mesh_settings"
-	CgroupMapMeshWanted       = "mesh_wanted"
-	CgroupProgNodeSockops     = "node_sockops"
-	CgroupProgPodBind4        = "pod_bind4"
-	CgroupProgPodBind6        = "pod_bind6"
-	CgroupProgPodConnect4     = "pod_connect4"
-	CgroupProgPodConnect6     = "pod_connect6"
-	CgroupProgPodGetpeername4 = "pod_getpeername4"
-	CgroupProgPodGetpeername6 = "pod_getpeername6"
-	CgroupProgPodGetsockname4 = "pod_getsockname4"
-	CgroupProgPodGetsockname6 = "pod_getsockname6"
-	CgroupProgPodRecvmsg4     = "pod_recvmsg4"
-	CgroupProgPodRecvmsg6     = "pod_recvmsg6"
-	CgroupProgPodSendmsg4     = "pod_sendmsg4"
-	CgroupProgPodSendmsg6     = "pod_sendmsg6"
-	CgroupProgProxyBind4      = "proxy_bind4"
-	CgroupProgProxyBind6      = "proxy_bind6"
-	CgroupProgProxyConnect4   = "proxy_connect4"
-	CgroupProgProxyConnect6   = "proxy_connect6"
-	CgroupProgProxyGetsockopt = "proxy_getsockopt"
-	CgroupProgProxySendmsg4   = "proxy_sendmsg4"
-	CgroupProgProxySendmsg6   = "proxy_sendmsg6"
-	CgroupProgProxySockops    = "proxy_sockops"
+	CgroupMapMeshAliases        = "mesh_aliases"
+	CgroupMapMeshDials          = "mesh_dials"
+	CgroupMapMeshDirect         = "mesh_direct"
+	CgroupMapMeshDirectEvents   = "mesh_direct_events"
+	CgroupMapMeshDrops          = "mesh_drops"
+	CgroupMapMeshEnrolled       = "mesh_enrolled"
+	CgroupMapMeshGuests         = "mesh_guests"
+	CgroupMapMeshHandover       = "mesh_handover"
+	CgroupMapMeshLeased         = "mesh_leased"
+	CgroupMapMeshLeases         = "mesh_leases"
+	CgroupMapMeshListeners      = "mesh_listeners"
+	CgroupMapMeshOriginal       = "mesh_original"
+	CgroupMapMeshOwn            = "mesh_own"
+	CgroupMapMeshPods           = "mesh_pods"
+	CgroupMapMeshSettings       = "mesh_settings"
+	CgroupMapMeshWanted         = "mesh_wanted"
+	CgroupProgLeaseGetpeername4 = "lease_getpeername4"
+	CgroupProgLeaseGetpeername6 = "lease_getpeername6"
+	CgroupProgLeaseSockops      = "lease_sockops"
+	CgroupProgNodeSockops       = "node_sockops"
+	CgroupProgPodBind4          = "pod_bind4"
+	CgroupProgPodBind6          = "pod_bind6"
+	CgroupProgPodConnect4       = "pod_connect4"
+	CgroupProgPodConnect6       = "pod_connect6"
+	CgroupProgPodGetpeername4   = "pod_getpeername4"
+	CgroupProgPodGetpeername6   = "pod_getpeername6"
+	CgroupProgPodGetsockname4   = "pod_getsockname4"
+	CgroupProgPodGetsockname6   = "pod_getsockname6"
+	CgroupProgPodRecvmsg4       = "pod_recvmsg4"
+	CgroupProgPodRecvmsg6       = "pod_recvmsg6"
+	CgroupProgPodSendmsg4       = "pod_sendmsg4"
+	CgroupProgPodSendmsg6       = "pod_sendmsg6"
+	CgroupProgProxyBind4        = "proxy_bind4"
+	CgroupProgProxyBind6        = "proxy_bind6"
+	CgroupProgProxyConnect4     = "proxy_connect4"
+	CgroupProgProxyConnect6     = "proxy_connect6"
+	CgroupProgProxyGetsockopt   = "proxy_getsockopt"
+	CgroupProgProxySendmsg4     = "proxy_sendmsg4"
+	CgroupProgProxySendmsg6     = "proxy_sendmsg6"
+	CgroupProgProxySockops      = "proxy_sockops"
+	CgroupVarLeaseEventType     = "lease_event_type"
 )
 
 // LoadCgroup returns the embedded CollectionSpec for Cgroup.
@@ -167,51 +244,59 @@ type CgroupSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CgroupProgramSpecs struct {
-	NodeSockops     *ebpf.ProgramSpec `ebpf:"node_sockops"`
-	PodBind4        *ebpf.ProgramSpec `ebpf:"pod_bind4"`
-	PodBind6        *ebpf.ProgramSpec `ebpf:"pod_bind6"`
-	PodConnect4     *ebpf.ProgramSpec `ebpf:"pod_connect4"`
-	PodConnect6     *ebpf.ProgramSpec `ebpf:"pod_connect6"`
-	PodGetpeername4 *ebpf.ProgramSpec `ebpf:"pod_getpeername4"`
-	PodGetpeername6 *ebpf.ProgramSpec `ebpf:"pod_getpeername6"`
-	PodGetsockname4 *ebpf.ProgramSpec `ebpf:"pod_getsockname4"`
-	PodGetsockname6 *ebpf.ProgramSpec `ebpf:"pod_getsockname6"`
-	PodRecvmsg4     *ebpf.ProgramSpec `ebpf:"pod_recvmsg4"`
-	PodRecvmsg6     *ebpf.ProgramSpec `ebpf:"pod_recvmsg6"`
-	PodSendmsg4     *ebpf.ProgramSpec `ebpf:"pod_sendmsg4"`
-	PodSendmsg6     *ebpf.ProgramSpec `ebpf:"pod_sendmsg6"`
-	ProxyBind4      *ebpf.ProgramSpec `ebpf:"proxy_bind4"`
-	ProxyBind6      *ebpf.ProgramSpec `ebpf:"proxy_bind6"`
-	ProxyConnect4   *ebpf.ProgramSpec `ebpf:"proxy_connect4"`
-	ProxyConnect6   *ebpf.ProgramSpec `ebpf:"proxy_connect6"`
-	ProxyGetsockopt *ebpf.ProgramSpec `ebpf:"proxy_getsockopt"`
-	ProxySendmsg4   *ebpf.ProgramSpec `ebpf:"proxy_sendmsg4"`
-	ProxySendmsg6   *ebpf.ProgramSpec `ebpf:"proxy_sendmsg6"`
-	ProxySockops    *ebpf.ProgramSpec `ebpf:"proxy_sockops"`
+	LeaseGetpeername4 *ebpf.ProgramSpec `ebpf:"lease_getpeername4"`
+	LeaseGetpeername6 *ebpf.ProgramSpec `ebpf:"lease_getpeername6"`
+	LeaseSockops      *ebpf.ProgramSpec `ebpf:"lease_sockops"`
+	NodeSockops       *ebpf.ProgramSpec `ebpf:"node_sockops"`
+	PodBind4          *ebpf.ProgramSpec `ebpf:"pod_bind4"`
+	PodBind6          *ebpf.ProgramSpec `ebpf:"pod_bind6"`
+	PodConnect4       *ebpf.ProgramSpec `ebpf:"pod_connect4"`
+	PodConnect6       *ebpf.ProgramSpec `ebpf:"pod_connect6"`
+	PodGetpeername4   *ebpf.ProgramSpec `ebpf:"pod_getpeername4"`
+	PodGetpeername6   *ebpf.ProgramSpec `ebpf:"pod_getpeername6"`
+	PodGetsockname4   *ebpf.ProgramSpec `ebpf:"pod_getsockname4"`
+	PodGetsockname6   *ebpf.ProgramSpec `ebpf:"pod_getsockname6"`
+	PodRecvmsg4       *ebpf.ProgramSpec `ebpf:"pod_recvmsg4"`
+	PodRecvmsg6       *ebpf.ProgramSpec `ebpf:"pod_recvmsg6"`
+	PodSendmsg4       *ebpf.ProgramSpec `ebpf:"pod_sendmsg4"`
+	PodSendmsg6       *ebpf.ProgramSpec `ebpf:"pod_sendmsg6"`
+	ProxyBind4        *ebpf.ProgramSpec `ebpf:"proxy_bind4"`
+	ProxyBind6        *ebpf.ProgramSpec `ebpf:"proxy_bind6"`
+	ProxyConnect4     *ebpf.ProgramSpec `ebpf:"proxy_connect4"`
+	ProxyConnect6     *ebpf.ProgramSpec `ebpf:"proxy_connect6"`
+	ProxyGetsockopt   *ebpf.ProgramSpec `ebpf:"proxy_getsockopt"`
+	ProxySendmsg4     *ebpf.ProgramSpec `ebpf:"proxy_sendmsg4"`
+	ProxySendmsg6     *ebpf.ProgramSpec `ebpf:"proxy_sendmsg6"`
+	ProxySockops      *ebpf.ProgramSpec `ebpf:"proxy_sockops"`
 }
 
 // CgroupMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CgroupMapSpecs struct {
-	MeshAliases   *ebpf.MapSpec `ebpf:"mesh_aliases"`
-	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
-	MeshDrops     *ebpf.MapSpec `ebpf:"mesh_drops"`
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshGuests    *ebpf.MapSpec `ebpf:"mesh_guests"`
-	MeshHandover  *ebpf.MapSpec `ebpf:"mesh_handover"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOriginal  *ebpf.MapSpec `ebpf:"mesh_original"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshSettings  *ebpf.MapSpec `ebpf:"mesh_settings"`
-	MeshWanted    *ebpf.MapSpec `ebpf:"mesh_wanted"`
+	MeshAliases      *ebpf.MapSpec `ebpf:"mesh_aliases"`
+	MeshDials        *ebpf.MapSpec `ebpf:"mesh_dials"`
+	MeshDirect       *ebpf.MapSpec `ebpf:"mesh_direct"`
+	MeshDirectEvents *ebpf.MapSpec `ebpf:"mesh_direct_events"`
+	MeshDrops        *ebpf.MapSpec `ebpf:"mesh_drops"`
+	MeshEnrolled     *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuests       *ebpf.MapSpec `ebpf:"mesh_guests"`
+	MeshHandover     *ebpf.MapSpec `ebpf:"mesh_handover"`
+	MeshLeased       *ebpf.MapSpec `ebpf:"mesh_leased"`
+	MeshLeases       *ebpf.MapSpec `ebpf:"mesh_leases"`
+	MeshListeners    *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOriginal     *ebpf.MapSpec `ebpf:"mesh_original"`
+	MeshOwn          *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPods         *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshSettings     *ebpf.MapSpec `ebpf:"mesh_settings"`
+	MeshWanted       *ebpf.MapSpec `ebpf:"mesh_wanted"`
 }
 
 // CgroupVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CgroupVariableSpecs struct {
+	LeaseEventType *ebpf.VariableSpec `ebpf:"lease_event_type"`
 }
 
 // CgroupObjects contains all objects after they have been loaded into the kernel.
@@ -234,28 +319,36 @@ func (o *CgroupObjects) Close() error {
 //
 // It can be passed to LoadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CgroupMaps struct {
-	MeshAliases   *ebpf.Map `ebpf:"mesh_aliases"`
-	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
-	MeshDrops     *ebpf.Map `ebpf:"mesh_drops"`
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshGuests    *ebpf.Map `ebpf:"mesh_guests"`
-	MeshHandover  *ebpf.Map `ebpf:"mesh_handover"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOriginal  *ebpf.Map `ebpf:"mesh_original"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshSettings  *ebpf.Map `ebpf:"mesh_settings"`
-	MeshWanted    *ebpf.Map `ebpf:"mesh_wanted"`
+	MeshAliases      *ebpf.Map `ebpf:"mesh_aliases"`
+	MeshDials        *ebpf.Map `ebpf:"mesh_dials"`
+	MeshDirect       *ebpf.Map `ebpf:"mesh_direct"`
+	MeshDirectEvents *ebpf.Map `ebpf:"mesh_direct_events"`
+	MeshDrops        *ebpf.Map `ebpf:"mesh_drops"`
+	MeshEnrolled     *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuests       *ebpf.Map `ebpf:"mesh_guests"`
+	MeshHandover     *ebpf.Map `ebpf:"mesh_handover"`
+	MeshLeased       *ebpf.Map `ebpf:"mesh_leased"`
+	MeshLeases       *ebpf.Map `ebpf:"mesh_leases"`
+	MeshListeners    *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOriginal     *ebpf.Map `ebpf:"mesh_original"`
+	MeshOwn          *ebpf.Map `ebpf:"mesh_own"`
+	MeshPods         *ebpf.Map `ebpf:"mesh_pods"`
+	MeshSettings     *ebpf.Map `ebpf:"mesh_settings"`
+	MeshWanted       *ebpf.Map `ebpf:"mesh_wanted"`
 }
 
 func (m *CgroupMaps) Close() error {
 	return _CgroupClose(
 		m.MeshAliases,
 		m.MeshDials,
+		m.MeshDirect,
+		m.MeshDirectEvents,
 		m.MeshDrops,
 		m.MeshEnrolled,
 		m.MeshGuests,
 		m.MeshHandover,
+		m.MeshLeased,
+		m.MeshLeases,
 		m.MeshListeners,
 		m.MeshOriginal,
 		m.MeshOwn,
@@ -269,37 +362,44 @@ func (m *CgroupMaps) Close() error {
 //
 // It can be passed to LoadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CgroupVariables struct {
+	LeaseEventType *ebpf.Variable `ebpf:"lease_event_type"`
 }
 
 // CgroupPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CgroupPrograms struct {
-	NodeSockops     *ebpf.Program `ebpf:"node_sockops"`
-	PodBind4        *ebpf.Program `ebpf:"pod_bind4"`
-	PodBind6        *ebpf.Program `ebpf:"pod_bind6"`
-	PodConnect4     *ebpf.Program `ebpf:"pod_connect4"`
-	PodConnect6     *ebpf.Program `ebpf:"pod_connect6"`
-	PodGetpeername4 *ebpf.Program `ebpf:"pod_getpeername4"`
-	PodGetpeername6 *ebpf.Program `ebpf:"pod_getpeername6"`
-	PodGetsockname4 *ebpf.Program `ebpf:"pod_getsockname4"`
-	PodGetsockname6 *ebpf.Program `ebpf:"pod_getsockname6"`
-	PodRecvmsg4     *ebpf.Program `ebpf:"pod_recvmsg4"`
-	PodRecvmsg6     *ebpf.Program `ebpf:"pod_recvmsg6"`
-	PodSendmsg4     *ebpf.Program `ebpf:"pod_sendmsg4"`
-	PodSendmsg6     *ebpf.Program `ebpf:"pod_sendmsg6"`
-	ProxyBind4      *ebpf.Program `ebpf:"proxy_bind4"`
-	ProxyBind6      *ebpf.Program `ebpf:"proxy_bind6"`
-	ProxyConnect4   *ebpf.Program `ebpf:"proxy_connect4"`
-	ProxyConnect6   *ebpf.Program `ebpf:"proxy_connect6"`
-	ProxyGetsockopt *ebpf.Program `ebpf:"proxy_getsockopt"`
-	ProxySendmsg4   *ebpf.Program `ebpf:"proxy_sendmsg4"`
-	ProxySendmsg6   *ebpf.Program `ebpf:"proxy_sendmsg6"`
-	ProxySockops    *ebpf.Program `ebpf:"proxy_sockops"`
+	LeaseGetpeername4 *ebpf.Program `ebpf:"lease_getpeername4"`
+	LeaseGetpeername6 *ebpf.Program `ebpf:"lease_getpeername6"`
+	LeaseSockops      *ebpf.Program `ebpf:"lease_sockops"`
+	NodeSockops       *ebpf.Program `ebpf:"node_sockops"`
+	PodBind4          *ebpf.Program `ebpf:"pod_bind4"`
+	PodBind6          *ebpf.Program `ebpf:"pod_bind6"`
+	PodConnect4       *ebpf.Program `ebpf:"pod_connect4"`
+	PodConnect6       *ebpf.Program `ebpf:"pod_connect6"`
+	PodGetpeername4   *ebpf.Program `ebpf:"pod_getpeername4"`
+	PodGetpeername6   *ebpf.Program `ebpf:"pod_getpeername6"`
+	PodGetsockname4   *ebpf.Program `ebpf:"pod_getsockname4"`
+	PodGetsockname6   *ebpf.Program `ebpf:"pod_getsockname6"`
+	PodRecvmsg4       *ebpf.Program `ebpf:"pod_recvmsg4"`
+	PodRecvmsg6       *ebpf.Program `ebpf:"pod_recvmsg6"`
+	PodSendmsg4       *ebpf.Program `ebpf:"pod_sendmsg4"`
+	PodSendmsg6       *ebpf.Program `ebpf:"pod_sendmsg6"`
+	ProxyBind4        *ebpf.Program `ebpf:"proxy_bind4"`
+	ProxyBind6        *ebpf.Program `ebpf:"proxy_bind6"`
+	ProxyConnect4     *ebpf.Program `ebpf:"proxy_connect4"`
+	ProxyConnect6     *ebpf.Program `ebpf:"proxy_connect6"`
+	ProxyGetsockopt   *ebpf.Program `ebpf:"proxy_getsockopt"`
+	ProxySendmsg4     *ebpf.Program `ebpf:"proxy_sendmsg4"`
+	ProxySendmsg6     *ebpf.Program `ebpf:"proxy_sendmsg6"`
+	ProxySockops      *ebpf.Program `ebpf:"proxy_sockops"`
 }
 
 func (p *CgroupPrograms) Close() error {
 	return _CgroupClose(
+		p.LeaseGetpeername4,
+		p.LeaseGetpeername6,
+		p.LeaseSockops,
 		p.NodeSockops,
 		p.PodBind4,
 		p.PodBind6,

@@ -39,6 +39,7 @@ enum enrolment_flag {
 	ENROL_OUTBOUND = 1,
 	ENROL_INBOUND = 2,
 	ENROL_DNS = 4,
+	ENROL_ACCELERATE = 8,
 };
 
 struct enrolment {
@@ -86,4 +87,64 @@ enum reason {
 	REASON_FAMILY,	      /* the pod has no address of that family */
 	REASON_SQUAT,	      /* a bind to the proxy's DNS port, or a connect to its port at an alias */
 	REASON_COUNT,
+};
+
+/* Where a pod wants to go. */
+struct lease_key {
+	__u64 netns;
+	struct address addr;
+	__be16 port;
+	__u16 reserved[3];
+};
+
+#define LEASE_TARGETS 4
+
+/* A pod of the same node, and the share of connections that goes there: random 32 bits up to upto, after the shares
+ * of those before it. What is nobody's share goes to the proxy. */
+struct lease_target {
+	struct address addr;
+	__be16 port;
+	__u16 reserved;
+	__u32 upto;
+	__u64 id; /* of the pair, never used again; 0: none */
+	__u64 netns;
+};
+
+struct lease {
+	__u64 until; /* CLOCK_MONOTONIC, ns */
+	struct lease_target target[LEASE_TARGETS];
+};
+
+/* What a socket connects under. */
+struct leased {
+	struct lease_key key;
+	__u64 id, netns;
+	struct address addr;
+	__be16 port;
+	__u16 reserved[3];
+};
+
+/* A connection without the proxy. */
+struct direct {
+	struct lease_key key;
+	struct flow flow; /* all zeros before the SYN */
+	__u64 lease, to, since, fence;
+	__u64 at_fin_wait2; /* bytes received until then */
+	__u32 open, fin;
+};
+
+enum direct_kind {
+	DIRECT_OPENED = 1,
+	DIRECT_CLOSED,
+	DIRECT_VOID, /* the lease ended while it connected */
+};
+
+struct direct_event {
+	__u64 cookie, at;
+	struct direct direct;
+	__u64 sent, received;
+	__u32 rtt; /* us */
+	__u32 retransmits;
+	enum direct_kind kind;
+	__u32 reserved;
 };

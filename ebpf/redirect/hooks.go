@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 
@@ -60,6 +61,7 @@ type Hooks struct {
 	root    programs
 	proxy   programs
 	node    programs
+	lease   programs
 	nodeID  uint64 // the node's namespace, by cookie; 0: none
 	rebuilt bool
 
@@ -108,9 +110,12 @@ func (h *Hooks) open() error {
 		return fmt.Errorf("load programs: %w", explainLoad(err))
 	}
 	defer coll.Close()
-	h.root, h.proxy, h.node = programs{}, programs{}, programs{}
+	h.root, h.proxy, h.node, h.lease = programs{}, programs{}, programs{}, programs{}
 	for _, a := range nodeHooks {
 		h.node[a.program] = coll.DetachProgram(a.program)
+	}
+	for _, a := range leaseHooks {
+		h.lease[a.program] = coll.DetachProgram(a.program)
 	}
 	for _, a := range rootHooks {
 		h.root[a.program] = coll.DetachProgram(a.program)
@@ -125,6 +130,8 @@ func (h *Hooks) open() error {
 		if err := h.attachCgroup(h.cfg.NodeCgroup, h.path(nodeDir), nodeHooks, h.node); err != nil {
 			return err
 		}
+	} else if err := os.RemoveAll(h.path(nodeDir)); err != nil { // an earlier start had one
+		return err
 	}
 	return h.publishMaps()
 }
@@ -161,7 +168,7 @@ func (h *Hooks) Close() error {
 	for m := range maps.Values(h.maps) {
 		errs = append(errs, m.Close())
 	}
-	for _, ps := range []programs{h.root, h.proxy, h.node} {
+	for _, ps := range []programs{h.root, h.proxy, h.node, h.lease} {
 		for p := range maps.Values(ps) {
 			errs = append(errs, p.Close())
 		}

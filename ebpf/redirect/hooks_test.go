@@ -56,7 +56,8 @@ func quietStage(t testing.TB) *stage {
 func (s *stage) open(t testing.TB) {
 	t.Helper()
 	h, err := redirect.OpenHooks(s.cfg)
-	check(t, err, h.Proxy(s.proxy.Path))
+	check(t, err)
+	check(t, h.Proxy(s.proxy.Path))
 	s.hooks = h
 }
 

@@ -19,6 +19,7 @@ import (
 //	maps/NAME               the maps, of one layout
 //	maps-next/NAME          their successors, while programs are being moved over
 //	root/PROGRAM            links at the pods' cgroup root
+//	lease/PROGRAM           links at the pods' cgroup root, of acceleration
 //	node/PROGRAM            links at the node's cgroup root
 //	proxy/CGROUP/PROGRAM    links at a proxy's cgroup, by its number
 //	pods/COOKIE/{lookup,gate-INDEX,host-INDEX}   links of one pod, by the index of its interface
@@ -28,6 +29,7 @@ const (
 	mapsDir  = "maps"
 	nextDir  = "maps-next"
 	rootDir  = "root"
+	leaseDir = "lease"
 	nodeDir  = "node"
 	proxyDir = "proxy"
 	podsDir  = "pods"
@@ -58,6 +60,14 @@ var rootHooks = []attachment{
 	{bpf.CgroupProgPodBind6, ebpf.AttachCGroupInet6Bind},
 	{bpf.CgroupProgPodConnect4, ebpf.AttachCGroupInet4Connect},
 	{bpf.CgroupProgPodConnect6, ebpf.AttachCGroupInet6Connect},
+}
+
+// leaseHooks are at the pods' root while a pod is accelerated: the kernel calls
+// sockops programs several times in the life of every connection.
+var leaseHooks = []attachment{
+	{bpf.CgroupProgLeaseSockops, ebpf.AttachCGroupSockOps},
+	{bpf.CgroupProgLeaseGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+	{bpf.CgroupProgLeaseGetpeername6, ebpf.AttachCgroupInet6GetPeername},
 }
 
 var nodeHooks = []attachment{{bpf.CgroupProgNodeSockops, ebpf.AttachCGroupSockOps}}
@@ -123,6 +133,9 @@ func (h *Hooks) pinnedMaps(specs map[string]*ebpf.MapSpec) (known, empty bool) {
 	}
 	found := map[string]*ebpf.Map{}
 	for name, spec := range specs {
+		if name == ".rodata" {
+			continue
+		}
 		m, err := ebpf.LoadPinnedMap(h.path(mapsDir, name), nil)
 		if err == nil {
 			found[name] = m
@@ -258,7 +271,7 @@ func (h *Hooks) Uninstall() error {
 			return fmt.Errorf("detach %s: %w", rootHooks[i].program, err)
 		}
 	}
-	for _, dir := range []string{podsDir, proxyDir, nodeDir, rootDir, nextDir, mapsDir} {
+	for _, dir := range []string{podsDir, leaseDir, proxyDir, nodeDir, rootDir, nextDir, mapsDir} {
 		if err := os.RemoveAll(h.path(dir)); err != nil {
 			return fmt.Errorf("unpin %s: %w", dir, err)
 		}

@@ -97,6 +97,7 @@ type PodRules struct {
 	BypassInbound bool // capture outbound connections only
 	DNS           bool // also port 53, to the proxy's resolver
 	IPv6          bool // the pod has an IPv6 address: fail if it cannot be captured
+	Accelerate    bool // connections may do without the proxy under leases; Hooks only
 }
 
 // ErrDrift reports rules that are not, or no longer, what Apply makes.
