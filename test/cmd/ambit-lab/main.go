@@ -37,6 +37,7 @@ const usage = `Usage: ambit-lab [--name LAB] COMMAND
   label|annotate KIND NAME KEY=VALUE KEY-
   wait [-n NS|-A] [--timeout 60s]        until all pods are ready
   exec POD|NODE [-n NS] [-c CONTAINER] -- CMD...
+  capture [--timeout 10s] [-o json]      each TCP connection that begins, on every interface but loopback
   logs POD|COMPONENT [-f] [--tail N]     components: status lists them; lab: the lab's own
   restart COMPONENT|POD [--rolling]      --rolling: the next one serves before the old one ends
   kill COMPONENT|POD [-s SIGNAL]
@@ -228,7 +229,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, 2, err)
 	}
-	if verb == "exec" {
+	if verb == "exec" || verb == "capture" {
 		ctx = context.Background() // signals are the command's
 		signal.Ignore(syscall.SIGPIPE)
 	}
@@ -263,7 +264,7 @@ func (o *options) request(verb string, words []string) (control.Request, []*os.F
 		r.Flags["follow"] = "true"
 	}
 	switch verb {
-	case "exec":
+	case "exec", "capture":
 		return r, []*os.File{os.Stdin, os.Stdout, os.Stderr}, nil
 	case "apply", "delete":
 		if o.file == "" && verb == "apply" {

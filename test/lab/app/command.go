@@ -37,6 +37,7 @@ func (a *App) command(ctx context.Context, r control.Request, files []*os.File, 
 	verbs := map[string]func(context.Context) (int, error){
 		"ready": c.ready, "exec": c.exec, "apply": c.apply, "delete": c.delete, "get": c.get, "label": c.label, "annotate": c.label,
 		"logs": c.logs, "restart": c.restart, "kill": c.kill, "status": c.status, "down": c.down, "wait": c.wait,
+		"capture": c.capture,
 	}
 	f, ok := verbs[r.Verb]
 	if !ok {

@@ -147,6 +147,16 @@ func (n *Network) Machine(name string) (*Machine, bool) {
 	return n.Node(name)
 }
 
+// Hosts are the network's own namespaces: the switch and all machines. Whatever a
+// pod sends to others passes one of them.
+func (n *Network) Hosts() []*netlab.Host {
+	out := []*netlab.Host{n.fabric, n.Control.Host}
+	for _, m := range n.Nodes {
+		out = append(out, m.Host)
+	}
+	return out
+}
+
 // Close takes the network apart.
 func (n *Network) Close() {
 	for _, m := range append([]*Machine{n.Control}, n.Nodes...) {

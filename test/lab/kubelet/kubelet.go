@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/test/lab/cluster"
 	"github.com/ambit-mesh/ambit/test/lab/fabric"
 	"github.com/ambit-mesh/ambit/test/lab/process"
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // Managed is the annotation of pods whose process someone else runs: the mesh's
@@ -127,6 +128,21 @@ func (k *Kubelet) look(ctx context.Context, spec *corev1.Pod, running *sync.Wait
 			}
 		})
 	}
+}
+
+// Hosts are the network namespaces of the pods that have one, by the pods' UIDs.
+func (k *Kubelet) Hosts() map[types.UID]*netlab.Host {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[types.UID]*netlab.Host{}
+	for uid, p := range k.pods {
+		p.mu.Lock()
+		if p.placed && p.net != nil {
+			out[uid] = p.net.Host
+		}
+		p.mu.Unlock()
+	}
+	return out
 }
 
 // LogFile is where a container's output goes.
