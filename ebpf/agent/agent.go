@@ -32,6 +32,7 @@ import (
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/ebpf/sockdiag"
 )
 
 // Pod is a local pod as its Source sees it.
@@ -46,6 +47,10 @@ type Pod struct {
 	Why            string // what decided Enrolled
 	BypassInbound  bool
 	DNS            bool // its queries are to go through the proxy, if that answers them
+
+	OnEnrol                         OnEnrol
+	ExcludeOutbound, ExcludeInbound redirect.Ports
+	Notes                           string // annotations that could not be read
 }
 
 // Source knows the node's pods.
@@ -70,6 +75,8 @@ type Rules interface {
 	Release(ns *netns.NS) error
 	Remove(ns *netns.NS) error
 	Present(ns *netns.NS) (bool, error)
+	Uncaptured(ns *netns.NS, r redirect.PodRules) (redirect.Uncaptured, error)
+	Reset(ns *netns.NS, sockets []sockdiag.Socket) (int, error)
 }
 
 // HostRules exempts the node's own probes; *redirect.Host is one.
@@ -156,6 +163,7 @@ func (c Config) withDefaults() Config {
 type Agent struct {
 	cfg     Config
 	metrics *metrics
+	older   *olderMetrics
 	slots   chan struct{}
 	probes  probes
 
@@ -177,6 +185,7 @@ func New(cfg Config) *Agent {
 		probes: probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
 	}
 	a.metrics = newMetrics(cfg.Registerer, a.counts)
+	a.older = newOlderMetrics(cfg.Registerer, a.olderCount)
 	return a
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/ebpf/sockdiag"
 	"github.com/ambit-mesh/ambit/test/leak"
 )
 
@@ -32,12 +33,14 @@ type world struct {
 	status *agent.StatusDir
 	pods   chan []agent.Pod
 
-	mu      sync.Mutex
-	log     []string
-	changed chan struct{} // closed and replaced at each line
-	fail    map[string]error
-	present bool
-	node    uint64
+	mu            sync.Mutex
+	log           []string
+	changed       chan struct{} // closed and replaced at each line
+	fail          map[string]error
+	present       bool
+	uncaptured    redirect.Uncaptured
+	uncapturedErr error
+	node          uint64
 	// resolves: the proxy answers DNS
 	resolves atomic.Bool
 	hang     chan struct{} // when set, Add of "hang" waits for it
@@ -161,6 +164,17 @@ func (r rules) Check(*netns.NS, redirect.PodRules) error { return r.do("check") 
 func (r rules) Release(*netns.NS) error                  { return r.do("release") }
 func (r rules) Remove(*netns.NS) error                   { return r.do("remove") }
 func (r rules) Present(*netns.NS) (bool, error)          { return r.present, nil }
+func (r rules) Uncaptured(*netns.NS, redirect.PodRules) (redirect.Uncaptured, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.uncaptured, r.uncapturedErr
+}
+func (r rules) Reset(_ *netns.NS, sockets []sockdiag.Socket) (int, error) {
+	if len(sockets) == 0 {
+		return 0, nil
+	}
+	return len(sockets), r.do(fmt.Sprintf("reset %d", len(sockets)))
+}
 
 type host struct{ *world }
 

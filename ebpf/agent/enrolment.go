@@ -42,6 +42,7 @@ func podOf(p *corev1.Pod, ns *corev1.Namespace, excluded []string) Pod {
 	}
 	// A value that is no boolean changes nothing.
 	pod.BypassInbound, _ = strconv.ParseBool(p.Annotations[annotationBypass])
+	pod.annotate(p, ns)
 	pod.Enrolled, pod.Why = enrolment(p, ns, excluded, len(pod.Addrs) > 0)
 	return pod
 }

@@ -30,6 +30,9 @@ type Status struct {
 	Via         string      `json:"via,omitempty"` // the redirector that captures it: ebpf, nftables
 	Since       time.Time   `json:"since"`
 	NetNS       string      `json:"netns,omitempty"` // for cleanup
+
+	PreEnrolment int    `json:"preEnrolment,omitempty"` // connections older than the enrolment, see StatusDir.Older
+	OnEnrol      string `json:"onEnrol,omitempty"`      // what becomes of them
 }
 
 // StatusDir holds one file per enrolled pod, each replaced as a whole. Methods may
@@ -107,6 +110,9 @@ func (d *StatusDir) RemoveExcept(keep map[string]bool) error {
 	var errs []error
 	for _, e := range entries {
 		uid, isStatus := strings.CutSuffix(e.Name(), statusSuffix)
+		if !isStatus {
+			uid, isStatus = strings.CutSuffix(e.Name(), olderSuffix)
+		}
 		half := strings.HasPrefix(e.Name(), tempPrefix)
 		if e.IsDir() || !half && (!isStatus || keep[uid]) {
 			continue

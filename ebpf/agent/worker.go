@@ -59,8 +59,9 @@ type worker struct {
 	phase    phase
 	until    time.Time // of released and draining
 	attempts int
-	dns      bool // the proxy answers DNS in the pod
-	cleared  bool // nothing of an earlier agent's is left
+	dns      bool   // the proxy answers DNS in the pod
+	cleared  bool   // nothing of an earlier agent's is left
+	older    *older // nil before the first rules
 }
 
 func (w *worker) want(p *Pod) {
@@ -153,7 +154,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 			w.show(*d, w.despite(*d), err.Error())
 			w.agent.metrics.failures.Inc()
 		}
-		return w.retry(err), false
+		return w.sooner(w.retry(err), *d), false
 	default:
 		return w.unenrol(ctx, d.Why)
 	}
@@ -193,7 +194,8 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	}
 	rules := redirect.PodRules{
 		BypassInbound: p.BypassInbound, DNS: p.DNS && w.dns,
-		IPv6: slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }),
+		IPv6:            slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }),
+		ExcludeOutbound: p.ExcludeOutbound, ExcludeInbound: p.ExcludeInbound,
 	}
 	// The node's probes first: once rules are there, others are refused.
 	if err := w.agent.probes.put(w.uid, p.Addrs); err != nil {
@@ -208,7 +210,9 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {
 			return fmt.Errorf("redirect: %w", err)
 		}
+		w.meetOlder(ctx, rules)
 	}
+	w.tendOlder(ctx, p, rules, check)
 	w.agent.tried(w.uid) // the proxy may take its time
 	if handed != nil {
 		return handed
@@ -228,7 +232,7 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 		}
 	}
 	w.cleared = true
-	w.show(p, Enabled, p.Why)
+	w.show(p, Enabled, p.reason())
 	return nil
 }
 
@@ -292,7 +296,7 @@ func (w *worker) closeNS() {
 	if w.ns != nil {
 		_ = w.ns.Close() // only ever entered and passed on
 	}
-	w.ns, w.applied, w.captured, w.acked, w.dns = nil, false, false, false, false
+	w.ns, w.applied, w.captured, w.acked, w.dns, w.older = nil, false, false, false, false, nil
 }
 
 func (w *worker) apply(rules redirect.PodRules) error {
@@ -481,6 +485,10 @@ func (w *worker) show(p Pod, r Redirection, reason string) {
 	s := Status{
 		UID: p.UID, Namespace: p.Namespace, Name: p.Name, NetNS: p.NetNS,
 		Redirection: r, Reason: reason, Since: old.Since,
+		PreEnrolment: w.older.count(),
+	}
+	if s.PreEnrolment > 0 {
+		s.OnEnrol = p.OnEnrol.String()
 	}
 	switch {
 	case w.applied:
@@ -512,6 +520,10 @@ func (w *worker) show(p Pod, r Redirection, reason string) {
 func (w *worker) hide() {
 	if err := w.agent.cfg.Status.Remove(w.uid); err != nil {
 		w.log.Error("pod status cannot be removed", "err", err)
+	}
+	w.older = nil
+	if err := w.agent.cfg.Status.removeOlder(w.uid); err != nil {
+		w.log.Error("what is known of older connections cannot be removed", "err", err)
 	}
 	w.mu.Lock()
 	w.shown = Status{}

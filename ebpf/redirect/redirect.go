@@ -98,6 +98,9 @@ type PodRules struct {
 	DNS           bool // also port 53, to the proxy's resolver
 	IPv6          bool // the pod has an IPv6 address: fail if it cannot be captured
 	Accelerate    bool // connections may do without the proxy under leases; Hooks only
+
+	// Connections to these ports are not captured: others' and the pod's own ones.
+	ExcludeOutbound, ExcludeInbound Ports
 }
 
 // ErrDrift reports rules that are not, or no longer, what Apply makes.

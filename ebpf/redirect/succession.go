@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ebpf/sockdiag"
 )
 
 // Redirector is what Dataplane and Hooks have in common.
@@ -17,6 +18,8 @@ type Redirector interface {
 	Release(ns *netns.NS) error
 	Remove(ns *netns.NS) error
 	Present(ns *netns.NS) (bool, error)
+	Uncaptured(ns *netns.NS, r PodRules) (Uncaptured, error)
+	Reset(ns *netns.NS, sockets []sockdiag.Socket) (int, error)
 
 	// Yield ends the redirector's capture of ns, because another one's is in
 	// force. What both need stays; so does what established connections need,
@@ -74,6 +77,16 @@ func (s *Succession) Present(ns *netns.NS) (bool, error) {
 		return next, err
 	}
 	return s.Former.Present(ns)
+}
+
+// Uncaptured lists what neither captures.
+func (s *Succession) Uncaptured(ns *netns.NS, r PodRules) (Uncaptured, error) {
+	return s.Next.Uncaptured(ns, r)
+}
+
+// Reset is as a Dataplane's.
+func (s *Succession) Reset(ns *netns.NS, sockets []sockdiag.Socket) (int, error) {
+	return s.Next.Reset(ns, sockets)
 }
 
 // Waiting reports whether Former alone captures ns.
