@@ -76,6 +76,7 @@ static __always_inline __be16 user_port(struct bpf_sock_addr *ctx)
 }
 
 #include "lease.h"
+#include "origin.h"
 
 static __always_inline __u32 mix(__u32 h)
 {
@@ -128,10 +129,12 @@ static __always_inline bool dns_alias(__u64 netns, const struct address *server,
  * destination by it. (The source port would do, but is chosen after all hooks but sockops.) */
 static __always_inline bool hand_over(__u64 netns, const struct destination *wanted, struct address *alias)
 {
+	struct handover h = {.wanted = *wanted, .origin = origin_of_current()};
+
 	for (__u32 i = 0; i < ALIAS_TRIES; i++) {
 		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(&wanted->addr), bpf_get_prandom_u32())};
 
-		if (bpf_map_update_elem(&mesh_handover, &key, wanted, BPF_NOEXIST) == 0) {
+		if (bpf_map_update_elem(&mesh_handover, &key, &h, BPF_NOEXIST) == 0) {
 			*alias = key.addr;
 			return true;
 		}
@@ -621,13 +624,13 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 		key.addr = READ_IP6(ctx, local_ip6);
 	else
 		key.addr = from_ip4(READ(ctx, local_ip4));
-	struct destination *d = bpf_map_lookup_elem(&mesh_handover, &key);
+	struct handover *have = bpf_map_lookup_elem(&mesh_handover, &key);
 
-	if (!d)
+	if (!have)
 		return; /* SO_ORIGINAL_DST fails, and the proxy closes */
-	struct destination wanted = *d;
+	struct handover h = *have;
 
-	bpf_sk_storage_get(&mesh_original, sk, &wanted, BPF_SK_STORAGE_GET_F_CREATE);
+	bpf_sk_storage_get(&mesh_original, sk, &h, BPF_SK_STORAGE_GET_F_CREATE);
 	bpf_map_delete_elem(&mesh_handover, &key);
 }
 
@@ -730,16 +733,21 @@ int proxy_getsockopt(struct bpf_sockopt *ctx)
 {
 	bool ip4 = ctx->level == SOL_IP;
 
-	if (ctx->optname != SO_ORIGINAL_DST || (!ip4 && ctx->level != SOL_IPV6))
+	if (!ip4 && ctx->level != SOL_IPV6)
+		return PASS;
+	if (ctx->optname == SO_ORIGIN)
+		origin_tell(ctx);
+	if (ctx->optname != SO_ORIGINAL_DST)
 		return PASS;
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!sk)
 		return PASS;
-	struct destination *d = bpf_sk_storage_get(&mesh_original, sk, 0, 0);
+	struct handover *h = bpf_sk_storage_get(&mesh_original, sk, 0, 0);
 
-	if (!d || is_ip4(&d->addr) != ip4)
+	if (!h || is_ip4(&h->wanted.addr) != ip4)
 		return PASS;
+	struct destination *d = &h->wanted;
 	void *val = ctx->optval, *end = ctx->optval_end;
 	if (ip4) {
 		struct sockaddr_in *sa = val;

@@ -92,6 +92,13 @@ type CgroupFlow struct {
 	Reserved   uint32
 }
 
+type CgroupHandover struct {
+	_        structs.HostLayout
+	Origin   CgroupOrigin
+	Wanted   CgroupDestination
+	Reserved uint32
+}
+
 type CgroupLease struct {
 	_      structs.HostLayout
 	Until  uint64
@@ -131,6 +138,14 @@ type CgroupListener struct {
 	Netns  uint64
 	Family uint32
 	Port   uint32
+}
+
+type CgroupOrigin struct {
+	_        structs.HostLayout
+	Cgroup   uint64
+	Pid      uint32
+	Reserved uint32
+	Comm     [16]uint8
 }
 
 type CgroupReason uint32

@@ -34,12 +34,12 @@ struct {
 	__type(value, struct destination);
 } mesh_wanted SEC(".maps");
 
-/* The same, on the socket that the proxy accepted. */
+/* The same and who it was, on the socket that the proxy accepted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct destination);
+	__type(value, struct handover);
 } mesh_original SEC(".maps");
 
 /* Sockets of the proxy: its cgroup's programs run before those of its parents. */
@@ -55,7 +55,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
 	__type(key, struct alias);
-	__type(value, struct destination);
+	__type(value, struct handover);
 } mesh_handover SEC(".maps");
 
 /* Whose address it is: a pod's namespace. */

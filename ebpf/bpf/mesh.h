@@ -35,6 +35,26 @@ struct destination {
 /* The socket was bound to a port and no address: getsockname(2) would tell the loopback address. */
 #define DESTINATION_HIDES_LOCAL 1
 
+/* Who opened a connection. The name is whatever the process calls its thread: bytes of an attacker's choice. */
+struct origin {
+	__u64 cgroup; /* id: the directory's inode number */
+	__u32 pid;    /* of the process, in the node's first PID namespace */
+	__u32 reserved;
+	__u8 comm[16];
+};
+
+/* What the app's side hands over to the proxy's. */
+struct handover {
+	struct origin origin;
+	struct destination wanted;
+	__u32 reserved;
+};
+
+enum {
+	/* getsockopt(2) at SOL_IP or SOL_IPV6 on an accepted socket yields struct origin. Linux has no options there. */
+	SO_ORIGIN = 0x4d657368,
+};
+
 enum enrolment_flag {
 	ENROL_OUTBOUND = 1,
 	ENROL_INBOUND = 2,

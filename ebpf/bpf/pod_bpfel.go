@@ -49,6 +49,19 @@ type PodFlow struct {
 	Reserved   uint32
 }
 
+type PodHandover struct {
+	_      structs.HostLayout
+	Origin struct {
+		_        structs.HostLayout
+		Cgroup   uint64
+		Pid      uint32
+		Reserved uint32
+		Comm     [16]uint8
+	}
+	Wanted   PodDestination
+	Reserved uint32
+}
+
 type PodListener struct {
 	_      structs.HostLayout
 	Netns  uint64
