@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -148,7 +149,13 @@ func Cleanup(cfg Config, stdout io.Writer) error {
 // cleanup takes all pods out of the mesh, whatever captures them. Programs are
 // unpinned without being opened, so that any version's go.
 func cleanup(status *agent.StatusDir, host *redirect.Host, rules *redirect.Dataplane, dir string) (int, error) {
-	n, err := agent.Cleanup(status, leftovers{rules}, func() error { return redirect.Unpin(dir) })
+	n, err := agent.Cleanup(status, leftovers{rules}, func() error {
+		if err := redirect.Unpin(dir); err != nil {
+			return err
+		}
+		_ = os.Remove(dir) // if it is empty and there
+		return nil
+	})
 	return n, errors.Join(err, host.Remove())
 }
 

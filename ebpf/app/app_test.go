@@ -23,7 +23,12 @@ import (
 	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleEnv); role != "" {
+		os.Exit(playRole(role))
+	}
+	leak.Main(m)
+}
 
 func check(t *testing.T, errs ...error) {
 	t.Helper()
