@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
@@ -45,6 +46,8 @@ type Pod struct {
 	Addrs          []netip.Addr
 	Enrolled       bool
 	Why            string // what decided Enrolled
+	Undecided      bool   // its namespace is not known yet, so Enrolled may change in a moment
+	RuntimeUID     string // what the container runtime calls a static pod; "": as UID
 	BypassInbound  bool
 	DNS            bool // its queries are to go through the proxy, if that answers them
 
@@ -105,6 +108,9 @@ type Config struct {
 	Rules   Rules
 	Host    HostRules // nil: probes are not exempted
 	Status  *StatusDir
+	// Attachments keeps what container runtimes say across restarts; nil: it is
+	// forgotten.
+	Attachments *attach.Store
 
 	Via string // the Rules' name in statuses
 
@@ -167,13 +173,14 @@ type Agent struct {
 	slots   chan struct{}
 	probes  probes
 
-	mu      sync.Mutex
-	workers map[string]*worker // by UID
-	ready   readiness
-	wg      sync.WaitGroup // workers
+	mu        sync.Mutex
+	workers   map[string]*worker // by UID
+	ready     readiness
+	admission admission
+	synced    bool           // the source has listed the pods; written by its goroutine
+	wg        sync.WaitGroup // workers
 
 	// Owned by the source's goroutine.
-	synced  bool
 	earlier map[string]Status // of an agent before this one, by UID
 }
 
@@ -182,7 +189,8 @@ func New(cfg Config) *Agent {
 	cfg = cfg.withDefaults()
 	a := &Agent{
 		cfg: cfg, slots: make(chan struct{}, kernelSlots), workers: map[string]*worker{},
-		probes: probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
+		probes:    probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
+		admission: newAdmission(),
 	}
 	a.metrics = newMetrics(cfg.Registerer, a.counts)
 	a.older = newOlderMetrics(cfg.Registerer, a.olderCount)
@@ -194,6 +202,7 @@ func New(cfg Config) *Agent {
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	firstc := make(chan struct{})
+	a.loadAttachments()
 	g.Go(func() error {
 		err := a.cfg.Source.Run(ctx, func(pods []Pod) { a.update(ctx, pods, firstc) })
 		if ctx.Err() != nil {
@@ -215,6 +224,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return a.cfg.Proxies.Run(ctx)
 	})
 	g.Go(func() error { a.watchLoop(ctx); return nil })
+	g.Go(func() error { a.attachLoop(ctx); return nil })
 	err := g.Wait()
 	a.wg.Wait()
 	return err
@@ -247,19 +257,13 @@ func (a *Agent) update(ctx context.Context, pods []Pod, firstc chan struct{}) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.listedLocked(pods)
 	present := make(map[string]bool, len(pods))
 	for _, p := range pods {
 		present[p.UID] = true
-		w := a.workers[p.UID]
-		switch {
-		case w != nil:
-			w.want(&p)
-		case p.Enrolled, p.NetNS != "" && !a.synced:
-			// A pod that is not enrolled gets a worker at the start alone, to
-			// clear what an agent before this one may have left.
-			a.spawnLocked(ctx, p)
-		}
+		a.wantLocked(ctx, p)
 	}
+	clear(a.admission.dirty)
 	for uid, w := range a.workers {
 		if !present[uid] {
 			w.want(nil)
@@ -269,6 +273,24 @@ func (a *Agent) update(ctx context.Context, pods []Pod, firstc chan struct{}) {
 		a.synced = true
 		a.wg.Go(a.becomeReady) // there may be nothing to wait for
 		close(firstc)
+	}
+	a.notifyLocked()
+}
+
+// wantLocked gives a pod that the source lists to its worker.
+func (a *Agent) wantLocked(ctx context.Context, p Pod) {
+	w := a.workers[p.UID]
+	p, there := a.attachedLocked(p)
+	switch {
+	case w != nil && !there:
+		w.want(nil)
+	case w != nil:
+		w.want(&p)
+	case !there:
+	case p.Enrolled, p.NetNS != "" && !a.synced:
+		// A pod that is not enrolled gets a worker at the start alone, to clear
+		// what an agent before this one may have left.
+		a.spawnLocked(ctx, p)
 	}
 }
 
@@ -281,7 +303,10 @@ func (a *Agent) start(pods []Pod) {
 		a.mu.Unlock()
 	}()
 	for _, p := range pods {
-		if !p.Enrolled {
+		a.mu.Lock()
+		p, there := a.attachedLocked(p)
+		a.mu.Unlock()
+		if !p.Enrolled || !there {
 			continue
 		}
 		enrolled[p.UID] = true
@@ -336,7 +361,7 @@ func (a *Agent) spawnLocked(ctx context.Context, p Pod) {
 		agent: a, uid: p.UID, wakec: make(chan struct{}, 1),
 		log: a.cfg.Logger.With("pod", p.Namespace+"/"+p.Name, "uid", p.UID),
 	}
-	w.desired, w.shown = &p, a.earlier[p.UID]
+	w.desired, w.asked, w.shown = &p, 1, a.earlier[p.UID]
 	delete(a.earlier, p.UID)
 	a.workers[p.UID] = w
 	a.wg.Go(func() { w.run(ctx) })
@@ -368,6 +393,7 @@ func (a *Agent) watchLoop(ctx context.Context) {
 			a.becomeReady()
 		case <-verify.C:
 			a.eachWorker((*worker).verify)
+			a.pruneAttachments(ctx)
 			if a.cfg.Verify != nil {
 				a.cfg.Verify()
 			}

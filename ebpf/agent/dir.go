@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/xds/dir"
 )
 
@@ -17,7 +18,10 @@ type DirConfig struct {
 	Node     string   // only pods with this spec.nodeName
 	Excluded []string // namespaces never enrolled
 	DNS      bool     // capture DNS of pods that do not say otherwise
-	Logger   *slog.Logger
+	// Facts hears before each update what a plugin needs to know that has to decide
+	// without the agent; nil: nobody does.
+	Facts  func(attach.Facts)
+	Logger *slog.Logger
 }
 
 // DirSource reads pods and namespaces from directories. It is owned by the
@@ -46,7 +50,11 @@ func (s *DirSource) Run(ctx context.Context, update func([]Pod)) error {
 		s.report(c.Problems)
 		if s.apply(c) || first {
 			first = false
-			update(s.list())
+			pods := s.list()
+			if s.cfg.Facts != nil {
+				s.cfg.Facts(s.facts(pods))
+			}
+			update(pods)
 		}
 	})
 }

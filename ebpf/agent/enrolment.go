@@ -16,6 +16,9 @@ const (
 	// annotationNetNS is the pod's namespace path where no container runtime
 	// can be asked.
 	annotationNetNS = "ambit.dev/netns"
+	// annotationMirror is on the pod that stands for a static one: the UID by which
+	// kubelet and the runtime know it.
+	annotationMirror = "kubernetes.io/config.mirror"
 
 	modeAmbient = "ambient"
 	modeNone    = "none"
@@ -43,13 +46,16 @@ func podOf(p *corev1.Pod, ns *corev1.Namespace, excluded []string) Pod {
 	// A value that is no boolean changes nothing.
 	pod.BypassInbound, _ = strconv.ParseBool(p.Annotations[annotationBypass])
 	pod.annotate(p, ns)
-	pod.Enrolled, pod.Why = enrolment(p, ns, excluded, len(pod.Addrs) > 0)
+	pod.Enrolled, pod.Why = enrolment(p, ns, excluded)
+	own := p.Labels[labelMode] == modeAmbient || p.Labels[labelMode] == modeNone
+	pod.Undecided = ns == nil && !own && !slices.Contains(excluded, p.Namespace)
+	pod.RuntimeUID = p.Annotations[annotationMirror]
 	return pod
 }
 
 // enrolment is Istio's rule: the pod's label, or its namespace's if the pod does
-// not opt out; some pods never.
-func enrolment(p *corev1.Pod, ns *corev1.Namespace, excluded []string, hasAddr bool) (bool, string) {
+// not opt out; some pods never. One without an address waits for it (attachedLocked).
+func enrolment(p *corev1.Pod, ns *corev1.Namespace, excluded []string) (bool, string) {
 	nsMode := ""
 	if ns != nil {
 		nsMode = ns.Labels[labelMode]
@@ -69,8 +75,6 @@ func enrolment(p *corev1.Pod, ns *corev1.Namespace, excluded []string, hasAddr b
 		return false, "the pod has a sidecar"
 	case p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed:
 		return false, "the pod has ended"
-	case !hasAddr:
-		return false, "the pod has no address yet (status.podIPs)"
 	case podMode == modeAmbient:
 		return true, "the pod's label " + labelMode + "=ambient"
 	default:

@@ -32,7 +32,6 @@ func TestEnrolment(t *testing.T) {
 		{"excluded", "ambient", func(p *corev1.Pod) { p.Namespace = "kube-system" }, false, "excluded"},
 		{"succeeded", "ambient", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, false, "ended"},
 		{"failed", "ambient", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false, "ended"},
-		{"no address", "ambient", func(p *corev1.Pod) { p.Status.PodIPs = nil }, false, "no address"},
 	} {
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{
@@ -53,8 +52,17 @@ func TestEnrolment(t *testing.T) {
 			t.Errorf("%s: the node's namespace %q could be entered", tc.name, got.NetNS)
 		}
 	}
-	if got := podOf(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{labelMode: "ambient"}}}, nil, nil); got.Enrolled || got.ServiceAccount != "default" {
-		t.Errorf("bare pod in an unknown namespace: %+v", got)
+	for _, tc := range []struct {
+		label     string
+		enrolled  bool
+		undecided bool
+	}{{"ambient", true, false}, {"none", false, false}, {"", false, true}} {
+		got := podOf(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+			Labels: map[string]string{labelMode: tc.label}, Annotations: map[string]string{annotationMirror: "static"},
+		}}, nil, nil)
+		if got.Enrolled != tc.enrolled || got.Undecided != tc.undecided || got.ServiceAccount != "default" || got.RuntimeUID != "static" {
+			t.Errorf("static pod labelled %q in an unknown namespace: %+v", tc.label, got)
+		}
 	}
 }
 

@@ -47,6 +47,10 @@ type worker struct {
 	check   bool // compare the rules with the kernel
 	refused bool // a proxy's snapshot did not take the pod
 	shown   Status
+	asked   uint64 // counts wishes, also those to compare the rules
+	done    uint64 // the last wish that was tried
+	enabled uint64 // number of the namespace that is captured and served as wished; 0: none
+	failure string // of the last try
 
 	// Owned by run's goroutine.
 	ns       *netns.NS
@@ -67,6 +71,7 @@ type worker struct {
 func (w *worker) want(p *Pod) {
 	w.mu.Lock()
 	w.desired = p
+	w.asked++
 	w.mu.Unlock()
 	w.wake()
 }
@@ -81,6 +86,7 @@ func (w *worker) wake() {
 func (w *worker) verify() {
 	w.mu.Lock()
 	w.check = true
+	w.asked++
 	w.mu.Unlock()
 	w.wake()
 }
@@ -135,7 +141,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 		p := *w.desired
 		d = &p
 	}
-	check := w.check
+	check, asked := w.check, w.asked
 	w.check = false
 	if w.refused {
 		w.acked = false
@@ -145,6 +151,7 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 
 	switch {
 	case d == nil:
+		w.tell(asked, 0, nil)
 		return w.retry(w.drop(ctx)), true
 	case d.Enrolled:
 		w.phase = serving
@@ -154,10 +161,27 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 			w.show(*d, w.despite(*d), err.Error())
 			w.agent.metrics.failures.Inc()
 		}
+		if err != nil {
+			w.tell(asked, 0, err)
+		} else {
+			w.tell(asked, w.ns.Inode(), nil)
+		}
 		return w.sooner(w.retry(err), *d), false
 	default:
+		w.tell(asked, 0, nil)
 		return w.unenrol(ctx, d.Why)
 	}
+}
+
+// tell has Admit hear what came of a wish.
+func (w *worker) tell(asked, enabled uint64, err error) {
+	w.mu.Lock()
+	w.done, w.enabled, w.failure = asked, enabled, ""
+	if err != nil {
+		w.failure = err.Error()
+	}
+	w.mu.Unlock()
+	w.agent.notify()
 }
 
 // despite is what a pod is called that cannot be enrolled at the moment. One
