@@ -75,6 +75,7 @@ static __always_inline __be16 user_port(struct bpf_sock_addr *ctx)
 	return (__be16)ctx->user_port;
 }
 
+#include "drops.h"
 #include "lease.h"
 #include "origin.h"
 
@@ -121,34 +122,38 @@ static __always_inline bool dns_alias(__u64 netns, const struct address *server,
 			return true;
 		}
 	}
-	count(REASON_ALIAS);
+	drop(REASON_ALIAS, &(struct flow){.netns = netns, .remote = *server, .remote_port = bpf_htons(PORT_DNS_SERVER)});
 	return false;
 }
 
 /* A captured connection has an alias that no other one on its way to the proxy has: the proxy's side finds the
  * destination by it. (The source port would do, but is chosen after all hooks but sockops.) */
-static __always_inline bool hand_over(__u64 netns, const struct destination *wanted, struct address *alias)
+static __always_inline bool hand_over(__u64 netns, const struct handover *made, struct address *alias)
 {
-	struct handover h = {.wanted = *wanted, .origin = origin_of_current()};
-
 	for (__u32 i = 0; i < ALIAS_TRIES; i++) {
-		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(&wanted->addr), bpf_get_prandom_u32())};
+		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(&made->wanted.addr), bpf_get_prandom_u32())};
 
-		if (bpf_map_update_elem(&mesh_handover, &key, &h, BPF_NOEXIST) == 0) {
+		if (bpf_map_update_elem(&mesh_handover, &key, made, BPF_NOEXIST) == 0) {
 			*alias = key.addr;
 			return true;
 		}
 	}
-	count(REASON_ALIAS);
 	return false;
+}
+
+static __always_inline void refuse(enum reason reason, __u64 netns, const struct destination *wanted)
+{
+	struct flow f = {.netns = netns, .remote = wanted->addr, .remote_port = wanted->port};
+
+	drop(reason, &f);
 }
 
 /* The pod's own address as source: getsockname(2) stays true, and the proxy sees who it is. A socket that has a
  * port already cannot be bound again; what it would tell is put right in getsockname. */
-static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, struct bpf_sock *sk,
-					const struct enrolment *e, const struct address *dst, __u16 *flags)
+static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, struct bpf_sock *sk, __u64 netns,
+					const struct enrolment *e, struct destination *wanted)
 {
-	bool ip4 = is_ip4(dst);
+	bool ip4 = is_ip4(&wanted->addr);
 
 	if (v6) {
 		__be32 a0 = sk->src_ip6[0], a1 = sk->src_ip6[1], a2 = sk->src_ip6[2], a3 = sk->src_ip6[3];
@@ -165,11 +170,11 @@ static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, stru
 		 * Linux 5.18; EPERM before. */
 		if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
 			bpf_set_retval(-ENETUNREACH);
-		count(REASON_FAMILY);
+		refuse(REASON_FAMILY, netns, wanted);
 		return false;
 	}
 	if (sk->src_port) {
-		*flags |= DESTINATION_HIDES_LOCAL;
+		wanted->flags |= DESTINATION_HIDES_LOCAL;
 		return true;
 	}
 	int err;
@@ -185,16 +190,16 @@ static __always_inline bool bind_source(struct bpf_sock_addr *ctx, bool v6, stru
 		err = bpf_bind(ctx, (void *)&sa, sizeof(sa));
 	}
 	if (err)
-		count(REASON_BIND);
+		refuse(REASON_BIND, netns, wanted);
 	return !err;
 }
 
-static __always_inline bool keep(void *sk, struct destination *wanted)
+static __always_inline bool keep(void *sk, struct capture *capture)
 {
-	struct destination *kept = bpf_sk_storage_get(&mesh_wanted, sk, wanted, BPF_SK_STORAGE_GET_F_CREATE);
+	struct capture *kept = bpf_sk_storage_get(&mesh_wanted, sk, capture, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (kept)
-		*kept = *wanted;
+		*kept = *capture;
 	return kept;
 }
 
@@ -212,7 +217,7 @@ static __always_inline int stranger(struct bpf_sock_addr *ctx, bool v6, __u64 ne
 	if (!sk)
 		return PASS;
 	if ((!set || set->hold) && !is_loopback(&dst) && !bpf_sk_storage_get(&mesh_own, sk, 0, 0)) {
-		count(REASON_HOLD);
+		drop(REASON_HOLD, &(struct flow){.netns = netns, .remote = dst, .remote_port = user_port(ctx)});
 		return REFUSE;
 	}
 	if (set && set->node == netns && !bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
@@ -239,11 +244,12 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
 		return PASS;
 	struct address dst = user_address(ctx, v6);
-	struct destination wanted = {.addr = dst, .port = user_port(ctx)};
-	bool dns = (e->flags & ENROL_DNS) && wanted.port == bpf_htons(PORT_DNS_SERVER);
+	struct capture capture = {.made = {.wanted = {.addr = dst, .port = user_port(ctx)}}};
+	struct destination *wanted = &capture.made.wanted;
+	bool dns = (e->flags & ENROL_DNS) && wanted->port == bpf_htons(PORT_DNS_SERVER);
 
-	if (tcp && is_alias(&dst) && (wanted.port == bpf_htons(PORT_OUTBOUND) || wanted.port == bpf_htons(PORT_DNS))) {
-		count(REASON_SQUAT); /* would get what another connection was handed */
+	if (tcp && is_alias(&dst) && (wanted->port == bpf_htons(PORT_OUTBOUND) || wanted->port == bpf_htons(PORT_DNS))) {
+		refuse(REASON_SQUAT, netns, wanted); /* would get what another connection was handed */
 		return REFUSE;
 	}
 	/* What an earlier connect of the socket left need not be deleted: it counts while the peer is an alias. */
@@ -252,6 +258,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		return PASS;
 	struct address alias;
 
+	capture.since = bpf_ktime_get_ns();
 	if (!tcp) {
 		if (!dns_alias(netns, &dst, &alias))
 			return REFUSE;
@@ -262,31 +269,34 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 		bool direct = !dns && (e->flags & ENROL_ACCELERATE) && lease_plain(sk, v6, is_ip4(&dst) ? &e->v4 : &e->v6);
 
 		if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none))) {
-			count(REASON_BIND);
+			refuse(REASON_BIND, netns, wanted);
 			return REFUSE;
 		}
-		if (!bind_source(ctx, v6, sk, e, &dst, &wanted.flags))
+		if (!bind_source(ctx, v6, sk, netns, e, wanted))
 			return REFUSE;
 		struct leased lease = {};
 
-		if (direct && lease_take(ctx, sk, netns, &wanted, &lease)) {
+		if (direct && lease_take(ctx, sk, netns, wanted, &lease)) {
 			set_user_address(ctx, v6, &lease.addr);
 			ctx->user_port = lease.port;
 			return PASS;
 		}
-		if (!hand_over(netns, &wanted, &alias))
+		capture.made.origin = origin_of_current();
+		if (!hand_over(netns, &capture.made, &alias)) {
+			refuse(REASON_ALIAS, netns, wanted);
 			return REFUSE;
+		}
 		/* This hook sees the first subflow of an MPTCP socket, getpeername the socket. Linux 5.19; older
 		 * kernels let an MPTCP app see the alias. */
 		if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_mptcp_sock)) {
 			struct mptcp_sock *whole = bpf_skc_to_mptcp_sock(sk);
 
 			if (whole)
-				keep(whole, &wanted);
+				keep(whole, &capture);
 		}
 	}
-	if (!keep(sk, &wanted)) {
-		count(REASON_STORAGE);
+	if (!keep(sk, &capture)) {
+		refuse(REASON_STORAGE, netns, wanted);
 		return REFUSE;
 	}
 	set_user_address(ctx, v6, &alias);
@@ -382,11 +392,11 @@ static __always_inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
 
 	if (!is_alias(&peer) || !sk)
 		return PASS;
-	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
+	struct capture *c = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
 
-	if (d) {
-		set_user_address(ctx, v6, &d->addr);
-		ctx->user_port = d->port;
+	if (c) {
+		set_user_address(ctx, v6, &c->made.wanted.addr);
+		ctx->user_port = c->made.wanted.port;
 	}
 	return PASS;
 }
@@ -414,15 +424,15 @@ static __always_inline int getsockname(struct bpf_sock_addr *ctx, bool v6)
 
 	if (!is_alias(&peer))
 		return PASS;
-	struct destination *d = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
+	struct capture *c = bpf_sk_storage_get(&mesh_wanted, sk, 0, 0);
 
-	if (!d || !(d->flags & DESTINATION_HIDES_LOCAL))
+	if (!c || !(c->made.wanted.flags & DESTINATION_HIDES_LOCAL))
 		return PASS;
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
 
 	if (e)
-		set_user_address(ctx, v6, is_ip4(&d->addr) ? &e->v4 : &e->v6);
+		set_user_address(ctx, v6, is_ip4(&c->made.wanted.addr) ? &e->v4 : &e->v6);
 	return PASS;
 }
 
@@ -450,7 +460,7 @@ static __always_inline int bind(struct bpf_sock_addr *ctx)
 
 	if (!bpf_map_lookup_elem(&mesh_enrolled, &netns) || bpf_sk_storage_get(&mesh_own, sk, 0, 0))
 		return PASS;
-	count(REASON_SQUAT);
+	drop(REASON_SQUAT, &(struct flow){.netns = netns, .local_port = bpf_htons(PORT_DNS)});
 	return REFUSE;
 }
 
@@ -525,7 +535,7 @@ static __always_inline int upstream(struct bpf_sock_addr *ctx, bool v6, __u64 ne
 	struct address *server = bpf_map_lookup_elem(&mesh_aliases, &key);
 
 	if (!server) {
-		count(REASON_ALIAS);
+		drop(REASON_ALIAS, &(struct flow){.netns = netns, .remote = *dst, .remote_port = user_port(ctx)});
 		return REFUSE;
 	}
 	set_user_address(ctx, v6, server);

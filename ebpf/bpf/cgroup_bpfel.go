@@ -24,6 +24,12 @@ type CgroupAlias struct {
 	Addr  CgroupAddress
 }
 
+type CgroupCapture struct {
+	_     structs.HostLayout
+	Made  CgroupHandover
+	Since uint64
+}
+
 type CgroupDestination struct {
 	_     structs.HostLayout
 	Addr  CgroupAddress
@@ -64,6 +70,27 @@ const (
 	CgroupDirectKindDIRECT_CLOSED CgroupDirectKind = 2
 	CgroupDirectKindDIRECT_VOID   CgroupDirectKind = 3
 )
+
+type CgroupDropEvent struct {
+	_        structs.HostLayout
+	Flow     CgroupFlow
+	Count    uint64
+	Reason   CgroupReason
+	Reserved uint32
+}
+
+type CgroupDropKey struct {
+	_        structs.HostLayout
+	Netns    uint64
+	Reason   CgroupReason
+	Reserved uint32
+}
+
+type CgroupDropSum struct {
+	_      structs.HostLayout
+	Told   uint64
+	Untold uint64
+}
 
 type CgroupEnrolment struct {
 	_        structs.HostLayout
@@ -178,6 +205,8 @@ const (
 	CgroupMapMeshDials          = "mesh_dials"
 	CgroupMapMeshDirect         = "mesh_direct"
 	CgroupMapMeshDirectEvents   = "mesh_direct_events"
+	CgroupMapMeshDropEvents     = "mesh_drop_events"
+	CgroupMapMeshDropSums       = "mesh_drop_sums"
 	CgroupMapMeshDrops          = "mesh_drops"
 	CgroupMapMeshEnrolled       = "mesh_enrolled"
 	CgroupMapMeshGuests         = "mesh_guests"
@@ -214,6 +243,7 @@ const (
 	CgroupProgProxySendmsg4     = "proxy_sendmsg4"
 	CgroupProgProxySendmsg6     = "proxy_sendmsg6"
 	CgroupProgProxySockops      = "proxy_sockops"
+	CgroupVarDropEventType      = "drop_event_type"
 	CgroupVarLeaseEventType     = "lease_event_type"
 )
 
@@ -293,6 +323,8 @@ type CgroupMapSpecs struct {
 	MeshDials        *ebpf.MapSpec `ebpf:"mesh_dials"`
 	MeshDirect       *ebpf.MapSpec `ebpf:"mesh_direct"`
 	MeshDirectEvents *ebpf.MapSpec `ebpf:"mesh_direct_events"`
+	MeshDropEvents   *ebpf.MapSpec `ebpf:"mesh_drop_events"`
+	MeshDropSums     *ebpf.MapSpec `ebpf:"mesh_drop_sums"`
 	MeshDrops        *ebpf.MapSpec `ebpf:"mesh_drops"`
 	MeshEnrolled     *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuests       *ebpf.MapSpec `ebpf:"mesh_guests"`
@@ -311,6 +343,7 @@ type CgroupMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CgroupVariableSpecs struct {
+	DropEventType  *ebpf.VariableSpec `ebpf:"drop_event_type"`
 	LeaseEventType *ebpf.VariableSpec `ebpf:"lease_event_type"`
 }
 
@@ -338,6 +371,8 @@ type CgroupMaps struct {
 	MeshDials        *ebpf.Map `ebpf:"mesh_dials"`
 	MeshDirect       *ebpf.Map `ebpf:"mesh_direct"`
 	MeshDirectEvents *ebpf.Map `ebpf:"mesh_direct_events"`
+	MeshDropEvents   *ebpf.Map `ebpf:"mesh_drop_events"`
+	MeshDropSums     *ebpf.Map `ebpf:"mesh_drop_sums"`
 	MeshDrops        *ebpf.Map `ebpf:"mesh_drops"`
 	MeshEnrolled     *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuests       *ebpf.Map `ebpf:"mesh_guests"`
@@ -358,6 +393,8 @@ func (m *CgroupMaps) Close() error {
 		m.MeshDials,
 		m.MeshDirect,
 		m.MeshDirectEvents,
+		m.MeshDropEvents,
+		m.MeshDropSums,
 		m.MeshDrops,
 		m.MeshEnrolled,
 		m.MeshGuests,
@@ -377,6 +414,7 @@ func (m *CgroupMaps) Close() error {
 //
 // It can be passed to LoadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CgroupVariables struct {
+	DropEventType  *ebpf.Variable `ebpf:"drop_event_type"`
 	LeaseEventType *ebpf.Variable `ebpf:"lease_event_type"`
 }
 

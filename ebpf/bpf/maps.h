@@ -26,12 +26,13 @@ struct {
 	__type(value, struct enrolment);
 } mesh_enrolled SEC(".maps");
 
-/* Where the app of a captured socket wanted to go. */
+/* Where the app of a captured socket wanted to go. It counts while the socket's peer is an alias: one that connects
+ * again keeps it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct destination);
+	__type(value, struct capture);
 } mesh_wanted SEC(".maps");
 
 /* The same and who it was, on the socket that the proxy accepted. */
@@ -97,21 +98,6 @@ struct {
 	__type(key, struct alias);
 	__type(value, struct address); /* the server */
 } mesh_aliases SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASON_COUNT);
-	__type(key, enum reason);
-	__type(value, __u64);
-} mesh_drops SEC(".maps");
-
-static __always_inline void count(enum reason reason)
-{
-	__u64 *n = bpf_map_lookup_elem(&mesh_drops, &reason);
-
-	if (n)
-		(*n)++;
-}
 
 /* Reads a field of a context where it stands. Left to itself the compiler chooses between two fields' addresses and
  * reads once, which the verifier refuses: a context pointer may not be computed with. */

@@ -50,6 +50,12 @@ struct handover {
 	__u32 reserved;
 };
 
+/* What is kept with the app's socket. */
+struct capture {
+	struct handover made;
+	__u64 since; /* by the clock of bpf_ktime_get_ns */
+};
+
 enum {
 	/* getsockopt(2) at SOL_IP or SOL_IPV6 on an accepted socket yields struct origin. Linux has no options there. */
 	SO_ORIGIN = 0x4d657368,
@@ -107,6 +113,15 @@ enum reason {
 	REASON_FAMILY,	      /* the pod has no address of that family */
 	REASON_SQUAT,	      /* a bind to the proxy's DNS port, or a connect to its port at an alias */
 	REASON_COUNT,
+};
+
+/* Drops of one pod for one reason since the last such event, and the flow of the last of them: seen from the side
+ * that opened it, with zeros where the hook is too early to know. */
+struct drop_event {
+	struct flow flow;
+	__u64 count;
+	enum reason reason;
+	__u32 reserved;
 };
 
 /* Where a pod wants to go. */

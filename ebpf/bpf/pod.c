@@ -3,6 +3,7 @@
 /* Programs of one pod: one instance per network namespace, whose cookie is a constant of the instance, since
  * neither of these hooks can ask for it. */
 #include "maps.h"
+#include "drops.h"
 
 #define TC_PASS (-1) /* TCX_NEXT: the next program decides */
 #define TC_DROP 2
@@ -13,7 +14,7 @@
 
 const volatile __u64 pod_netns = 0;
 
-static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 port)
+static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 port, const struct flow *f)
 {
 	struct listener key = {.netns = pod_netns, .family = ctx->family, .port = port};
 	struct bpf_sock *sk = bpf_map_lookup_elem(&mesh_listeners, &key);
@@ -23,7 +24,7 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 port)
 		sk = bpf_map_lookup_elem(&mesh_listeners, &key);
 	}
 	if (!sk) {
-		count(REASON_NO_LISTENER);
+		drop(REASON_NO_LISTENER, f);
 		return SK_DROP;
 	}
 	/* The listener that came last, not the group that it may share its port with. */
@@ -56,12 +57,12 @@ int pod_lookup(struct bpf_sk_lookup *ctx)
 		f.remote = from_ip4(READ(ctx, local_ip4));
 	}
 	if (is_alias(&f.remote) && (ctx->local_port == PORT_OUTBOUND || ctx->local_port == PORT_DNS))
-		return steer(ctx, ctx->local_port);
+		return steer(ctx, ctx->local_port, &f);
 	if (is_loopback(&f.remote) || same(&f.local, &f.remote))
 		return SK_PASS; /* the app with itself */
 	if (!(e->flags & ENROL_INBOUND) || bpf_map_lookup_elem(&mesh_dials, &f))
 		return SK_PASS;
-	return steer(ctx, ctx->local_port == PORT_HBONE ? PORT_HBONE : PORT_INBOUND);
+	return steer(ctx, ctx->local_port == PORT_HBONE ? PORT_HBONE : PORT_INBOUND, &f);
 }
 
 struct ports {
@@ -147,10 +148,10 @@ static __always_inline int gate(struct __sk_buff *skb)
 	f.remote_port = p.destination;
 	if (bpf_map_lookup_elem(&mesh_dials, &f))
 		return TC_PASS;
-	count(REASON_LEAK);
+	drop(REASON_LEAK, &f);
 	return TC_DROP;
 malformed:
-	count(REASON_MALFORMED);
+	drop(REASON_MALFORMED, &f);
 	return TC_DROP;
 }
 

@@ -24,11 +24,23 @@ type PodAlias struct {
 	Addr  PodAddress
 }
 
-type PodDestination struct {
+type PodCapture struct {
 	_     structs.HostLayout
-	Addr  PodAddress
-	Port  uint16
-	Flags uint16
+	Made  PodHandover
+	Since uint64
+}
+
+type PodDropKey struct {
+	_        structs.HostLayout
+	Netns    uint64
+	Reason   PodReason
+	Reserved uint32
+}
+
+type PodDropSum struct {
+	_      structs.HostLayout
+	Told   uint64
+	Untold uint64
 }
 
 type PodEnrolment struct {
@@ -58,7 +70,12 @@ type PodHandover struct {
 		Reserved uint32
 		Comm     [16]uint8
 	}
-	Wanted   PodDestination
+	Wanted struct {
+		_     structs.HostLayout
+		Addr  PodAddress
+		Port  uint16
+		Flags uint16
+	}
 	Reserved uint32
 }
 
@@ -95,22 +112,25 @@ type PodSettings struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	PodMapMeshAliases   = "mesh_aliases"
-	PodMapMeshDials     = "mesh_dials"
-	PodMapMeshDrops     = "mesh_drops"
-	PodMapMeshEnrolled  = "mesh_enrolled"
-	PodMapMeshGuests    = "mesh_guests"
-	PodMapMeshHandover  = "mesh_handover"
-	PodMapMeshListeners = "mesh_listeners"
-	PodMapMeshOriginal  = "mesh_original"
-	PodMapMeshOwn       = "mesh_own"
-	PodMapMeshPods      = "mesh_pods"
-	PodMapMeshSettings  = "mesh_settings"
-	PodMapMeshWanted    = "mesh_wanted"
-	PodProgHostGate     = "host_gate"
-	PodProgPodGate      = "pod_gate"
-	PodProgPodLookup    = "pod_lookup"
-	PodVarPodNetns      = "pod_netns"
+	PodMapMeshAliases    = "mesh_aliases"
+	PodMapMeshDials      = "mesh_dials"
+	PodMapMeshDropEvents = "mesh_drop_events"
+	PodMapMeshDropSums   = "mesh_drop_sums"
+	PodMapMeshDrops      = "mesh_drops"
+	PodMapMeshEnrolled   = "mesh_enrolled"
+	PodMapMeshGuests     = "mesh_guests"
+	PodMapMeshHandover   = "mesh_handover"
+	PodMapMeshListeners  = "mesh_listeners"
+	PodMapMeshOriginal   = "mesh_original"
+	PodMapMeshOwn        = "mesh_own"
+	PodMapMeshPods       = "mesh_pods"
+	PodMapMeshSettings   = "mesh_settings"
+	PodMapMeshWanted     = "mesh_wanted"
+	PodProgHostGate      = "host_gate"
+	PodProgPodGate       = "pod_gate"
+	PodProgPodLookup     = "pod_lookup"
+	PodVarDropEventType  = "drop_event_type"
+	PodVarPodNetns       = "pod_netns"
 )
 
 // LoadPod returns the embedded CollectionSpec for Pod.
@@ -164,25 +184,28 @@ type PodProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type PodMapSpecs struct {
-	MeshAliases   *ebpf.MapSpec `ebpf:"mesh_aliases"`
-	MeshDials     *ebpf.MapSpec `ebpf:"mesh_dials"`
-	MeshDrops     *ebpf.MapSpec `ebpf:"mesh_drops"`
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshGuests    *ebpf.MapSpec `ebpf:"mesh_guests"`
-	MeshHandover  *ebpf.MapSpec `ebpf:"mesh_handover"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOriginal  *ebpf.MapSpec `ebpf:"mesh_original"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshSettings  *ebpf.MapSpec `ebpf:"mesh_settings"`
-	MeshWanted    *ebpf.MapSpec `ebpf:"mesh_wanted"`
+	MeshAliases    *ebpf.MapSpec `ebpf:"mesh_aliases"`
+	MeshDials      *ebpf.MapSpec `ebpf:"mesh_dials"`
+	MeshDropEvents *ebpf.MapSpec `ebpf:"mesh_drop_events"`
+	MeshDropSums   *ebpf.MapSpec `ebpf:"mesh_drop_sums"`
+	MeshDrops      *ebpf.MapSpec `ebpf:"mesh_drops"`
+	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuests     *ebpf.MapSpec `ebpf:"mesh_guests"`
+	MeshHandover   *ebpf.MapSpec `ebpf:"mesh_handover"`
+	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOriginal   *ebpf.MapSpec `ebpf:"mesh_original"`
+	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshSettings   *ebpf.MapSpec `ebpf:"mesh_settings"`
+	MeshWanted     *ebpf.MapSpec `ebpf:"mesh_wanted"`
 }
 
 // PodVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type PodVariableSpecs struct {
-	PodNetns *ebpf.VariableSpec `ebpf:"pod_netns"`
+	DropEventType *ebpf.VariableSpec `ebpf:"drop_event_type"`
+	PodNetns      *ebpf.VariableSpec `ebpf:"pod_netns"`
 }
 
 // PodObjects contains all objects after they have been loaded into the kernel.
@@ -205,24 +228,28 @@ func (o *PodObjects) Close() error {
 //
 // It can be passed to LoadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PodMaps struct {
-	MeshAliases   *ebpf.Map `ebpf:"mesh_aliases"`
-	MeshDials     *ebpf.Map `ebpf:"mesh_dials"`
-	MeshDrops     *ebpf.Map `ebpf:"mesh_drops"`
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshGuests    *ebpf.Map `ebpf:"mesh_guests"`
-	MeshHandover  *ebpf.Map `ebpf:"mesh_handover"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOriginal  *ebpf.Map `ebpf:"mesh_original"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshSettings  *ebpf.Map `ebpf:"mesh_settings"`
-	MeshWanted    *ebpf.Map `ebpf:"mesh_wanted"`
+	MeshAliases    *ebpf.Map `ebpf:"mesh_aliases"`
+	MeshDials      *ebpf.Map `ebpf:"mesh_dials"`
+	MeshDropEvents *ebpf.Map `ebpf:"mesh_drop_events"`
+	MeshDropSums   *ebpf.Map `ebpf:"mesh_drop_sums"`
+	MeshDrops      *ebpf.Map `ebpf:"mesh_drops"`
+	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuests     *ebpf.Map `ebpf:"mesh_guests"`
+	MeshHandover   *ebpf.Map `ebpf:"mesh_handover"`
+	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOriginal   *ebpf.Map `ebpf:"mesh_original"`
+	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
+	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
+	MeshSettings   *ebpf.Map `ebpf:"mesh_settings"`
+	MeshWanted     *ebpf.Map `ebpf:"mesh_wanted"`
 }
 
 func (m *PodMaps) Close() error {
 	return _PodClose(
 		m.MeshAliases,
 		m.MeshDials,
+		m.MeshDropEvents,
+		m.MeshDropSums,
 		m.MeshDrops,
 		m.MeshEnrolled,
 		m.MeshGuests,
@@ -240,7 +267,8 @@ func (m *PodMaps) Close() error {
 //
 // It can be passed to LoadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PodVariables struct {
-	PodNetns *ebpf.Variable `ebpf:"pod_netns"`
+	DropEventType *ebpf.Variable `ebpf:"drop_event_type"`
+	PodNetns      *ebpf.Variable `ebpf:"pod_netns"`
 }
 
 // PodPrograms contains all programs after they have been loaded into the kernel.
