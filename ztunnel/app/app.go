@@ -38,6 +38,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -129,6 +130,18 @@ func istioBuild(meta map[string]any) prometheus.Collector {
 		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": tag}})
 	g.Set(1)
 	return g
+}
+
+// inboundDst is what the client of a captured inbound connection asked for. Rules
+// translate it to the listener's port and the kernel remembers what it was; programs
+// hand the connection to the listener as it is (sk_lookup), and nothing is remembered.
+func inboundDst(translated func(net.Conn) (netip.AddrPort, error)) func(net.Conn) (netip.AddrPort, error) {
+	return func(c net.Conn) (netip.AddrPort, error) {
+		if local := outbound.AddrPort(c.LocalAddr()); local.IsValid() && !outbound.OwnPort(local.Port()) {
+			return local, nil
+		}
+		return translated(c)
+	}
 }
 
 func originalDst(c net.Conn) (netip.AddrPort, error) {

@@ -250,7 +250,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	})
 	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc && pn.only == 0, Liveness: n.cfg.liveness(),
 		Busy: func() bool { return account.InUse(ledger.Streams)+account.InUse(ledger.Connections) > sockopt.AppTuned }}
-	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: pn.originalDst,
+	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: inboundDst(pn.originalDst),
 		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel, Only: pn.only})
 	srv := hbone.NewServer(hbone.ServerConfig{
 		TLS:     func(ctx context.Context, _ netip.AddrPort) (*tls.Config, error) { return n.serverTLS(ctx, self) },

@@ -79,7 +79,7 @@ func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Con
 	}
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
-	if outbound.OwnPort(dst.Port()) || dst == outbound.AddrPort(down.LocalAddr()) {
+	if outbound.OwnPort(dst.Port()) {
 		return flow.Failed(flow.ReasonSelfCall, outbound.ErrSelfCall)
 	}
 	self, err := p.cfg.Self(ctx)
