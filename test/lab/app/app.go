@@ -167,13 +167,12 @@ func (a *App) assemble() error {
 		return err
 	}
 	k := kubelet.Config{Store: a.store, Net: a.net, Dir: podsDir, LogDir: logsDir, Sample: filepath.Join(a.Bin, "ambit-sample"), Path: toolPath(a.Bin), Log: a.Log}
-	r := mesh.Redirect{Flag: a.Redirect, Root: sandbox.Cgroup()}
+	r := mesh.Redirect{Flag: a.Redirect, Root: sandbox.Cgroup(), BPF: bpfDir}
 	if r.Root != "" {
 		r.Pods, k.Cgroup = sandbox.PodsCgroup, sandbox.PodsCgroup
 	}
 	if !a.NoMesh {
 		if r.Root != "" && a.NoEBPF == "" {
-			r.BPF = bpfDir
 			if err := a.mountBPF(); err != nil {
 				return err
 			}

@@ -71,7 +71,7 @@ type Redirect struct {
 	// Cgroups of a node's pods and of one node process or pod; nil: processes have none.
 	Pods func(node string) string
 	Root string // cgroup directory above all of the lab's processes
-	BPF  string // directory above each node's BPF file system
+	BPF  string // directory above each node's BPF file system, where there are any
 }
 
 // Mesh is the running programs.
@@ -163,7 +163,10 @@ func (m *Mesh) node(n *fabric.Machine) {
 // node's own connections, as from the root of a machine: the lab's kubelet, one
 // process, probes the pods of all nodes.
 func (r Redirect) flags(node string) []string {
-	out := []string{"--redirect", "nftables"}
+	out := []string{"--redirect", r.Flag, "--bpffs-dir", filepath.Join(r.BPF, node)}
+	if r.Pods != nil {
+		out = append(out, "--cgroup-root", r.Pods(node), "--node-cgroup", r.Root)
+	}
 	return out
 }
 
