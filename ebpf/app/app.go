@@ -34,6 +34,8 @@ type Config struct {
 	Node              string
 	ZDSPath           string
 	StatusDir         string
+	CNISocket         string // on which the CNI plugin asks; "" for none
+	StateDir          string // what outlives a reboot; "" for none
 	Redirect          string // auto, ebpf, nftables
 	CgroupRoot        string // cgroup2 directory above all pods; "": kubelet's
 	NodeCgroup        string // cgroup2 directory above the node's own processes; "": the hierarchy's root
@@ -109,6 +111,9 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 			"/healthz/ready": parts.ready, "/metrics": boot.Metrics(parts.registry),
 		}})
 		group.Go("health", func(ctx context.Context) error { return boot.ServeHTTP(ctx, ln, mux, log) })
+	}
+	if parts.cni != nil {
+		group.Go("cni", parts.cni.Run)
 	}
 	group.Go("agent", parts.agent.Run)
 	err = group.Wait()

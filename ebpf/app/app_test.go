@@ -94,6 +94,7 @@ func (n *node) run(args ...string) (stop func()) {
 	var out, errOut bytes.Buffer
 	args = append([]string{
 		"--source", "dir:" + n.file("source"), "--node", "n1", "--zds-path", n.file("zds.sock"),
+		"--cni-socket", n.file("cni.sock"), "--state-dir", n.file("state"),
 		"--status-dir", n.file("status"), "--health-addr", "127.0.0.1:0", "--redirect", "nftables", "--bpffs-dir", n.file("bpffs"),
 		// The rule would be one of the machine that runs the test.
 		"--host-probes=false", "--unenrol-propagation", "10ms", "--unenrol-drain", "10ms",
@@ -332,6 +333,7 @@ func TestHealthAddressInUse(t *testing.T) {
 	var out bytes.Buffer
 	code := app.Main(t.Context(), []string{
 		"--source", "dir:" + dir, "--node", "n1", "--zds-path", filepath.Join(dir, "zds.sock"),
+		"--cni-socket", "", "--state-dir", "",
 		"--status-dir", dir, "--bpffs-dir", dir, "--redirect=nftables", "--host-probes=false", "--health-addr", ln.Addr().String(),
 	}, &out, &out)
 	if code != 1 || !strings.Contains(out.String(), "--health-addr") {

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/ebpf/agent"
+	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
@@ -23,6 +24,7 @@ type parts struct {
 	status   *agent.StatusDir
 	node     agent.NodeStatus
 	server   *handoff.Server
+	cni      *attach.Server // nil: none
 	home     *netns.NS
 	ready    *boot.Ready
 	registry *prometheus.Registry
@@ -83,10 +85,19 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 		return nil, err
 	}
 	c.Proxies = p.server
-	c.Source = agent.NewDirSource(agent.DirConfig{
+	d := agent.DirConfig{
 		Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),
-	})
+	}
+	if err := cfg.keep(&c, &d, log); err != nil {
+		p.server.Close()
+		return nil, err
+	}
+	c.Source = agent.NewDirSource(d)
 	p.agent = agent.New(c)
+	if err := p.listenCNI(cfg, log); err != nil {
+		p.server.Close()
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -141,6 +152,9 @@ func (p *parts) uninstall(dir string) (int, error) {
 }
 
 func (p *parts) close() {
+	if p.cni != nil {
+		p.cni.Close()
+	}
 	p.server.Close()
 	p.redirect.close()
 	_ = p.home.Close() // only ever entered

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ebpf/agent"
+	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/xds/boot"
 )
@@ -99,6 +100,8 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	commonFlags(fs, &c)
 	fs.StringVar(&c.Source, "source", "", "where pods come from: dir:`PATH`[,PATH...]")
 	fs.StringVar(&c.Node, "node", "", "this node's `name`, as in pods' spec.nodeName")
+	fs.StringVar(&c.CNISocket, "cni-socket", attach.DefaultSocket, "`socket` on which the CNI plugin asks whether pods may start; empty: none")
+	fs.StringVar(&c.StateDir, "state-dir", attach.DefaultStateDir, "`directory`, on a disk, of what the CNI plugin and the next agent have to know; empty: none")
 	fs.StringVar(&c.ZDSPath, "zds-path", "/var/run/ztunnel/ztunnel.sock", "`socket` on which ztunnel gets pods")
 	fs.StringVar(&c.Redirect, "redirect", kindAuto, "how pods are captured: ebpf, nftables, or auto, which is eBPF where the node has all it takes")
 	fs.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup2 `directory` above all pods and ztunnel's pod (default: kubelet's)")

@@ -288,6 +288,7 @@ func (m *meshed) agent(args ...string) *process {
 	m.t.Helper()
 	return m.process("agent", nil, nil, append([]string{
 		"--source", "dir:" + m.file("source"), "--node", "n1", "--zds-path", m.file("zds.sock"),
+		"--cni-socket", m.file("cni.sock"), "--state-dir", m.file("state"),
 		"--status-dir", m.file("status"), "--health-addr", "", "--bpffs-dir", m.bpffs,
 		"--cgroup-root", m.root, "--node-cgroup", m.root, "--host-probes=false", "--dns-capture=false",
 		"--unenrol-propagation", "10ms", "--unenrol-drain", "10ms",

@@ -132,7 +132,8 @@ func (m *Mesh) node(n *fabric.Machine) {
 	dir := filepath.Join(m.Dir, n.Name)
 	zds, status := filepath.Join(dir, "ztunnel.sock"), filepath.Join(dir, "status")
 	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	agent := []string{"--source", "dir:" + m.Source, "--node", n.Name, "--zds-path", zds, "--status-dir", status}
+	agent := []string{"--source", "dir:" + m.Source, "--node", n.Name, "--zds-path", zds, "--status-dir", status,
+		"--cni-socket", filepath.Join(dir, "cni.sock"), "--state-dir", filepath.Join(dir, "state")}
 	m.component("ambit-node@"+n.Name, n, append(agent, m.Redirect.flags(n.Name)...), nil, local, 15022, "/healthz/ready")
 	at := "https://" + net.JoinHostPort(m.Net.Control.Addrs[0].String(), "15012")
 	root := filepath.Join(m.ambitdDir(), "root-cert.pem")
