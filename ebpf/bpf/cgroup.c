@@ -254,7 +254,8 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	}
 	/* What an earlier connect of the socket left need not be deleted: it counts while the peer is an alias. */
 	if (is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6) ||
-	    (!dns && (!tcp || !(e->flags & ENROL_OUTBOUND))))
+	    (!dns && (!tcp || !(e->flags & ENROL_OUTBOUND))) ||
+	    (tcp && excluded(e->outside, bpf_ntohs(wanted->port))))
 		return PASS;
 	struct address alias;
 

@@ -98,6 +98,8 @@ type CgroupEnrolment struct {
 	V6       CgroupAddress
 	Flags    CgroupEnrolmentFlag
 	Reserved uint32
+	Outside  [16]CgroupPortRange
+	Inside   [16]CgroupPortRange
 }
 
 type CgroupEnrolmentFlag uint32
@@ -173,6 +175,12 @@ type CgroupOrigin struct {
 	Pid      uint32
 	Reserved uint32
 	Comm     [16]uint8
+}
+
+type CgroupPortRange struct {
+	_     structs.HostLayout
+	First uint16
+	Last  uint16
 }
 
 type CgroupReason uint32

@@ -26,6 +26,15 @@ struct {
 	__type(value, struct enrolment);
 } mesh_enrolled SEC(".maps");
 
+/* Most pods leave nothing out: the first look ends it. */
+static __always_inline bool excluded(const struct port_range *ranges, __u16 port)
+{
+	for (int i = 0; i < PORT_RANGES && ranges[i].last; i++)
+		if (ranges[i].first <= port && port <= ranges[i].last)
+			return true;
+	return false;
+}
+
 /* Where the app of a captured socket wanted to go. It counts while the socket's peer is an alias: one that connects
  * again keeps it. */
 struct {

@@ -68,10 +68,19 @@ enum enrolment_flag {
 	ENROL_ACCELERATE = 8,
 };
 
+/* Ports, both ends included, in host order; a zero last ends a list. */
+struct port_range {
+	__u16 first, last;
+};
+
+#define PORT_RANGES 16
+
 struct enrolment {
 	struct address v4, v6; /* the pod's own; zero when it has none */
 	enum enrolment_flag flags;
 	__u32 reserved;
+	/* Connections to these are none of the mesh's: others' and the pod's own ones. */
+	struct port_range outside[PORT_RANGES], inside[PORT_RANGES];
 };
 
 /* One connection, seen from the side that opened it. */

@@ -60,7 +60,7 @@ int pod_lookup(struct bpf_sk_lookup *ctx)
 		return steer(ctx, ctx->local_port, &f);
 	if (is_loopback(&f.remote) || same(&f.local, &f.remote))
 		return SK_PASS; /* the app with itself */
-	if (!(e->flags & ENROL_INBOUND) || bpf_map_lookup_elem(&mesh_dials, &f))
+	if (!(e->flags & ENROL_INBOUND) || excluded(e->inside, ctx->local_port) || bpf_map_lookup_elem(&mesh_dials, &f))
 		return SK_PASS;
 	return steer(ctx, ctx->local_port == PORT_HBONE ? PORT_HBONE : PORT_INBOUND, &f);
 }
@@ -146,7 +146,7 @@ static __always_inline int gate(struct __sk_buff *skb)
 		return TC_PASS;
 	f.local_port = p.source;
 	f.remote_port = p.destination;
-	if (bpf_map_lookup_elem(&mesh_dials, &f))
+	if (excluded(e->outside, bpf_ntohs(p.destination)) || bpf_map_lookup_elem(&mesh_dials, &f))
 		return TC_PASS;
 	drop(REASON_LEAK, &f);
 	return TC_DROP;

@@ -49,6 +49,16 @@ type PodEnrolment struct {
 	V6       PodAddress
 	Flags    uint32
 	Reserved uint32
+	Outside  [16]struct {
+		_     structs.HostLayout
+		First uint16
+		Last  uint16
+	}
+	Inside [16]struct {
+		_     structs.HostLayout
+		First uint16
+		Last  uint16
+	}
 }
 
 type PodFlow struct {

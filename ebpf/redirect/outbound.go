@@ -13,11 +13,11 @@ import (
 // DNS, and DNS to a server inside the pod (a resolver on 127.0.0.53, the pod's own
 // address) stays with that server: only what it asks of others is captured.
 
-func (d *Dataplane) outbound(dns bool) []rule {
+func (d *Dataplane) outbound(r PodRules) []rule {
 	rules := []rule{
 		{"proxy", join(mark(expr.CmpOpEq, MarkProxy), accept())},
 	}
-	if dns {
+	if r.DNS {
 		rules = append(rules,
 			// A link-local server is known by its interface too, which a redirected
 			// datagram does not tell.
@@ -34,7 +34,8 @@ func (d *Dataplane) outbound(dns bool) []rule {
 		rule{"loopback (IPv6)", join(destination(loopbackV6), accept())},
 		rule{"app to itself", join(oif(expr.CmpOpEq, "lo"), accept())},
 	)
-	if dns {
+	rules = append(rules, excluded(r.ExcludeOutbound)...)
+	if r.DNS {
 		rules = append(rules, rule{"DNS over TCP", join(destPort(portDomain), redirectTo(PortDNS))})
 	}
 	return append(rules, rule{"outbound", redirectTo(PortOutbound)})

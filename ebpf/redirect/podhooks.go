@@ -112,7 +112,15 @@ func (p *pod) enrolment(r PodRules) bpf.CgroupEnrolment {
 	if r.Accelerate {
 		e.Flags |= bpf.CgroupEnrolmentFlagENROL_ACCELERATE
 	}
+	putRanges(&e.Outside, r.ExcludeOutbound)
+	putRanges(&e.Inside, r.ExcludeInbound)
 	return e
+}
+
+func putRanges(to *[MaxPortRanges]bpf.CgroupPortRange, ports Ports) {
+	for i, r := range ports.Ranges() {
+		to[i] = bpf.CgroupPortRange{First: r.First, Last: r.Last}
+	}
 }
 
 // address16 writes IPv4 as IPv6 does; the zero Addr is all zeros.

@@ -52,9 +52,9 @@ func (d *Dataplane) chains(r PodRules, capture bool) []chain {
 		chains = append(chains, dnsZone()...)
 	}
 	if !r.BypassInbound {
-		chains = append(chains, natPrerouting(d.inbound()))
+		chains = append(chains, natPrerouting(d.inbound(r)))
 	}
-	return append(chains, natOutput(d.outbound(r.DNS)))
+	return append(chains, natOutput(d.outbound(r)))
 }
 
 func natPrerouting(rules []rule) chain {
@@ -73,8 +73,8 @@ func natOutput(rules []rule) chain {
 	}
 }
 
-func (d *Dataplane) inbound() []rule {
-	return []rule{
+func (d *Dataplane) inbound(r PodRules) []rule {
+	rules := []rule{
 		{"only TCP", join(l4proto(expr.CmpOpNeq, unix.IPPROTO_TCP), accept())},
 		older(),
 		{"node's probes (IPv4)", join(source(d.cfg.ProbeV4), accept())},
@@ -83,8 +83,16 @@ func (d *Dataplane) inbound() []rule {
 		{"loopback (IPv4)", join(destination(loopbackV4), accept())},
 		{"loopback (IPv6)", join(destination(loopbackV6), accept())},
 		{"HBONE has its own listener", join(destPort(PortHBONE), accept())},
-		{"plaintext", redirectTo(PortInbound)},
 	}
+	return append(append(rules, excluded(r.ExcludeInbound)...), rule{"plaintext", redirectTo(PortInbound)})
+}
+
+// excluded lets connections to ports pass as if there was no mesh.
+func excluded(ports Ports) (rules []rule) {
+	for _, r := range ports.Ranges() {
+		rules = append(rules, rule{"excluded: " + r.String(), join(destPorts(r), accept())})
+	}
+	return rules
 }
 
 // older lets connections go on that are older than the rules. Before the first
@@ -192,6 +200,17 @@ func device(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
 
 // destPort needs a rule before it that lets only protocols with ports through.
 func destPort(port uint16) []expr.Any { return portAt(2, port) }
+
+// destPorts is destPort for a range of them.
+func destPorts(r PortRange) []expr.Any {
+	if r.First == r.Last {
+		return destPort(r.First)
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: binaryutil.BigEndian.PutUint16(r.First), ToData: binaryutil.BigEndian.PutUint16(r.Last)},
+	}
+}
 
 func sourcePort(port uint16) []expr.Any { return portAt(0, port) }
 
