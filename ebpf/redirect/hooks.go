@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -174,34 +173,6 @@ func (h *Hooks) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// reasons are the drop counters' names, in the order of enum reason.
-var reasons = map[bpf.CgroupReason]string{
-	bpf.CgroupReasonREASON_HOLD:        "hold",
-	bpf.CgroupReasonREASON_BIND:        "bind",
-	bpf.CgroupReasonREASON_STORAGE:     "memory",
-	bpf.CgroupReasonREASON_ALIAS:       "dns-alias",
-	bpf.CgroupReasonREASON_NO_LISTENER: "no-listener",
-	bpf.CgroupReasonREASON_LEAK:        "leak",
-	bpf.CgroupReasonREASON_MALFORMED:   "malformed",
-	bpf.CgroupReasonREASON_FAMILY:      "no-address",
-	bpf.CgroupReasonREASON_SQUAT:       "proxy-port",
-}
-
-// Drops counts what was refused, by reason, since the node started.
-func (h *Hooks) Drops() (map[string]uint64, error) {
-	out := make(map[string]uint64, len(reasons))
-	for _, r := range slices.Sorted(maps.Keys(reasons)) {
-		var perCPU []uint64
-		if err := h.maps[bpf.CgroupMapMeshDrops].Lookup(r, &perCPU); err != nil {
-			return nil, fmt.Errorf("read drops: %w", err)
-		}
-		for _, n := range perCPU {
-			out[reasons[r]] += n
-		}
-	}
-	return out, nil
 }
 
 // cookie is the number that programs know a namespace by.
