@@ -135,6 +135,7 @@ func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
 // step does what is to be done now. It returns when to come back without being
 // woken (0: never), and whether the worker has nothing left to do.
 func (w *worker) step(ctx context.Context) (time.Duration, bool) {
+	defer w.agent.tried(w.uid) // also if the pod is gone or leaves
 	w.mu.Lock()
 	var d *Pod
 	if w.desired != nil {
@@ -156,7 +157,6 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 	case d.Enrolled:
 		w.phase = serving
 		err := w.enrol(ctx, *d, check)
-		w.agent.tried(w.uid)
 		if err != nil && ctx.Err() == nil {
 			w.show(*d, w.despite(*d), err.Error())
 			w.agent.metrics.failures.Inc()

@@ -48,9 +48,22 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 			if p.redirect != nil {
 				p.redirect.close()
 			}
+			if p.server != nil {
+				p.server.Close()
+			}
 			_ = p.home.Close() // err says more
 		}
 	}()
+	// First, because it tells whether another agent is at work.
+	p.server, err = handoff.Listen(handoff.ServerConfig{
+		Path: cfg.ZDSPath, Logger: boot.Scoped(log, "zds"), Registerer: p.registry,
+		// The agent is made from the server; no proxy is served before both are.
+		Admit:          func(peer handoff.Peer) error { return p.redirect.admit(peer, p.agent.NamespaceOf) },
+		SnapshotResult: func(uid string, err error) { p.agent.SnapshotResult(uid, err) },
+	})
+	if err != nil {
+		return nil, err
+	}
 	if p.host, err = redirect.NewHost(cfg.redirect(log), p.home); err != nil {
 		return nil, err
 	}
@@ -75,15 +88,6 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	verify := c.Verify
 	c.Verify = func() { verify(); p.writeNode(cfg, lacking) }
 	p.writeNode(cfg, lacking)
-	p.server, err = handoff.Listen(handoff.ServerConfig{
-		Path: cfg.ZDSPath, Logger: boot.Scoped(log, "zds"), Registerer: p.registry,
-		// The agent is made from the server; no proxy is served before both are.
-		Admit:          func(peer handoff.Peer) error { return p.redirect.admit(peer, p.agent.NamespaceOf) },
-		SnapshotResult: func(uid string, err error) { p.agent.SnapshotResult(uid, err) },
-	})
-	if err != nil {
-		return nil, err
-	}
 	c.Proxies = p.server
 	d := agent.DirConfig{
 		Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),

@@ -55,3 +55,16 @@ func missing(kind string) ([]string, error) {
 	}
 	return nil, fmt.Errorf("read own capabilities: /proc/self/status does not tell them")
 }
+
+// capabilityList has a line for each.
+func capabilityList() string {
+	var b strings.Builder
+	for _, c := range capabilities {
+		fmt.Fprintf(&b, "  %-15s %s", c.name, c.why)
+		if c.kind != "" {
+			fmt.Fprintf(&b, " (--redirect=%s)", c.kind)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}

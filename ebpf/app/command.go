@@ -20,7 +20,8 @@ import (
 	"github.com/ambit-mesh/ambit/xds/boot"
 )
 
-const usage = `ambit-node brings the pods of its node into the mesh.
+func usage() string {
+	return `ambit-node brings the pods of its node into the mesh.
 
   ambit-node [run] --source dir:PATH --node NAME   run the agent
   ambit-node status [-o json]                      list the node's pods in the mesh
@@ -28,7 +29,10 @@ const usage = `ambit-node brings the pods of its node into the mesh.
   ambit-node version
 
 ambit-node COMMAND --help lists a command's flags.
-`
+
+As root it needs these capabilities, and says at its start which are missing:
+` + capabilityList()
+}
 
 // Main runs one command and returns the exit status: 2 for wrong usage.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -49,9 +53,9 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case "version":
 		err = boot.PrintVersion(stdout, "ambit-node", rest)
 	case "help":
-		fmt.Fprint(stdout, usage)
+		fmt.Fprint(stdout, usage())
 	default:
-		fmt.Fprintf(stderr, "ambit-node: no command %q\n\n%s", name, usage)
+		fmt.Fprintf(stderr, "ambit-node: no command %q\n\n%s", name, usage())
 		return 2
 	}
 	switch {

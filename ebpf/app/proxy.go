@@ -1,7 +1,9 @@
 package app
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 
@@ -44,18 +46,50 @@ func (r *redirector) alone(p handoff.Peer, dir string, podOf func(inode uint64) 
 	if err != nil {
 		return fmt.Errorf("see who else is in the proxy's cgroup: %w", err)
 	}
+	home, err := netOf(p.PID)
+	if err != nil {
+		return err
+	}
 	for _, id := range ids {
-		// The link itself tells the number; following it would be entering.
-		var st unix.Stat_t
-		path := "/proc/" + strconv.Itoa(id) + "/ns/net"
-		if err := unix.Stat(path, &st); err == unix.ENOENT || err == unix.ESRCH {
+		ns, err := netOf(id)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // ended meanwhile
 		} else if err != nil {
-			return fmt.Errorf("see who else is in the proxy's cgroup %s (takes CAP_SYS_PTRACE): %w", dir, &os.PathError{Op: "stat", Path: path, Err: err})
+			return fmt.Errorf("see who else is in the proxy's cgroup %s (takes CAP_SYS_PTRACE): %w", dir, err)
 		}
-		if pod, ok := podOf(st.Ino); ok {
+		if pod, ok := podOf(ns); ok && !(id == p.PID && visits(id, ns)) {
 			return fmt.Errorf("the proxy (process %d) is in cgroup %s together with process %d of pod %s, which would be believed to be the proxy: run it in a cgroup of its own", p.PID, dir, id, pod)
+		}
+		// A pod may be enrolled later than the proxy came.
+		if id != p.PID && ns != home && ns != r.home {
+			return fmt.Errorf("the proxy (process %d) is in cgroup %s together with process %d of another network namespace, which would be believed to be the proxy: run it in a cgroup of its own", p.PID, dir, id)
 		}
 	}
 	return nil
+}
+
+// netOf is the number of a process's network namespace.
+func netOf(pid int) (uint64, error) {
+	var st unix.Stat_t
+	path := "/proc/" + strconv.Itoa(pid) + "/ns/net"
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
+}
+
+// visits reports whether a process is in a namespace with some of its threads
+// only, as the proxy is when it makes a socket there.
+func visits(pid int, ns uint64) bool {
+	tasks, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
+	if err != nil {
+		return false
+	}
+	for _, t := range tasks {
+		var st unix.Stat_t
+		if unix.Stat("/proc/"+strconv.Itoa(pid)+"/task/"+t.Name()+"/ns/net", &st) == nil && st.Ino != ns {
+			return true
+		}
+	}
+	return false
 }

@@ -30,13 +30,17 @@ const (
 // limitsNFTables is what rules in a pod cannot hold.
 const limitsNFTables = "a pod with CAP_NET_RAW (a container default) can mark its packets like the proxy's and leave in clear text; eBPF redirection holds that"
 
+const inTheWay = "programs of others change pods' connections before the mesh sees them: with --redirect=auto a restart of the agent falls back to nftables"
+
 // redirector is how this node's pods are captured.
 type redirector struct {
 	kind   string
 	reason string
 	table  *redirect.Dataplane
+	bare   bool            // the kernel has no nftables, so no pod has rules
 	hooks  *redirect.Hooks // in force, or with state that nftables succeeds; nil: neither
 	cfg    redirect.HooksConfig
+	home   uint64 // the node's own network namespace, by number
 	log    *slog.Logger
 
 	mu        sync.Mutex
@@ -47,10 +51,14 @@ type redirector struct {
 // choose decides how pods are captured and opens it. Whatever the choice, state
 // that the other redirector left is succeeded, never dropped: see rules.
 func choose(cfg Config, home *netns.NS, log *slog.Logger) (*redirector, error) {
-	r := &redirector{log: boot.Scoped(log, "redirect")}
+	r := &redirector{log: boot.Scoped(log, "redirect"), home: home.Inode()}
 	var err error
 	if r.table, err = redirect.New(cfg.redirect(log)); err != nil {
 		return nil, err
+	}
+	if _, err := r.table.Present(home); err != nil && cfg.Redirect != kindNFTables {
+		r.bare = true
+		r.log.Info("this kernel has no nftables to fall back on", "err", err)
 	}
 	found, pods, err := redirect.Pinned(cfg.BPFFSDir)
 	if err != nil {
@@ -61,6 +69,11 @@ func choose(cfg Config, home *netns.NS, log *slog.Logger) (*redirector, error) {
 		return r, nil
 	}
 	why := r.open(cfg, home, log)
+	if errors.Is(why, unix.EPERM) {
+		if lacking, err := missing(kindEBPF); err == nil && len(lacking) > 0 {
+			why = fmt.Errorf("%w; missing: %s", why, strings.Join(lacking, ", "))
+		}
+	}
 	switch {
 	case why == nil && cfg.Redirect != kindNFTables:
 		r.kind, r.reason = kindEBPF, "the kernel and the node have all it takes"
@@ -132,19 +145,19 @@ func (r *redirector) open(cfg Config, home *netns.NS, log *slog.Logger) error {
 		return err
 	}
 	r.hooks, r.cfg = hooks, hc
-	if cfg.Redirect != kindAuto {
-		return nil
-	}
 	if r.obstacles, err = hooks.Obstacles(); err != nil {
 		return err
+	}
+	if cfg.Redirect != kindAuto {
+		for _, o := range r.obstacles {
+			r.log.Warn(inTheWay, "obstacle", o)
+		}
+		return nil
 	}
 	if len(r.obstacles) > 0 {
 		return errors.New(strings.Join(r.obstacles, "; "))
 	}
-	if err := hooks.Try(); err != nil {
-		return err
-	}
-	return nil
+	return hooks.Try()
 }
 
 // makeBPFDir makes dir on the BPF file system that its parent is on. It mounts
@@ -168,6 +181,8 @@ func makeBPFDir(dir string) error {
 // rules are what the agent captures pods with.
 func (r *redirector) rules() agent.Rules {
 	switch {
+	case r.kind == kindEBPF && r.bare:
+		return r.hooks
 	case r.kind == kindEBPF:
 		return &redirect.Succession{Next: r.hooks, Former: r.table}
 	case r.hooks != nil:
@@ -224,7 +239,7 @@ func (r *redirector) verify() {
 	}
 	for _, o := range now {
 		if !slices.Contains(r.obstacles, o) {
-			r.log.Warn("pods' connections reach the mesh changed; with --redirect=auto a restart of the agent falls back to nftables", "obstacle", o)
+			r.log.Warn(inTheWay, "obstacle", o)
 		}
 	}
 	if len(now) == 0 {

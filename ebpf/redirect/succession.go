@@ -147,7 +147,7 @@ func translated(ns *netns.NS) (bool, error) {
 			return false, fmt.Errorf("list conntrack entries: %w", err)
 		}
 		for _, f := range flows {
-			if f.Forward.Protocol != unix.IPPROTO_TCP {
+			if f.Forward.Protocol != unix.IPPROTO_TCP || over(f) {
 				continue
 			}
 			if f.Mark&MarkMask == MarkReturn || !f.Forward.DstIP.Equal(f.Reverse.SrcIP) || f.Forward.DstPort != f.Reverse.SrcPort {
@@ -156,6 +156,14 @@ func translated(ns *netns.NS) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// over reports a connection that both sides have ended; conntrack keeps it for two
+// minutes more.
+func over(f *netlink.ConntrackFlow) bool {
+	const timeWait, closed = 7, 8 // enum tcp_conntrack in nf_conntrack_tcp.h
+	tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
+	return ok && (tcp.State == timeWait || tcp.State == closed)
 }
 
 // Yield implements Redirector. Captured connections need nothing of a pod's
