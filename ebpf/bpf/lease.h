@@ -56,21 +56,21 @@ static __always_inline const struct lease_target *lease_choose(const struct leas
 	return NULL;
 }
 
-/* Only a socket that is as the proxy's own would be: what asks for an address, a port, a device or a mark of its own
- * takes the ordinary way. */
+/* Only a socket that is as the proxy's own would be: what asks for a foreign address, a device or a mark takes the
+ * ordinary way, and so does a port without an address, which cannot be given one. */
 static __always_inline bool lease_plain(struct bpf_sock *sk, bool v6, const struct address *own)
 {
-	if (sk->bound_dev_if || sk->mark || sk->src_port)
+	if (sk->bound_dev_if || sk->mark)
 		return false;
 	/* Its subflows are more than one connection. */
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_mptcp_sock) && bpf_skc_to_mptcp_sock(sk))
 		return false;
 	if (!v6)
-		return !sk->src_ip4 || sk->src_ip4 == own->word[3];
+		return sk->src_ip4 ? sk->src_ip4 == own->word[3] : !sk->src_port;
 	__be32 a0 = sk->src_ip6[0], a1 = sk->src_ip6[1], a2 = sk->src_ip6[2], a3 = sk->src_ip6[3];
 
 	if (!(a0 | a1 | a3) && (!a2 || a2 == MAPPED))
-		return true;
+		return !sk->src_port;
 	return a0 == own->word[0] && a1 == own->word[1] && a2 == own->word[2] && a3 == own->word[3];
 }
 

@@ -66,6 +66,9 @@ type Hooks struct {
 
 	mu      sync.Mutex
 	current map[uint64]bool // pods, by cookie, whose programs are of this process
+
+	accelerated map[uint64]*netns.NS // pods, by cookie
+	leases      *Leases              // nil: none are granted
 }
 
 // programs are loaded ones by their name.
@@ -80,7 +83,7 @@ func OpenHooks(cfg HooksConfig) (*Hooks, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("configure eBPF redirection: %w", err)
 	}
-	h := &Hooks{cfg: cfg, maps: map[string]*ebpf.Map{}, current: map[uint64]bool{}}
+	h := &Hooks{cfg: cfg, maps: map[string]*ebpf.Map{}, current: map[uint64]bool{}, accelerated: map[uint64]*netns.NS{}}
 	if err := h.open(); err != nil {
 		_ = h.Close() // err says more
 		return nil, fmt.Errorf("open eBPF redirection: %w", err)
@@ -164,6 +167,12 @@ func (h *Hooks) putSettings(hold bool) error {
 // Close lets go of descriptors. Nothing in the kernel changes.
 func (h *Hooks) Close() error {
 	var errs []error
+	h.mu.Lock()
+	for c, ns := range h.accelerated {
+		errs = append(errs, ns.Close())
+		delete(h.accelerated, c)
+	}
+	h.mu.Unlock()
 	for m := range maps.Values(h.maps) {
 		errs = append(errs, m.Close())
 	}

@@ -160,11 +160,17 @@ func (h *Hooks) Apply(ns *netns.NS, rules PodRules) error {
 		return err
 	}
 	if rules.Accelerate {
-		if err := h.attachCgroup(h.cfg.CgroupRoot, h.path(leaseDir), leaseHooks, h.lease); err != nil {
-			return fmt.Errorf("attach what acceleration needs: %w", err)
+		if err := h.accelerate(p); err != nil {
+			return fmt.Errorf("accelerate: %w", err)
 		}
 	}
-	return h.enrol(p.cookie, p.enrolment(rules))
+	if err := h.enrol(p.cookie, p.enrolment(rules)); err != nil {
+		return err
+	}
+	if !rules.Accelerate {
+		h.decelerate(p.cookie, p.ns)
+	}
+	return nil
 }
 
 // own writes whose the pod's addresses are. A pod that had one of them before is
@@ -422,7 +428,11 @@ func (h *Hooks) Release(ns *netns.NS) error {
 		return fmt.Errorf("read enrolment: %w", err)
 	}
 	e.Flags = 0
-	return h.enrol(c, e)
+	if err := h.enrol(c, e); err != nil {
+		return err
+	}
+	h.retire(c)
+	return nil
 }
 
 // Check returns nil if Apply would change nothing, and otherwise an ErrDrift that
@@ -582,6 +592,7 @@ func (h *Hooks) forget(c uint64) error {
 	if err := h.disown(c); err != nil {
 		return err
 	}
+	h.decelerate(c, nil)
 	h.mu.Lock()
 	delete(h.current, c)
 	h.mu.Unlock()
