@@ -31,6 +31,12 @@ func (c Client) Ask(ctx context.Context, r Request) (Answer, error) {
 		return Answer{}, fmt.Errorf("%w: %w", ErrAway, err)
 	}
 	defer func() { _ = conn.Close() }() // the answer is read, or there is none
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.Canceled) { // at the deadline the answer is on its way
+			_ = conn.Close()
+		}
+	})
+	defer stop()
 	if end, ok := ctx.Deadline(); ok {
 		r.Timeout = time.Until(end)
 		if err := conn.SetDeadline(end.Add(answerMargin)); err != nil {
