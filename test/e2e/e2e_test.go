@@ -104,11 +104,38 @@ func (l *lab) until(what string, try func() (bool, string)) {
 	}
 }
 
+// The redirectors. Tests that have nothing to do with them, or need minutes, run
+// with either: the one that the lab prefers.
+const (
+	eBPF     = "ebpf"
+	nftables = "nftables"
+	either   = "auto"
+)
+
+// each runs a test with both redirectors; AMBIT_REDIRECT=ebpf or nftables with that
+// one alone.
+func each(t *testing.T, test func(t *testing.T, redirect string)) {
+	for _, redirect := range []string{eBPF, nftables} {
+		t.Run(redirect, func(t *testing.T) {
+			if only := os.Getenv("AMBIT_REDIRECT"); only != "" && only != redirect {
+				return
+			}
+			if redirect == eBPF {
+				netlab.RequireEBPF(t)
+			}
+			test(t, redirect)
+		})
+	}
+}
+
 // up starts a lab that ends with the test.
-func up(t *testing.T, args ...string) *lab {
+func up(t *testing.T, redirect string, args ...string) *lab {
 	t.Helper()
+	if only := os.Getenv("AMBIT_REDIRECT"); only != "" && redirect == either {
+		redirect = only
+	}
 	l := &lab{t, fmt.Sprintf("e2e-%d-%s", os.Getpid(), t.Name())}
-	r := l.try("", append([]string{"up"}, args...)...)
+	r := l.try("", append([]string{"up", "--redirect", redirect}, args...)...)
 	if r.code != 0 && strings.Contains(r.err, "this machine does not allow") {
 		if netlab.Required() {
 			t.Fatalf("AMBIT_TEST_REQUIRE wants labs: %s", r.err)
@@ -147,10 +174,17 @@ type status struct {
 func (l *lab) status() status {
 	l.t.Helper()
 	var s status
-	if err := json.Unmarshal([]byte(l.must("status", "-o", "json")), &s); err != nil {
-		l.t.Fatal(err)
-	}
+	l.decode(&s, "status", "-o", "json")
 	return s
+}
+
+// decode reads what a command prints.
+func (l *lab) decode(v any, args ...string) {
+	l.t.Helper()
+	out := l.must(args...)
+	if err := json.Unmarshal([]byte(out), v); err != nil {
+		l.t.Fatalf("ambit-lab %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
 }
 
 // running lists the processes of programs of this run that name the lab or were
@@ -168,7 +202,7 @@ func running() []string {
 }
 
 func TestClusterWithoutMesh(t *testing.T) {
-	l := up(t, "--no-mesh")
+	l := up(t, either, "--no-mesh")
 	l.must("apply", "-f", "echo")
 	l.apply(headless)
 	l.must("wait")
@@ -235,7 +269,7 @@ spec:
 `
 
 func TestPodsFollowTheirDeclaration(t *testing.T) {
-	l := up(t, "--no-mesh", "--nodes", "1")
+	l := up(t, either, "--no-mesh", "--nodes", "1")
 	l.apply(`
 apiVersion: apps/v1
 kind: Deployment
@@ -289,8 +323,10 @@ spec: {containers: [{name: c, image: example.com/strange:1}]}
 	l.until("no replica", func() (bool, string) { return count() == 0, l.must("get", "pods") })
 }
 
-func TestMesh(t *testing.T) {
-	l := up(t)
+func TestMesh(t *testing.T) { each(t, testMesh) }
+
+func testMesh(t *testing.T, redirect string) {
+	l := up(t, redirect)
 	l.must("apply", "-f", "echo")
 	l.must("wait")
 	if r := l.try("", "up"); r.code != 0 || !strings.Contains(r.out, "runs already") {
@@ -357,7 +393,7 @@ func TestNothingStaysBehind(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			mounts, links := read(t, "/proc/self/mounts"), read(t, "/proc/net/dev")
-			l := up(t)
+			l := up(t, either)
 			l.must("apply", "-f", "echo")
 			l.must("wait")
 			tt.end(l)
@@ -411,7 +447,7 @@ func TestDemo(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: the demo takes half a minute")
 	}
-	up(t, "--no-mesh") // names what is missing where labs are not possible
+	up(t, either, "--no-mesh") // names what is missing where labs are not possible
 	out, err := exec.Command(filepath.Join(bin, "ambit-lab"), "--name", fmt.Sprintf("demo-%d", os.Getpid()), "demo").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "checks passed, 0 failed") {
 		t.Errorf("%v\n%s", err, out)

@@ -72,8 +72,10 @@ metadata: {name: far, namespace: outside}
 spec: {clusterIP: None, selector: {app: far}, ports: [{name: http, port: 8080}]}
 `
 
-func TestServiceEntries(t *testing.T) {
-	l := up(t)
+func TestServiceEntries(t *testing.T) { each(t, testServiceEntries) }
+
+func testServiceEntries(t *testing.T, redirect string) {
+	l := up(t, redirect)
 	l.must("apply", "-f", "echo")
 	l.apply(outsideHost)
 	l.must("wait")

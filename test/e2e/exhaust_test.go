@@ -35,7 +35,7 @@ func (l *lab) descriptors(component string) int {
 // A proxy that runs out of descriptors refuses what it cannot take, changes no
 // byte of what it has, and is well again when descriptors are.
 func TestProxyOutOfDescriptors(t *testing.T) {
-	l := enrolPair(t)
+	l := enrolPair(t, either)
 	far := l.ip("far") + ":9000"
 	for _, c := range []string{"ztunnel@node-1", "ztunnel@node-2"} {
 		l.must("wait")
@@ -69,7 +69,7 @@ func TestIdleConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l := enrolPair(t)
+	l := enrolPair(t, either)
 	before := l.descriptors("ztunnel@node-1")
 	done := make(chan result, 1)
 	go func() {

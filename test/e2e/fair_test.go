@@ -88,7 +88,7 @@ func TestFairSharing(t *testing.T) {
 		}
 		d = 4 * time.Second
 	}
-	l := up(t)
+	l := up(t, either)
 	l.apply(neighbours)
 	l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
 	l.must("wait")

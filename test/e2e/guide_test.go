@@ -61,7 +61,7 @@ func TestGuide(t *testing.T) {
 			t.Skipf("the guide needs %s: apt-get install dnsutils iproute2 curl", tool)
 		}
 	}
-	l := up(t) // says whether labs are to be had here
+	l := up(t, either) // says whether labs are to be had here
 	l.must("down")
 	dir := t.TempDir()
 	wrapper := fmt.Sprintf("#!/bin/sh\nexec %s/ambit-lab --name guide-%d \"$@\"\n", bin, os.Getpid())
