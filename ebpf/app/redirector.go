@@ -270,6 +270,9 @@ func (r *redirector) register(reg prometheus.Registerer) {
 		}
 		reg.MustRegister(g)
 	}
+	if r.hooks != nil {
+		reg.MustRegister(newDropCollector(r.hooks))
+	}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "ambit_node_redirect_obstacles", Help: "Programs of others that change connections before the mesh sees them.",
 	}, func() float64 {
