@@ -10,9 +10,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
-
-	"github.com/ambit-mesh/ambit/ebpf/redirect"
-	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // translator does at connect what service translators do: one address for another.
@@ -54,9 +51,7 @@ func TestHooksBesideAServiceTranslator(t *testing.T) {
 		{name: "at the root, attached before", before: true, line: translated, obstacles: 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			cg := netlab.MustCgroups(t, "pods", "proxy")
-			s := &stage{topology: newTopology(t), app: cg[0], proxy: cg[1]}
-			s.cfg = redirect.HooksConfig{CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t)}
+			s := quietStage(t)
 			where := s.app.Path
 			if tc.above {
 				where = filepath.Dir(where)

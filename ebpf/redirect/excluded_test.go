@@ -10,7 +10,8 @@ import (
 )
 
 func TestExcludedPorts(t *testing.T) {
-	withBoth(t, func(t *testing.T, s *stage, r enroller) {
+	forEach(t, func(t *testing.T, s *stage) {
+		r := s.redirector
 		s.listenProxy(t)
 		for _, port := range []string{"53", "80", "8080", "9000", "9010"} {
 			answer(t, listen(t, s.app, s.client.NS, "[::]:"+port, nil), "server")

@@ -1,0 +1,28 @@
+package redirect
+
+import "slices"
+
+// Limit is something that a redirector cannot do, in words for who runs a node. The
+// conformance suite has a row for each, which fails when a limit is none any more.
+type Limit string
+
+// What a pod can do that has the capabilities which container runtimes give by
+// default, CAP_NET_RAW above all.
+const (
+	LimitMark   Limit = "a pod with CAP_NET_RAW can mark its sockets as the proxy does (0x539) and connect past the mesh"
+	LimitPacket Limit = "a pod with CAP_NET_RAW can open connections past the mesh with packet sockets, which meet no rules"
+	LimitPorts  Limit = "a pod that listens on the proxy's ports (15001, 15006, 15008, 15053) before the proxy does, or beside it, gets connections that no policy has seen"
+)
+
+// What applications notice.
+const (
+	LimitDevice Limit = "a socket bound to an interface (SO_BINDTODEVICE) cannot connect"
+)
+
+var rulesLimits = []Limit{LimitMark, LimitPacket, LimitPorts, LimitDevice}
+
+// Limits names what the rules cannot do.
+func (d *Dataplane) Limits() []Limit { return slices.Clone(rulesLimits) }
+
+// Limits names what the programs cannot do.
+func (h *Hooks) Limits() []Limit { return nil }
