@@ -80,7 +80,7 @@ func (p *Plugin) Add(ctx context.Context, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if len(c.PrevResult) == 0 {
+	if !c.hasResult() {
 		return types.NewError(types.ErrInvalidNetworkConfig, "network "+c.Name+" calls "+Type+" first: there is no prevResult",
 			Type+" gives pods no addresses: put its entry behind the plugin that does")
 	}
@@ -108,7 +108,7 @@ func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, arg
 	if !ok || slices.Contains(c.ExcludeNamespaces, a.Namespace) {
 		return nil
 	}
-	if len(c.PrevResult) > 0 {
+	if c.hasResult() {
 		var err error
 		if a.Addrs, err = addresses(c.CNIVersion, c.PrevResult); err != nil {
 			return types.NewError(types.ErrDecodingFailure, "read prevResult of network "+c.Name+": "+err.Error(), "")

@@ -95,3 +95,7 @@ func (c Config) Validate() error {
 }
 
 func (c *call) timeout() time.Duration { return time.Duration(c.TimeoutSeconds) * time.Second }
+
+func (c *call) hasResult() bool {
+	return len(c.PrevResult) > 0 && string(c.PrevResult) != "null"
+}

@@ -173,28 +173,6 @@ func TestAttachmentsAreKept(t *testing.T) {
 	}
 }
 
-// FuzzFacts: no file makes a pod start that the file does not clear.
-func FuzzFacts(f *testing.F) {
-	f.Add([]byte(`{"layout":1,"node":"n","excludedNamespaces":["kube-system"],"namespaces":{"shop":{"inMesh":true}},"pods":{"u":true}}`))
-	f.Add([]byte(`{"layout":1,"namespaces":{"shop":{"inMesh":false,"mixed":true}}}`))
-	f.Add([]byte(`{"layout":9}`))
-	f.Add([]byte(`{"layout":1,"namespaces":{"shop":{}},"pods":{"u":false}} x`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "facts.json"), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		facts, err := attach.ReadFacts(dir)
-		pass, why := facts.Decide("shop", "u")
-		if pass && err != nil {
-			t.Errorf("a pod starts by a file that cannot be read: %s", why)
-		}
-		if pass && facts.Pods["u"] && !strings.Contains(why, "excluded") {
-			t.Errorf("a pod of the mesh starts: %s", why)
-		}
-	})
-}
-
 func inode(t *testing.T, path string) uint64 {
 	t.Helper()
 	n, err := netns.Inode(path)
