@@ -82,7 +82,7 @@ func (c *conn) do(ctx context.Context, r *request) error {
 func (s *Server) serve(ctx context.Context, uc *net.UnixConn) {
 	defer uc.Close()
 	log := s.cfg.Logger
-	peer, err := peerOf(uc)
+	peer, err := PeerOf(uc)
 	if err != nil {
 		log.Warn("proxy turned away", "err", err)
 		return

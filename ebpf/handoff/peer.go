@@ -17,7 +17,8 @@ type Peer struct {
 	GID uint32
 }
 
-func peerOf(c *net.UnixConn) (Peer, error) {
+// PeerOf asks who made a connection.
+func PeerOf(c *net.UnixConn) (Peer, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return Peer{}, fmt.Errorf("ask who the proxy is: %w", err)
