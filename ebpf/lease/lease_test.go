@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,14 +23,16 @@ import (
 type kernel struct {
 	askedc chan any
 	owner  lease.Events
-	refuse error
+	refuse atomic.Bool
 }
 
 func (k *kernel) Grant(o lease.Events, g lease.Grant) error {
 	k.owner = o
-	err := k.refuse // before the test goes on
 	k.askedc <- g
-	return err
+	if k.refuse.Load() {
+		return &lease.RefusedError{Reason: "no"}
+	}
+	return nil
 }
 func (k *kernel) Renew(lease.Events) error              { k.askedc <- "renew"; return nil }
 func (k *kernel) Cut(_ lease.Events, conn uint64) error { k.askedc <- conn; return nil }
@@ -120,7 +123,7 @@ func TestLeaseRequestsAndEvents(t *testing.T) {
 	if a, b := receive(t, k.askedc), receive(t, k.askedc); a != "renew" || b != uint64(11) {
 		t.Errorf("asked for %v and %v", a, b)
 	}
-	k.refuse = &lease.RefusedError{Reason: "no"}
+	k.refuse.Store(true)
 	if _, ok := errors.AsType[*lease.RefusedError](c.Grant(grant)); !ok {
 		t.Error("a refusal does not arrive as one")
 	}
