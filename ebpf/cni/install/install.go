@@ -106,7 +106,7 @@ func (i *Installer) Install() error {
 		return err
 	}
 	var problems []string
-	for _, path := range files {
+	for _, path := range i.renewed(files) {
 		err := i.chain(path)
 		if err == nil {
 			i.tell(problems)
@@ -120,6 +120,21 @@ func (i *Installer) Install() error {
 	}
 	i.tell(problems)
 	return errors.Join(fmt.Errorf("%w in %s", ErrNoConfig, i.cfg.ConfDir), problemError(problems))
+}
+
+// renewed brings forward the configuration of a single plugin that was written again
+// after a list had taken its place: it is its author's last word, whether or not the
+// list stands before it.
+func (i *Installer) renewed(files []string) []string {
+	for n, path := range files {
+		if _, err := os.Lstat(path + originalSuffix); err != nil {
+			continue
+		}
+		if list := slices.Index(files, listPath(path)); list >= 0 && list < n {
+			files = slices.Insert(slices.Delete(slices.Clone(files), n, n+1), list, path)
+		}
+	}
+	return files
 }
 
 func problemError(problems []string) error {
@@ -356,10 +371,7 @@ func replace(path string, data []byte, mode fs.FileMode, owner fs.FileInfo) erro
 func (i *Installer) Watch(ctx context.Context) error {
 	var watching sync.WaitGroup
 	defer watching.Wait()
-	changed, err := i.notify(ctx, &watching)
-	if err != nil {
-		i.cfg.Logger.Warn("directories are looked at every now and then only", "every", pollInterval, "err", err)
-	}
+	var changed <-chan struct{}
 	last := ""
 	for {
 		text := ""
@@ -370,18 +382,22 @@ func (i *Installer) Watch(ctx context.Context) error {
 			i.cfg.Logger.Warn("plugin is not installed", "err", text)
 		}
 		last = text
+		if changed == nil {
+			var err error
+			if changed, err = i.notify(ctx, &watching); err == nil {
+				continue // look once more, for what happened before
+			}
+			i.cfg.Logger.Debug("directories are looked at every now and then only", "every", pollInterval, "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-time.After(pollInterval): // also finds directories that were made anew
 		case <-changed:
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-time.After(settleTime):
-			}
-		case <-time.After(pollInterval):
-			if changed == nil {
-				changed, _ = i.notify(ctx, &watching) // the directory may be there by now
 			}
 		}
 	}
