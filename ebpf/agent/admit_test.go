@@ -330,7 +330,7 @@ func TestAttachmentsOutliveTheAgent(t *testing.T) {
 	}
 	run(func(w *world, _ *agent.Agent) {
 		w.pods <- pods
-		w.want("in the first snapshot", "track a", "proxies let in", "add a web", "apply inbound=true v6=true")
+		w.want("in the first snapshot", "track a", "add a web", "apply inbound=true v6=true")
 		w.wantStatus("a", agent.Enabled, "")
 		w.wantStatus("b", "", "")
 		// And one whose end nobody reports.
