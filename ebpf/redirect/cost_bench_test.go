@@ -2,7 +2,6 @@ package redirect_test
 
 import (
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -26,8 +25,8 @@ func BenchmarkUnenrolled(b *testing.B) {
 	}{{"pods' root", false}, {"pods' and node's root", true}} {
 		b.Run(bc.name, func(b *testing.B) {
 			s := quietStage(b)
-			if bc.node {
-				s.cfg.NodeCgroup = filepath.Dir(s.app.Path)
+			if !bc.node {
+				s.cfg.NodeCgroup = ""
 			}
 			discard(b, listen(b, s.app, s.client.NS, "[::]:8080", nil))
 			to := netip.AddrPortFrom(clientV4, 8080)

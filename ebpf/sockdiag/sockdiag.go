@@ -239,10 +239,22 @@ var errMalformed = errors.New("malformed answer from the kernel")
 
 // parse appends the sockets of one datagram. done says that it was the last one.
 func parse(all []Socket, b []byte) (_ []Socket, done bool, err error) {
+	done, err = parseMessages(b, func(body []byte) error {
+		s, err := parseSocket(body)
+		if err == nil {
+			all = append(all, s)
+		}
+		return err
+	})
+	return all, done, err
+}
+
+// parseMessages calls f with the body of each socket's message.
+func parseMessages(b []byte, f func(body []byte) error) (done bool, err error) {
 	for len(b) >= headerLen {
 		n := int(binary.NativeEndian.Uint32(b))
 		if n < headerLen || n > len(b) {
-			return all, true, errMalformed
+			return true, errMalformed
 		}
 		body := b[headerLen:n]
 		switch binary.NativeEndian.Uint16(b[4:]) {
@@ -251,23 +263,21 @@ func parse(all []Socket, b []byte) (_ []Socket, done bool, err error) {
 			// leaves it out of DONE.
 			if len(body) >= 4 {
 				if e := int32(binary.NativeEndian.Uint32(body)); e < 0 {
-					return all, true, unix.Errno(-e)
+					return true, unix.Errno(-e)
 				}
 			}
-			return all, true, nil
+			return true, nil
 		case sockDiagByFamily:
-			s, err := parseSocket(body)
-			if err != nil {
-				return all, true, err
+			if err := f(body); err != nil {
+				return true, err
 			}
-			all = append(all, s)
 		}
 		b = b[min((n+3)&^3, len(b)):]
 	}
 	if len(b) > 0 {
-		return all, true, errMalformed
+		return true, errMalformed
 	}
-	return all, false, nil
+	return false, nil
 }
 
 func parseSocket(b []byte) (Socket, error) {

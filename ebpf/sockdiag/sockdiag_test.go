@@ -122,6 +122,8 @@ func TestParse(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(message(unix.NLMSG_DONE, nil))
 	f.Add(message(sockDiagByFamily, append(make([]byte, msgLen), 8, 0, attrMark, 0, 1, 2, 3, 4, 12, 0, attrCgroup, 0, 1, 2, 3, 4, 5, 6, 7, 8)))
+	storage := appendAttr(appendAttr(nil, attrMapID, []byte{1, 0, 0, 0}), attrMapValue, []byte("value"))
+	f.Add(message(sockDiagByFamily, appendAttr(appendAttr(make([]byte, msgLen), attrInfo, make([]byte, 136)), attrStorages, appendAttr(nil, attrStorage, storage))))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		all, done, err := parse(nil, b)
 		if err != nil && !done {
@@ -130,5 +132,6 @@ func FuzzParse(f *testing.F) {
 		if len(all) > len(b)/msgLen {
 			t.Errorf("%d sockets from %d bytes", len(all), len(b))
 		}
+		_, _ = parseMessages(b, func(body []byte) error { _, err := parseDetail(body); return err })
 	})
 }
