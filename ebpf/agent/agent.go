@@ -52,6 +52,7 @@ type Pod struct {
 	DNS            bool // its queries are to go through the proxy, if that answers them
 
 	OnEnrol                         OnEnrol
+	Accelerate                      bool // connections with other such pods of the node may do without the proxy (Config.Accelerates)
 	ExcludeOutbound, ExcludeInbound redirect.Ports
 	Notes                           string // annotations that could not be read
 }
@@ -136,6 +137,11 @@ type Config struct {
 	// NodeNS is the number of the node's own network namespace, which no pod's
 	// path may lead into; 0 if there is none to protect.
 	NodeNS uint64
+
+	// Accelerates is why Rules know no PodRules.Accelerate; "": they do.
+	Accelerates string
+	// Gone is told of a pod's namespace before it is given up; nil: nobody.
+	Gone func(ns *netns.NS)
 
 	// Propagation is how long peers get to learn that a pod left the mesh before
 	// its proxy stops; default 1 s.

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,6 +17,7 @@ const (
 	annotationOnEnrol         = "ambit.dev/on-enrol"
 	annotationExcludeOutbound = "ambit.dev/exclude-outbound-ports"
 	annotationExcludeInbound  = "ambit.dev/exclude-inbound-ports"
+	annotationAccelerate      = "ambit.dev/accelerate"
 )
 
 // annotate reads them. A value that cannot be read counts as none, and the pod's
@@ -42,7 +45,20 @@ func (pod *Pod) annotate(p *corev1.Pod, ns *corev1.Namespace) {
 		pod.ExcludeInbound, err = redirect.ParsePorts(v)
 		return err
 	})
+	read(annotationAccelerate, "the pod is not accelerated", func(v string) (err error) {
+		if pod.Accelerate, err = strconv.ParseBool(v); err != nil {
+			return errors.New("want true or false")
+		}
+		return nil
+	})
 	pod.Notes = strings.Join(notes, "; ")
+}
+
+func (pod *Pod) note(s string) {
+	if pod.Notes != "" {
+		s = pod.Notes + "; " + s
+	}
+	pod.Notes = s
 }
 
 // reason is what a pod's status gives as such while all is well.

@@ -25,6 +25,11 @@ func TestAnnotations(t *testing.T) {
 			want: Pod{OnEnrol: OnEnrol{Reset: true, After: 90 * time.Second}, ExcludeOutbound: "443"}},
 		{name: "the pod's count first", pod: map[string]string{annotationOnEnrol: "keep", annotationExcludeOutbound: ""},
 			ns: map[string]string{annotationOnEnrol: "reset", annotationExcludeOutbound: "443"}},
+		{name: "accelerated", pod: map[string]string{annotationAccelerate: "true"}, want: Pod{Accelerate: true}},
+		{name: "accelerated but for one", pod: map[string]string{annotationAccelerate: "false"}, ns: map[string]string{annotationAccelerate: "true"}},
+		{name: "accelerated perhaps", ns: map[string]string{annotationAccelerate: "yes"}, notes: []string{
+			`namespace shop: annotation ambit.dev/accelerate="yes": want true or false; until it is corrected the pod is not accelerated`,
+		}},
 		{name: "slips", pod: map[string]string{annotationOnEnrol: "drain=soon", annotationExcludeInbound: "http"}, ns: map[string]string{annotationExcludeOutbound: "15008"},
 			notes: []string{
 				`pod shop/web: annotation ambit.dev/on-enrol="drain=soon": "soon" is no duration: want drain=90s, drain=10m; until it is corrected keep is in force`,
@@ -41,7 +46,7 @@ func TestAnnotations(t *testing.T) {
 				ns = nil
 			}
 			got := podOf(p, ns, nil)
-			if got.OnEnrol != tc.want.OnEnrol || got.ExcludeInbound != tc.want.ExcludeInbound || got.ExcludeOutbound != tc.want.ExcludeOutbound {
+			if got.Accelerate != tc.want.Accelerate || got.OnEnrol != tc.want.OnEnrol || got.ExcludeInbound != tc.want.ExcludeInbound || got.ExcludeOutbound != tc.want.ExcludeOutbound {
 				t.Errorf("pod is %+v, want %+v", got, tc.want)
 			}
 			if len(tc.notes) == 0 && got.Notes != "" {

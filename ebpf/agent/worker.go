@@ -220,6 +220,10 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 		BypassInbound: p.BypassInbound, DNS: p.DNS && w.dns,
 		IPv6:            slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }),
 		ExcludeOutbound: p.ExcludeOutbound, ExcludeInbound: p.ExcludeInbound,
+		Accelerate: p.Accelerate && w.agent.cfg.Accelerates == "",
+	}
+	if p.Accelerate && !rules.Accelerate {
+		p.note(annotationAccelerate + " has no effect on this node: " + w.agent.cfg.Accelerates)
 	}
 	// The node's probes first: once rules are there, others are refused.
 	if err := w.agent.probes.put(w.uid, p.Addrs); err != nil {
@@ -312,6 +316,9 @@ func (w *worker) open(ctx context.Context, p Pod) error {
 func (w *worker) forget(ctx context.Context) {
 	if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil && ctx.Err() == nil {
 		w.log.Warn("proxy was not told that the pod is gone", "err", err)
+	}
+	if w.ns != nil && w.agent.cfg.Gone != nil {
+		w.agent.cfg.Gone(w.ns)
 	}
 	w.closeNS()
 }

@@ -116,6 +116,10 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 		group.Go("cni", parts.cni.Run)
 	}
 	group.Go("agent", parts.agent.Run)
+	if parts.leases != nil {
+		group.Go("leases", parts.leases.Run)
+		group.Go("lease server", parts.granter.Run)
+	}
 	if hooks := parts.redirect.hooks; hooks != nil {
 		names := &podNames{status: parts.status}
 		group.Go("drops", (&dropLog{watch: hooks.WatchDrops, name: names.name, log: boot.Scoped(log, "redirect")}).Run)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/ebpf/agent"
 	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/lease"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/xds/boot"
@@ -24,6 +26,8 @@ type parts struct {
 	status   *agent.StatusDir
 	node     agent.NodeStatus
 	server   *handoff.Server
+	leases   *redirect.Leases // nil: none are granted
+	granter  *lease.Server
 	cni      *attach.Server // nil: none
 	home     *netns.NS
 	ready    *boot.Ready
@@ -82,12 +86,22 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	c := agent.Config{Status: p.status, NodeNS: p.home.Inode(), Propagation: cfg.Propagation, Drain: cfg.Drain,
 		Synced: p.ready.Block("pods"), Logger: boot.Scoped(log, "agent"), Registerer: p.registry}
 	p.redirect.into(&c)
+	if p.leases, c.Accelerates = p.redirect.leases(); p.leases != nil {
+		c.Gone = p.redirect.hooks.Gone
+	}
 	if err := p.probes(cfg, &c); err != nil {
 		return nil, err
 	}
 	verify := c.Verify
 	c.Verify = func() { verify(); p.writeNode(cfg, lacking) }
 	p.writeNode(cfg, lacking)
+	if p.leases != nil {
+		p.granter, err = lease.Listen(lease.ServerConfig{Path: lease.Path(cfg.ZDSPath), Holder: p.leases, Admit: p.isProxy, Logger: boot.Scoped(log, "lease")})
+		if err != nil {
+			p.server.Close()
+			return nil, err
+		}
+	}
 	c.Proxies = p.server
 	d := agent.DirConfig{
 		Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),
@@ -133,6 +147,15 @@ func (p *parts) probes(cfg Config, c *agent.Config) error {
 	return nil
 }
 
+// isProxy reports whether a process is one that pods are handed to, which is who
+// may ask for leases.
+func (p *parts) isProxy(peer handoff.Peer) error {
+	if peer.PID != 0 && slices.ContainsFunc(p.server.Peers(), func(o handoff.Peer) bool { return o == peer }) {
+		return nil
+	}
+	return fmt.Errorf("process %d is not the node's proxy: it is not connected to the ZDS socket", peer.PID)
+}
+
 // writeNode writes the node's status if it says something else than before.
 func (p *parts) writeNode(cfg Config, lacking []string) {
 	s := p.redirect.nodeStatus(cfg.Redirect, lacking)
@@ -160,6 +183,9 @@ func (p *parts) close() {
 		p.cni.Close()
 	}
 	p.server.Close()
+	if p.granter != nil {
+		p.granter.Close()
+	}
 	p.redirect.close()
 	_ = p.home.Close() // only ever entered
 }

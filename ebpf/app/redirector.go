@@ -208,6 +208,18 @@ func (r *redirector) into(c *agent.Config) {
 	}
 }
 
+// leases are nil, and say why, where acceleration is not possible.
+func (r *redirector) leases() (*redirect.Leases, string) {
+	if r.kind != kindEBPF {
+		return nil, "it takes eBPF redirection, and pods are captured with " + r.kind
+	}
+	l, err := r.hooks.NewLeases()
+	if err != nil {
+		return nil, oneLine(err)
+	}
+	return l, ""
+}
+
 // verify runs in the agent's loop.
 func (r *redirector) verify() {
 	if r.hooks == nil {

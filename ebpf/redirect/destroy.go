@@ -74,3 +74,17 @@ func destroyRequest(local, remote netip.AddrPort) []byte {
 	}
 	return b
 }
+
+// canDestroy asks for the end of a connection that cannot be.
+func canDestroy() error {
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	none := netip.MustParseAddrPort("127.0.0.1:1")
+	if err := destroy(ns, none, none); !errors.Is(err, errNoSocket) {
+		return err
+	}
+	return nil
+}

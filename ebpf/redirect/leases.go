@@ -72,8 +72,12 @@ type directConn struct {
 }
 
 // NewLeases takes over what an agent before this one granted. It holds for TTL
-// unless a proxy asks for it again.
+// unless a proxy asks for it again. A kernel that cannot end connections from
+// outside has no leases: *UnsupportedError.
 func (h *Hooks) NewLeases() (*Leases, error) {
+	if err := canDestroy(); err != nil {
+		return nil, err
+	}
 	l := &Leases{h: h, log: h.cfg.Logger, held: map[lease.Key]*held{}, pairs: map[uint64]*pair{}, conns: map[uint64]*directConn{},
 		ttl: lease.TTL, left: map[uint64]bool{}}
 	// Later than any id of an earlier agent, which counted from its own start.
@@ -515,9 +519,6 @@ func (l *Leases) Sweep() error {
 
 // accelerate keeps what it takes to end a pod's connections.
 func (h *Hooks) accelerate(p *pod) error {
-	if err := destroy(p.ns, netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:1")); err != nil && !errors.Is(err, errNoSocket) {
-		return err
-	}
 	if err := h.attachCgroup(h.cfg.CgroupRoot, h.path(leaseDir), leaseHooks, h.lease); err != nil {
 		return fmt.Errorf("attach what acceleration needs: %w", err)
 	}

@@ -529,7 +529,9 @@ func TestLeasesNetworkPolicy(t *testing.T) {
 	nft.AddChain(&nftables.Chain{Name: "forward", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
 		Priority: nftables.ChainPriorityFilter, Policy: &drop})
 	check(t, nft.Flush())
-	short := func(fd int) error { return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 200000}) }
+	short := func(fd int) error {
+		return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 200000})
+	}
 	if c, err := connect(s.app, s.pod.NS, leaseVIP4, short); err == nil {
 		t.Errorf("a connection that the network forbids was answered %q", c.line)
 	}
