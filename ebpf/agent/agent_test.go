@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ebpf/agent"
+	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
@@ -44,6 +45,7 @@ type world struct {
 	// resolves: the proxy answers DNS
 	resolves atomic.Bool
 	hang     chan struct{} // when set, Add of "hang" waits for it
+	store    *attach.Store
 }
 
 func newWorld(t *testing.T) *world {
@@ -184,7 +186,7 @@ func (h host) Set(pods []netip.Addr) error { return h.do(fmt.Sprintf("probes %v"
 func (w *world) start() *agent.Agent {
 	w.t.Helper()
 	a := agent.New(agent.Config{
-		Source: source{w}, Proxies: proxies{w}, Rules: rules{w}, Host: host{w}, Status: w.status, NodeNS: w.node,
+		Source: source{w}, Proxies: proxies{w}, Rules: rules{w}, Host: host{w}, Status: w.status, NodeNS: w.node, Attachments: w.store,
 		Resolves: func(*netns.NS) (bool, error) { return w.resolves.Load(), nil },
 	})
 	ctx, cancel := context.WithCancel(context.Background())

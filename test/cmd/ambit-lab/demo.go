@@ -26,7 +26,11 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	s.chapter("A cluster on this machine: two nodes, the control plane, an agent and a proxy per node")
 	// The shortest life that ambitd gives, so that half of it passes within the demo.
 	o.secretTTL = "1m"
-	s.line("$ ambit-lab --name %s up --nodes 2 --secret-ttl %s", o.name, o.secretTTL)
+	how := ""
+	if o.redirect != "auto" {
+		how = " --redirect " + o.redirect
+	}
+	s.line("$ ambit-lab --name %s up --nodes 2 --secret-ttl %s%s", o.name, o.secretTTL, how)
 	l, err := start(ctx, o, stderr)
 	if err != nil {
 		s.check(false, "the lab starts: %v", err)
@@ -35,7 +39,7 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	defer l.kill()
 	s.check(true, "the lab is up: ambitd, 2 x ambit-node, 2 x ztunnel, all ready")
 	for _, chapter := range []func(){
-		s.plain, s.enrol, s.encrypted, s.bookinfo, s.names, s.failover, s.strict, s.authorize, s.refusals, s.revoke, s.rotate, s.roots, s.survive, s.fair,
+		s.plain, s.enrol, s.encrypted, s.captured, s.bookinfo, s.names, s.failover, s.strict, s.authorize, s.refusals, s.revoke, s.rotate, s.roots, s.survive, s.fair,
 		s.metrics, s.leave,
 	} {
 		if ctx.Err() != nil {

@@ -37,6 +37,7 @@ const usage = `Usage: ambit-lab [--name LAB] COMMAND
   label|annotate KIND NAME KEY=VALUE KEY-
   wait [-n NS|-A] [--timeout 60s]        until all pods are ready
   exec POD|NODE [-n NS] [-c CONTAINER] -- CMD...
+  programs NODE                          what the node's agent has the kernel run, and where
   capture [--timeout 10s] [-o json]      each TCP connection that begins, on every interface but loopback
   logs POD|COMPONENT [-f] [--tail N]     components: status lists them; lab: the lab's own
   restart COMPONENT|POD [--rolling]      --rolling: the next one serves before the old one ends

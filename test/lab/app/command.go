@@ -37,7 +37,7 @@ func (a *App) command(ctx context.Context, r control.Request, files []*os.File, 
 	verbs := map[string]func(context.Context) (int, error){
 		"ready": c.ready, "exec": c.exec, "apply": c.apply, "delete": c.delete, "get": c.get, "label": c.label, "annotate": c.label,
 		"logs": c.logs, "restart": c.restart, "kill": c.kill, "status": c.status, "down": c.down, "wait": c.wait,
-		"capture": c.capture,
+		"capture": c.capture, "programs": c.programs,
 	}
 	f, ok := verbs[r.Verb]
 	if !ok {
@@ -102,6 +102,9 @@ func (c *call) startIn(name string, argv []string) (*process.Process, error) {
 	if m, ok := a.net.Machine(name); ok {
 		if argv[0] == "ambit-sample" {
 			argv = append([]string{filepath.Join(a.Bin, "ambit-sample")}, argv[1:]...)
+		}
+		if argv[0] == "ambit-node" && a.mesh != nil {
+			argv = a.mesh.AgentCommand(m.Name, argv[1:])
 		}
 		env := append(os.Environ(), "PATH="+toolPath(a.Bin))
 		return process.Start(process.Spec{Argv: argv, Env: env, NetNS: m.Path(), Cgroup: sandbox.NodeCgroup(m.Name)}, c.files[0], c.files[1], c.files[2])

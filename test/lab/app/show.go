@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -295,17 +296,18 @@ type componentStatus struct {
 
 // labStatus is what `status -o json` prints.
 type labStatus struct {
-	Name       string            `json:"name"`
-	Mode       string            `json:"mode"`
-	Up         string            `json:"up"`
-	Pid        int               `json:"pid"`
-	Nodes      []string          `json:"nodes"`
-	Pods       map[string]int    `json:"pods"`
-	Enrolled   int               `json:"enrolled"`
-	Components []componentStatus `json:"components"`
-	Problems   []string          `json:"problems"`
-	Fault      string            `json:"fault,omitempty"`
-	Directory  string            `json:"directory"`
+	Name       string              `json:"name"`
+	Mode       string              `json:"mode"`
+	Up         string              `json:"up"`
+	Pid        int                 `json:"pid"`
+	Nodes      []string            `json:"nodes"`
+	Pods       map[string]int      `json:"pods"`
+	Enrolled   int                 `json:"enrolled"`
+	Redirect   []mesh.NodeRedirect `json:"redirect,omitempty"`
+	Components []componentStatus   `json:"components"`
+	Problems   []string            `json:"problems"`
+	Fault      string              `json:"fault,omitempty"`
+	Directory  string              `json:"directory"`
 }
 
 func (c *call) status(ctx context.Context) (int, error) {
@@ -321,6 +323,7 @@ func (c *call) status(ctx context.Context) (int, error) {
 		}
 	}
 	if a.mesh != nil {
+		s.Redirect = a.mesh.Redirections()
 		for _, comp := range a.mesh.Components() {
 			err := comp.Check(ctx)
 			cs := componentStatus{Name: comp.Name, Ready: err == nil, Pid: comp.Pid(), Restarts: comp.Restarts()}
@@ -349,6 +352,9 @@ func (c *call) status(ctx context.Context) (int, error) {
 		return 0, nil
 	}
 	c.w.Printf("lab %q (%s), up %s: nodes %s; pods: %s, %d in the mesh\n", s.Name, s.Mode, s.Up, strings.Join(s.Nodes, " "), phases(s.Pods), s.Enrolled)
+	for _, group := range redirections(s.Redirect) {
+		c.w.Printf("  connections of pods are captured with %s\n", group)
+	}
 	t := tabwriter.NewWriter(c.w, 0, 0, 3, ' ', 0)
 	for _, cs := range s.Components {
 		state := "ready"
@@ -365,6 +371,26 @@ func (c *call) status(ctx context.Context) (int, error) {
 		c.w.Printf("  FAULT: %s\n", s.Fault)
 	}
 	return 0, nil
+}
+
+// redirections are one line for all nodes, unless they differ.
+func redirections(all []mesh.NodeRedirect) (lines []string) {
+	nodes := map[string][]string{}
+	for _, r := range all {
+		what := cmp.Or(r.Redirector, "nothing yet")
+		if r.Reason != "" {
+			what += ": " + r.Reason
+		}
+		nodes[what] = append(nodes[what], r.Node)
+	}
+	for _, what := range slices.Sorted(maps.Keys(nodes)) {
+		line := what
+		if len(nodes) > 1 {
+			line += " (" + strings.Join(nodes[what], ", ") + ")"
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // phases is "3 Running, 1 Pending" for people.

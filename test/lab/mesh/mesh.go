@@ -22,6 +22,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -169,6 +170,36 @@ func (r Redirect) flags(node string) []string {
 		out = append(out, "--cgroup-root", r.Pods(node), "--node-cgroup", r.Root)
 	}
 	return out
+}
+
+// AgentCommand is a command of the node's agent, which on a machine of its own would
+// find the agent's directories where they are by default.
+func (m *Mesh) AgentCommand(node string, args []string) []string {
+	out := append([]string{filepath.Join(m.Bin, "ambit-node")}, args...)
+	if len(args) > 0 && args[0] != "version" && args[0] != "help" {
+		out = slices.Insert(out, 2, "--status-dir", filepath.Join(m.Dir, node, "status"), "--bpffs-dir", filepath.Join(m.Redirect.BPF, node))
+	}
+	return out
+}
+
+// NodeRedirect is how a node's agent captures pods, and why.
+type NodeRedirect struct {
+	Node       string `json:"node"`
+	Redirector string `json:"redirector"` // ebpf, nftables; "" before the agent has chosen
+	Reason     string `json:"reason"`
+}
+
+// Redirections asks the agents' status.
+func (m *Mesh) Redirections() (all []NodeRedirect) {
+	for _, n := range m.Net.Nodes {
+		var r NodeRedirect
+		if b, err := os.ReadFile(filepath.Join(m.Dir, n.Name, "status", "node", "status.json")); err == nil {
+			_ = json.Unmarshal(b, &r) // a file half of which is there says nothing
+		}
+		r.Node = n.Name
+		all = append(all, r)
+	}
+	return all
 }
 
 func (m *Mesh) resolvConf(n *fabric.Machine) string {
