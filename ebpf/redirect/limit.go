@@ -11,6 +11,7 @@ type Limit string
 const (
 	LimitMark   Limit = "a pod with CAP_NET_RAW can mark its sockets as the proxy does (0x539) and connect past the mesh"
 	LimitPacket Limit = "a pod with CAP_NET_RAW can open connections past the mesh with packet sockets, which meet no rules"
+	LimitTunnel Limit = "packets that a pod wraps itself (GRE, VXLAN, Geneve) are not looked into: a node that unpacks strangers' tunnels is a way past the mesh"
 	LimitPorts  Limit = "a pod that listens on the proxy's ports (15001, 15006, 15008, 15053) before the proxy does, or beside it, gets connections that no policy has seen"
 )
 
@@ -19,10 +20,13 @@ const (
 	LimitDevice Limit = "a socket bound to an interface (SO_BINDTODEVICE) cannot connect"
 )
 
-var rulesLimits = []Limit{LimitMark, LimitPacket, LimitPorts, LimitDevice}
+var (
+	rulesLimits = []Limit{LimitMark, LimitPacket, LimitTunnel, LimitPorts, LimitDevice}
+	hooksLimits = []Limit{LimitTunnel}
+)
 
 // Limits names what the rules cannot do.
 func (d *Dataplane) Limits() []Limit { return slices.Clone(rulesLimits) }
 
 // Limits names what the programs cannot do.
-func (h *Hooks) Limits() []Limit { return nil }
+func (h *Hooks) Limits() []Limit { return slices.Clone(hooksLimits) }
