@@ -18,12 +18,12 @@ type capability struct {
 }
 
 // capabilities are all the agent needs as root; TestLeastCapabilities runs it with
-// these alone.
+// these alone. A node that changes its redirector needs those of both until all
+// pods have changed over.
 var capabilities = []capability{
 	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "rules, routes and programs in pods' network namespaces", ""},
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "entering pods' network namespaces", ""},
-	{unix.CAP_BPF, "CAP_BPF", "loading programs and maps", kindEBPF},
-	{unix.CAP_PERFMON, "CAP_PERFMON", "programs that read the kernel's structures", kindEBPF},
+	// It includes CAP_BPF and CAP_PERFMON, which are enough to load programs.
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "entering pods' network namespaces, loading programs", ""},
 	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "seeing who shares the proxy's cgroup", kindEBPF},
 }
 

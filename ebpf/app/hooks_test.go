@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +27,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ebpf/agent"
 	"github.com/ambit-mesh/ambit/ebpf/app"
+	"github.com/ambit-mesh/ambit/ebpf/cni/command"
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
@@ -39,10 +42,17 @@ func playRole(role string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	// Who started us has moved us to our cgroup once it says so.
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+	if role == "plugin" {
+		return command.Main(ctx, nil, os.Stdout, os.Stderr)
+	}
+	if role == "agent at once" {
+		role = "agent"
+	} else if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
 		return 1
 	}
 	switch role {
+	case "bounded":
+		return bounded(strings.Split(os.Getenv(capsEnv), ","))
 	case "agent":
 		return app.Main(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	case "proxy":
@@ -57,6 +67,27 @@ func playRole(role string) int {
 		<-ctx.Done()
 		return 0
 	}
+}
+
+// capsEnv lists capabilities, by number.
+const capsEnv = "AMBIT_TEST_CAPS"
+
+// bounded becomes an agent that has the named capabilities alone.
+func bounded(keep []string) int {
+	runtime.LockOSThread() // the set is a thread's, and what it executes has it
+	for c := range unix.CAP_LAST_CAP + 1 {
+		if !slices.Contains(keep, strconv.Itoa(c)) {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+		}
+	}
+	if err := os.Setenv(roleEnv, "agent at once"); err == nil {
+		err = unix.Exec("/proc/self/exe", os.Args, os.Environ())
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return 1
 }
 
 // listeners is a proxy that tells whoever it accepts where it wanted to go.
@@ -131,6 +162,7 @@ type meshed struct {
 	app, proxy  *netlab.Cgroup
 	root, bpffs string
 	pod, client *netlab.Host
+	processes   []*process
 }
 
 var (
@@ -223,7 +255,9 @@ func (m *meshed) process(role string, cg *netlab.Cgroup, ns *netns.NS, args ...s
 	self, err := os.Executable()
 	check(m.t, err)
 	p := &process{cmd: exec.Command(self, args...)}
-	p.cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	m.processes = append(m.processes, p)
+	// The race detector makes a process linger for a second at its end.
+	p.cmd.Env = append(os.Environ(), roleEnv+"="+role, "GORACE=atexit_sleep_ms=0")
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	in, err := p.cmd.StdinPipe()
@@ -286,7 +320,12 @@ func (p *process) stop(t *testing.T) {
 
 func (m *meshed) agent(args ...string) *process {
 	m.t.Helper()
-	return m.process("agent", nil, nil, append([]string{
+	return m.agentAs("agent", args...)
+}
+
+func (m *meshed) agentAs(role string, args ...string) *process {
+	m.t.Helper()
+	return m.process(role, nil, nil, append([]string{
 		"--source", "dir:" + m.file("source"), "--node", "n1", "--zds-path", m.file("zds.sock"),
 		"--cni-socket", m.file("cni.sock"), "--state-dir", m.file("state"),
 		"--status-dir", m.file("status"), "--health-addr", "", "--bpffs-dir", m.bpffs,
@@ -311,6 +350,9 @@ func (m *meshed) wantVia(want agent.Redirection, via, reason string) {
 			return
 		}
 		time.Sleep(5 * time.Millisecond) // another process's file
+	}
+	for _, p := range m.processes {
+		m.t.Logf("%v:\n%s", p.cmd.Args, p.out.String())
 	}
 	m.t.Fatalf("status is %s, want %s via %s with %q", last, want, via, reason)
 }
@@ -521,5 +563,32 @@ func TestAutoFallsBack(t *testing.T) {
 	a = m.agent("--redirect", "auto", "--cgroup-root", m.dir)
 	m.wantLog(a, "is not a cgroup2 directory")
 	a.stop(t)
+	m.cleanup()
+}
+
+// TestLeastCapabilities runs the agent with what it says it needs.
+func TestLeastCapabilities(t *testing.T) {
+	m := newMeshed(t)
+	m.startProxy(m.proxy)
+	for _, kind := range []string{"nftables", "ebpf"} {
+		t.Setenv(capsEnv, strings.Join(app.Capabilities(kind), ","))
+		a := m.agentAs("bounded", "--redirect", kind, "--host-probes="+strconv.FormatBool(kind == "ebpf"))
+		m.wantVia(agent.Enabled, kind, "label")
+		m.wantCaptured("by " + kind)
+		m.namespace("")
+		m.wantStatus("u1", "")
+		m.wantRules(m.pod.NS, false)
+		m.namespace("istio.io/dataplane-mode: ambient")
+		m.wantVia(agent.Enabled, kind, "label")
+		if s := m.nodeStatus(); len(s.Missing) > 0 {
+			t.Errorf("it says that it lacks %v", s.Missing)
+		}
+		a.stop(t)
+	}
+	t.Setenv(capsEnv, strings.Join(app.Capabilities("nftables"), ","))
+	a := m.agentAs("bounded", "--redirect", "ebpf")
+	m.wantLog(a, `capability="CAP_SYS_PTRACE`)
+	m.wantLog(a, "(takes CAP_SYS_PTRACE)")
+	a.kill()
 	m.cleanup()
 }

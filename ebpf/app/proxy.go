@@ -23,6 +23,16 @@ func (r *redirector) admit(p handoff.Peer, podOf func(inode uint64) (string, boo
 	if r.hooks == nil {
 		return nil
 	}
+	err := r.learn(p, podOf)
+	if err != nil && r.kind != kindEBPF {
+		// Only pods that have yet to change over depend on it.
+		r.log.Warn("pods that eBPF programs still capture do not reach the proxy", "err", err)
+		return nil
+	}
+	return err
+}
+
+func (r *redirector) learn(p handoff.Peer, podOf func(inode uint64) (string, bool)) error {
 	dir, err := cgroup.OfProcess(p.PID, r.cfg.CgroupRoot)
 	if err != nil {
 		return fmt.Errorf("learn the proxy's cgroup: %w", err)
@@ -48,14 +58,14 @@ func (r *redirector) alone(p handoff.Peer, dir string, podOf func(inode uint64) 
 	}
 	home, err := netOf(p.PID)
 	if err != nil {
-		return err
+		return fmt.Errorf("see where the proxy is: %w", err)
 	}
 	for _, id := range ids {
 		ns, err := netOf(id)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // ended meanwhile
 		} else if err != nil {
-			return fmt.Errorf("see who else is in the proxy's cgroup %s (takes CAP_SYS_PTRACE): %w", dir, err)
+			return fmt.Errorf("see who else is in the proxy's cgroup %s: %w", dir, err)
 		}
 		if pod, ok := podOf(ns); ok && !(id == p.PID && visits(id, ns)) {
 			return fmt.Errorf("the proxy (process %d) is in cgroup %s together with process %d of pod %s, which would be believed to be the proxy: run it in a cgroup of its own", p.PID, dir, id, pod)
@@ -73,7 +83,11 @@ func netOf(pid int) (uint64, error) {
 	var st unix.Stat_t
 	path := "/proc/" + strconv.Itoa(pid) + "/ns/net"
 	if err := unix.Stat(path, &st); err != nil {
-		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+		err = &os.PathError{Op: "stat", Path: path, Err: err}
+		if errors.Is(err, fs.ErrPermission) {
+			return 0, fmt.Errorf("%w (takes CAP_SYS_PTRACE)", err)
+		}
+		return 0, err
 	}
 	return st.Ino, nil
 }
