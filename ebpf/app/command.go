@@ -25,6 +25,7 @@ func usage() string {
 
   ambit-node [run] --source dir:PATH --node NAME   run the agent
   ambit-node status [-o json]                      list the node's pods in the mesh
+  ambit-node flows [-o json] [--pod NS/NAME]       list their live connections and what becomes of each; --watch goes on
   ambit-node cleanup                               take all of them out (agent stopped)
   ambit-node version
 
@@ -48,6 +49,8 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = runCommand(ctx, rest, stdout, stderr)
 	case "status":
 		err = statusCommand(rest, stdout, stderr)
+	case "flows":
+		err = flowsCommand(ctx, rest, stdout, stderr)
 	case "cleanup":
 		err = cleanupCommand(rest, stdout, stderr)
 	case "version":
