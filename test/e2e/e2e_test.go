@@ -395,7 +395,9 @@ func TestNothingStaysBehind(t *testing.T) {
 			mounts, links := read(t, "/proc/self/mounts"), read(t, "/proc/net/dev")
 			l := up(t, either)
 			l.must("apply", "-f", "echo")
+			l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
 			l.must("wait")
+			cgroup := l.cgroup()
 			tt.end(l)
 			l.until("no process is left", func() (bool, string) { r := running(); return len(r) == 0, strings.Join(r, ", ") })
 			if now := read(t, "/proc/self/mounts"); now != mounts {
@@ -404,6 +406,15 @@ func TestNothingStaysBehind(t *testing.T) {
 			if now := read(t, "/proc/net/dev"); strings.Count(now, "\n") != strings.Count(links, "\n") {
 				t.Errorf("links changed:\n%s\nwere:\n%s", now, links)
 			}
+			// What the kernel does not take back: the cgroup, empty, until the next command.
+			if tt.name != "down" {
+				l.try("", "down")
+			}
+			if cgroup != "" {
+				if left, err := find(cgroup); err != nil || len(left) > 0 {
+					t.Errorf("cgroups left: %v, %v", left, err)
+				}
+			}
 			// A process that is killed has no command line left a moment before its sockets are closed.
 			l.until("status says that no lab runs", func() (bool, string) {
 				r := l.try("", "status")
@@ -411,6 +422,33 @@ func TestNothingStaysBehind(t *testing.T) {
 			})
 		})
 	}
+}
+
+// cgroup is the name of the directory of the lab's cgroup, "" without one.
+func (l *lab) cgroup() string {
+	l.t.Helper()
+	out := l.try("", "exec", "node-1", "--", "grep", "^0::", "/proc/self/cgroup").out // none without cgroup2
+	for elem := range strings.SplitSeq(out, "/") {
+		if strings.HasPrefix(elem, "ambit-lab-") {
+			return elem
+		}
+	}
+	return ""
+}
+
+// find looks for cgroups of that name below the test's own, which the lab's was too.
+func find(name string) ([]string, error) {
+	dir, err := os.MkdirTemp("", "cgroup2-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(dir)
+	own, err := netlab.MountCgroup2(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }() // of this look alone
+	return filepath.Glob(filepath.Join(own, name))
 }
 
 // kill ends one of the lab's own processes as a crash would. It is found by its
@@ -443,12 +481,14 @@ func read(t *testing.T, path string) string {
 	return string(b)
 }
 
+// The demo is what everybody runs, with eBPF where that is available; here it runs
+// with the other redirector.
 func TestDemo(t *testing.T) {
 	if testing.Short() {
-		t.Skip("short: the demo takes half a minute")
+		t.Skip("short: the demo takes a minute")
 	}
 	up(t, either, "--no-mesh") // names what is missing where labs are not possible
-	out, err := exec.Command(filepath.Join(bin, "ambit-lab"), "--name", fmt.Sprintf("demo-%d", os.Getpid()), "demo").CombinedOutput()
+	out, err := exec.Command(filepath.Join(bin, "ambit-lab"), "--name", fmt.Sprintf("demo-%d", os.Getpid()), "demo", "--redirect", nftables).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "checks passed, 0 failed") {
 		t.Errorf("%v\n%s", err, out)
 	}

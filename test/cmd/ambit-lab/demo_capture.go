@@ -39,13 +39,14 @@ func (s *story) hooks(table string) {
 	s.check(at("cgroup node-1/pods/ambit-system_ztunnel-node-1", "getsockopt"), "and ztunnel is known by its cgroup alone, which no other process can fake as it can a mark on packets")
 }
 
-// starts makes a call and looks at every interface of the lab meanwhile.
+// starts makes a pod's first call, which needs a tunnel of its own, and looks at
+// every interface of the lab meanwhile.
 func (s *story) starts() {
 	all := s.background("capture", "-o", "json")
 	s.line("$ ambit-lab capture      (every connection that begins, on every interface of the lab; and meanwhile:)")
 	for deadline := time.Now().Add(5 * time.Second); all.lines() == 0 && time.Now().Before(deadline) && !all.wait(10*time.Millisecond); {
 	}
-	s.run("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://echo/hello")
+	s.run("exec", "stranger", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://echo/hello")
 	all.stop()
 	var seen struct {
 		Watched int
@@ -55,7 +56,7 @@ func (s *story) starts() {
 		}
 	}
 	_ = json.Unmarshal([]byte(all.last()), &seen) // nothing watched fails the check
-	from, to := s.addresses("client"), s.addresses("echo")
+	from, to := s.addresses("stranger"), s.addresses("echo")
 	tunnels, others := 0, 0
 	for _, b := range seen.Starts {
 		switch {
@@ -66,7 +67,7 @@ func (s *story) starts() {
 			others++
 		}
 	}
-	s.check(seen.Watched > 0 && others == 0, "in %d network namespaces, on every interface but loopback: from client began %d connections to port 15008 of echo, 0 others", seen.Watched, tunnels)
+	s.check(tunnels > 0 && others == 0, "in %d network namespaces, on every interface but loopback: what stranger began was seen %d times and was a tunnel to echo's port 15008; it began %d others", seen.Watched, tunnels, others)
 }
 
 // addresses are those of the pods of an app.

@@ -37,7 +37,7 @@ func allocPackages(packages []string) ([]string, error) {
 }
 
 // runAllocs runs the allocation budgets of the packages.
-func runAllocs(opts, packages []string, strict bool, w io.Writer) int {
+func runAllocs(opts, packages []string, strict bool, noEBPF string, w io.Writer) int {
 	found, err := allocPackages(packages)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "ambit-test:", err)
@@ -47,5 +47,5 @@ func runAllocs(opts, packages []string, strict bool, w io.Writer) int {
 		return 0
 	}
 	fmt.Fprintln(w, "\nallocation budgets, without the race detector:")
-	return runTests(append(opts, "-run", "Alloc"), found, strict, w)
+	return runTests(append(opts, "-run", "Alloc"), found, strict, noEBPF, w)
 }

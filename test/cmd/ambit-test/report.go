@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // event is one line of `go test -json` (cmd/test2json).
@@ -25,13 +27,15 @@ type report struct {
 	output                map[testKey][]string // of tests and packages that have not ended
 	counts                map[string]int       // tests ended, by package
 	skipped               []string
+	noEBPF                string // the probe's words, where the kernel takes no programs; "" where it does
+	lacking               int    // skips that say so too
 	passed, failed, skips int
 	failedTests           []string
 }
 
 // runTests runs the packages and returns the exit code: 1 when a test failed or,
-// with strict, was skipped.
-func runTests(opts, packages []string, strict bool, w io.Writer) int {
+// with strict, was skipped for another reason than noEBPF.
+func runTests(opts, packages []string, strict bool, noEBPF string, w io.Writer) int {
 	cmd := exec.Command("go", append(append([]string{"test", "-json"}, opts...), packages...)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
@@ -43,7 +47,7 @@ func runTests(opts, packages []string, strict bool, w io.Writer) int {
 		fmt.Fprintln(os.Stderr, "ambit-test: start go test:", err)
 		return 2
 	}
-	r := &report{w: w, output: map[testKey][]string{}, counts: map[string]int{}}
+	r := &report{w: w, noEBPF: noEBPF, output: map[testKey][]string{}, counts: map[string]int{}}
 	r.read(pipe)
 	err = cmd.Wait()
 	return r.finish(exitCode(err), strict)
@@ -96,6 +100,10 @@ func (r *report) endTest(e event) {
 		fmt.Fprint(r.w, strings.Join(r.output[key], ""))
 	case "skip":
 		r.skips++
+		if r.noEBPF != "" && strings.Contains(reason(r.output[key]), netlab.NoEBPF) {
+			r.lacking++
+			return
+		}
 		r.skipped = append(r.skipped, fmt.Sprintf("%s %s: %s", shortName(e.Package), e.Test, reason(r.output[key])))
 	}
 }
@@ -120,6 +128,9 @@ func (r *report) finish(code int, strict bool) int {
 		for _, t := range r.failedTests {
 			fmt.Fprintln(r.w, "  "+t)
 		}
+	}
+	if r.lacking > 0 {
+		fmt.Fprintf(r.w, "\n%d tests of eBPF were skipped, which is no failure on a machine like this: %s\n", r.lacking, r.noEBPF)
 	}
 	if len(r.skipped) > 0 {
 		slices.Sort(r.skipped)
