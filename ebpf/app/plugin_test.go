@@ -76,7 +76,7 @@ func (r *runtimeNode) install(timeout int) {
 	t.Helper()
 	self, err := os.Executable()
 	check(t, err, os.Mkdir(r.file("net.d"), 0o755), os.WriteFile(r.file("program"),
-		fmt.Appendf(nil, "#!/bin/sh\n%s=plugin exec %s\n", roleEnv, self), 0o755))
+		fmt.Appendf(nil, "#!/bin/sh\nGORACE=atexit_sleep_ms=0 %s=plugin exec %s\n", roleEnv, self), 0o755))
 	conf := r.file("net.d/10-ptp.conflist")
 	check(t, os.WriteFile(conf, fmt.Appendf(nil, `{
   "cniVersion": "1.0.0", "name": "pods",
