@@ -111,7 +111,9 @@ func TestPodOfAnotherRedirectorWaitsForTheProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.failing("add a web", handoff.ErrNoProxy)
-		w.run(agent.Config{Waiting: func(*netns.NS) (bool, error) { return true, nil }})
+		w.run(agent.Config{
+			Waiting: func(*netns.NS) (bool, error) { return true, nil }, Ready: func() error { return w.do("ready") },
+		})
 		w.pods <- []agent.Pod{p}
 		if s := w.wantStatus("a", agent.Enabled, "no proxy"); s.Via != "nftables" {
 			t.Errorf("captured via %s, want what captured it before", s.Via)
@@ -120,8 +122,11 @@ func TestPodOfAnotherRedirectorWaitsForTheProxy(t *testing.T) {
 		if w.done("apply inbound=true v6=false") {
 			t.Error("changed over to rules that no proxy serves")
 		}
+		if w.done("ready") {
+			t.Error("what the other redirector needs is no longer needed, says the agent")
+		}
 		w.failing("add a web", nil)
-		w.want("listeners first", "add a web", "apply inbound=true v6=false")
+		w.want("listeners first", "add a web", "apply inbound=true v6=false", "ready")
 		if s := w.wantStatus("a", agent.Enabled, "labelled"); s.Via != "ebpf" {
 			t.Errorf("captured via %s, want ebpf", s.Via)
 		}

@@ -57,6 +57,7 @@ type worker struct {
 	rules    redirect.PodRules // what was applied last, if applied
 	applied  bool
 	captured bool // by an earlier agent, whose state still stands
+	waiting  bool // captured, and waits for the proxy before it changes over
 	acked    bool
 	handed   Pod  // what acked is about
 	again    bool // the proxy was asked to listen again, in vain so far
@@ -135,7 +136,11 @@ func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
 // step does what is to be done now. It returns when to come back without being
 // woken (0: never), and whether the worker has nothing left to do.
 func (w *worker) step(ctx context.Context) (time.Duration, bool) {
-	defer w.agent.tried(w.uid) // also if the pod is gone or leaves
+	defer func() { // also if the pod is gone or leaves
+		if !w.waiting || w.agent.cfg.Rebuilt {
+			w.agent.tried(w.uid)
+		}
+	}()
 	w.mu.Lock()
 	var d *Pod
 	if w.desired != nil {
@@ -231,7 +236,7 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	}
 	fresh := !w.acked
 	first, handed := w.listeners(ctx, p)
-	if first && handed != nil {
+	if w.waiting = first && handed != nil; w.waiting {
 		return handed
 	}
 	if !w.applied || w.rules != rules || check {
@@ -270,6 +275,7 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 // on it fails closed. But a pod that rules of another sort capture (first) is
 // closed already, and changes over once the proxy is there.
 func (w *worker) listeners(ctx context.Context, p Pod) (first bool, err error) {
+	w.waiting = false
 	if w.applied {
 		return false, nil
 	}

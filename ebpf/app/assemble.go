@@ -129,6 +129,9 @@ func (p *parts) probes(cfg Config, c *agent.Config) error {
 				return err
 			}
 			// What another redirector's pods needed: none is left.
+			if p.redirect.bare {
+				return nil
+			}
 			if err := p.host.Remove(); err != nil {
 				p.log.Warn("the node's rule of the nftables redirector stays: probes may be refused under STRICT", "err", err)
 			}

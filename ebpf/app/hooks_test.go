@@ -53,7 +53,7 @@ func playRole(role string) int {
 	switch role {
 	case "bounded":
 		return bounded(strings.Split(os.Getenv(capsEnv), ","))
-	case "agent":
+	case "agent", "agent in a cgroup namespace":
 		return app.Main(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	case "proxy":
 		p := &listeners{pods: map[string][]net.Listener{}}
@@ -262,6 +262,9 @@ func (m *meshed) process(role string, cg *netlab.Cgroup, ns *netns.NS, args ...s
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	in, err := p.cmd.StdinPipe()
 	check(m.t, err)
+	if role == "agent in a cgroup namespace" {
+		p.cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWCGROUP
+	}
 	start := p.cmd.Start
 	if ns != nil {
 		start = func() error { return ns.Do(p.cmd.Start) }
@@ -469,6 +472,54 @@ func TestAgentKilledAtAnyPoint(t *testing.T) {
 	if line, err := m.call(); err != nil || line != "plain" {
 		t.Errorf("after cleanup: answered %q, %v", line, err)
 	}
+}
+
+// TestRebuiltState finds state of a layout that it does not know: nothing leaves in
+// clear text, and a proxy that runs on is made to listen again.
+func TestRebuiltState(t *testing.T) {
+	m := newMeshed(t)
+	a := m.agent("--redirect", "ebpf")
+	m.startProxy(m.proxy)
+	m.wantVia(agent.Enabled, "ebpf", "label")
+	a.stop(t)
+	check(t, os.Remove(filepath.Join(m.bpffs, "maps/mesh_enrolled")))
+	a = m.agent("--redirect", "ebpf")
+	for range 2000 {
+		line, err := m.call()
+		if err == nil && line != "15001 "+plainAddr.String() {
+			t.Fatalf("while state is rebuilt: answered %q", line)
+		}
+		if strings.Contains(a.out.String(), "has to listen again") && err == nil {
+			break
+		}
+	}
+	m.wantLog(a, "will be rebuilt")
+	m.wantLog(a, "has to listen again")
+	m.wantCaptured("rebuilt")
+	m.wantVia(agent.Enabled, "ebpf", "label")
+	// Who is in no mesh is no longer held.
+	if err := within(m.app, m.client.NS, func() error {
+		fd, err := dial(plainAddr)
+		if err == nil {
+			_ = unix.Close(fd)
+		}
+		return err
+	}); err != nil {
+		t.Errorf("a pod that is not enrolled cannot connect: %v", err)
+	}
+	a.stop(t)
+	m.cleanup()
+}
+
+// The kernel names the proxy's cgroup relative to the agent's namespace.
+func TestAgentInACgroupNamespace(t *testing.T) {
+	m := newMeshed(t)
+	a := m.agentAs("agent in a cgroup namespace", "--redirect", "ebpf")
+	m.startProxy(m.proxy)
+	m.wantVia(agent.Enabled, "ebpf", "label")
+	m.wantCaptured("enrolled")
+	a.stop(t)
+	m.cleanup()
 }
 
 // TestChangeOfRedirector restarts the agent with the other redirector, to and fro,

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,26 +14,23 @@ import (
 )
 
 // ErrOutside reports a process whose directory cannot be seen from here.
-var ErrOutside = errors.New("the process's cgroup is out of sight: run in the host's PID namespace (hostPID) with the host's cgroup2 mounted and CAP_SYS_ADMIN, or outside any cgroup namespace")
+var ErrOutside = errors.New("its cgroup is out of sight: run in the host's PID namespace (hostPID) with the host's whole cgroup2 hierarchy mounted")
 
 // OfProcess returns the directory of a process, below the mount that holds near.
 //
 // The kernel names it relative to the reader's cgroup namespace, and so it does
 // with the mount's own root (cgroup_namespaces(7)). Where either is above the
-// reader's root its name is lost ("/../.."), and both are asked for again in the
-// namespace of process 1.
+// reader's root its name is lost ("/../.."), and the directory is looked for.
 func OfProcess(pid int, near string) (string, error) {
 	if pid == 0 {
-		return "", fmt.Errorf("find the process's cgroup: its PID namespace is out of sight: %w", ErrOutside)
+		return "", fmt.Errorf("find the cgroup of a process in another PID namespace: %w", ErrOutside)
 	}
-	dir, err := find(pid, near)
+	dir, point, err := find(pid, near)
 	if errors.Is(err, ErrOutside) {
-		if ferr := inFirst(func() error { dir, err = find(pid, near); return nil }); ferr != nil {
-			return "", fmt.Errorf("%w (%w)", err, ferr)
-		}
+		dir, err = search(pid, point)
 	}
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("find the cgroup of process %d: %w", pid, err)
 	}
 	// What the names say is believed once the directory says it too.
 	ids, err := members(dir)
@@ -47,32 +43,67 @@ func OfProcess(pid int, near string) (string, error) {
 	return dir, nil
 }
 
-func find(pid int, near string) (string, error) {
-	// Both are read on one thread, which may be in another namespace than the
-	// process's others.
-	info, err := os.ReadFile("/proc/thread-self/mountinfo")
+// find goes by names.
+func find(pid int, near string) (dir, point string, err error) {
+	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return "", fmt.Errorf("find cgroup2: %w", err)
+		return "", "", err
 	}
 	point, root, err := mountOf(string(info), near)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("find the cgroup of process %d: it is gone", pid)
+		return "", point, errors.New("the process is gone")
 	} else if err != nil {
-		return "", fmt.Errorf("find the cgroup of process %d: %w", pid, err)
+		return "", point, err
 	}
 	path, err := unified(string(data))
 	if err != nil {
-		return "", fmt.Errorf("find the cgroup of process %d: %w", pid, err)
+		return "", point, err
 	}
-	dir, err := place(point, root, path)
+	dir, err = place(point, root, path)
+	return dir, point, err
+}
+
+// search looks for the directory below point that lists the process. A node has
+// a few thousand directories at most.
+func search(pid int, point string) (string, error) {
+	found := ""
+	err := filepath.WalkDir(point, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // went meanwhile
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		ids, err := members(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+			return err
+		}
+		if slices.Contains(ids, pid) {
+			found = path
+			// The list of a threaded domain has what is in the directories below it too.
+			if !threaded(path) {
+				return fs.SkipAll
+			}
+		}
+		return nil
+	})
 	if err != nil {
-		return "", fmt.Errorf("find the cgroup of process %d: %w", pid, err)
+		return "", err
 	}
-	return dir, nil
+	if found == "" {
+		return "", ErrOutside
+	}
+	return found, nil
+}
+
+// threaded reports a directory whose processes have threads in others below it.
+func threaded(dir string) bool {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.type"))
+	return err == nil && string(data) == "domain threaded\n"
 }
 
 // unified reads a file of the form of /proc/PID/cgroup: "0::PATH" is cgroup2's line.
@@ -141,25 +172,3 @@ func place(point, root, path string) (string, error) {
 }
 
 func above(path string) bool { return path == "/.." || strings.HasPrefix(path, "/../") }
-
-// inFirst runs f on a thread in the cgroup namespace of process 1.
-func inFirst(f func() error) error {
-	errc := make(chan error, 1)
-	go func() {
-		// The thread ends with its goroutine, which never unlocks it: its
-		// namespace is no place for others.
-		runtime.LockOSThread()
-		errc <- func() error {
-			ns, err := os.Open("/proc/1/ns/cgroup")
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWCGROUP); err != nil {
-				return fmt.Errorf("enter process 1's cgroup namespace: %w", err)
-			}
-			return f()
-		}()
-	}()
-	return <-errc
-}

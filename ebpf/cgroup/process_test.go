@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/test/netlab"
 )
@@ -96,6 +98,25 @@ func TestOfProcess(t *testing.T) {
 	got, err := OfProcess(os.Getpid(), cg[0].Path)
 	if err != nil || got != root {
 		t.Errorf("this process is in %q, %v; want %q", got, err, root)
+	}
+	if got, err := search(os.Getpid(), root); err != nil || got != root {
+		t.Errorf("this process was found in %q, %v; want %q", got, err, root)
+	}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(cg[0].Do(func() error {
+		got, err := search(unix.Gettid(), root)
+		if got != cg[0].Path {
+			t.Errorf("a thread was found in %q, want %q", got, cg[0].Path)
+		}
+		return err
+	}))
+	if got, err := search(os.Getpid(), t.TempDir()); !errors.Is(err, ErrOutside) {
+		t.Errorf("found in %q, %v", got, err)
 	}
 	ids, err := Processes(root, 10)
 	if err != nil || len(ids) == 0 || ids[0] != os.Getpid() {
