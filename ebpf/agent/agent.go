@@ -185,6 +185,7 @@ type Agent struct {
 	admission admission
 	synced    bool           // the source has listed the pods; written by its goroutine
 	wg        sync.WaitGroup // workers
+	endc      chan struct{}  // closed when Run ends
 
 	// Owned by the source's goroutine.
 	earlier map[string]Status // of an agent before this one, by UID
@@ -194,7 +195,7 @@ type Agent struct {
 func New(cfg Config) *Agent {
 	cfg = cfg.withDefaults()
 	a := &Agent{
-		cfg: cfg, slots: make(chan struct{}, kernelSlots), workers: map[string]*worker{},
+		cfg: cfg, slots: make(chan struct{}, kernelSlots), endc: make(chan struct{}), workers: map[string]*worker{},
 		probes:    probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
 		admission: newAdmission(),
 	}
@@ -206,6 +207,8 @@ func New(cfg Config) *Agent {
 // Run reconciles until ctx ends. Rules, routes and statuses stay behind, so that
 // pods stay in the mesh while an agent is replaced; Cleanup takes them away.
 func (a *Agent) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { close(a.endc) })
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	firstc := make(chan struct{})
 	a.loadAttachments()
@@ -383,6 +386,7 @@ func (a *Agent) retire(w *worker) bool {
 		return false
 	}
 	delete(a.workers, w.uid)
+	a.notifyLocked()
 	return true
 }
 

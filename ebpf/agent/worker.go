@@ -47,6 +47,7 @@ type worker struct {
 	check   bool // compare the rules with the kernel
 	refused bool // a proxy's snapshot did not take the pod
 	shown   Status
+	rewrite bool   // apply the rules again
 	asked   uint64 // counts wishes, also those to compare the rules
 	done    uint64 // the last wish that was tried
 	enabled uint64 // number of the namespace that is captured and served as wished; 0: none
@@ -67,6 +68,8 @@ type worker struct {
 	dns      bool   // the proxy answers DNS in the pod
 	cleared  bool   // nothing of an earlier agent's is left
 	older    *older // nil before the first rules
+
+	rewriting bool // the rules are right for the pod, and not what Rules make now
 }
 
 func (w *worker) want(p *Pod) {
@@ -148,7 +151,8 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 		d = &p
 	}
 	check, asked := w.check, w.asked
-	w.check = false
+	w.rewriting = w.rewriting || w.rewrite
+	w.check, w.rewrite = false, false
 	if w.refused {
 		w.acked = false
 	}
@@ -239,7 +243,7 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 	if w.waiting = first && handed != nil; w.waiting {
 		return handed
 	}
-	if !w.applied || w.rules != rules || check {
+	if !w.applied || w.rules != rules || w.rewriting || check {
 		if err := w.agent.kernel(ctx, func() error { return w.apply(rules) }); err != nil {
 			return fmt.Errorf("redirect: %w", err)
 		}
@@ -337,7 +341,7 @@ func (w *worker) closeNS() {
 }
 
 func (w *worker) apply(rules redirect.PodRules) error {
-	if w.applied && w.rules == rules {
+	if w.applied && w.rules == rules && !w.rewriting {
 		err := w.agent.cfg.Rules.Check(w.ns, rules)
 		if err == nil {
 			return nil
@@ -351,7 +355,7 @@ func (w *worker) apply(rules redirect.PodRules) error {
 	if err := w.agent.cfg.Rules.Apply(w.ns, rules); err != nil {
 		return err
 	}
-	w.rules, w.applied = rules, true
+	w.rules, w.applied, w.rewriting = rules, true, false
 	return nil
 }
 

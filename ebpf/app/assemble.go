@@ -62,7 +62,7 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	p.server, err = handoff.Listen(handoff.ServerConfig{
 		Path: cfg.ZDSPath, Logger: boot.Scoped(log, "zds"), Registerer: p.registry,
 		// The agent is made from the server; no proxy is served before both are.
-		Admit:          func(peer handoff.Peer) error { return p.redirect.admit(peer, p.agent.NamespaceOf) },
+		Admit:          func(peer handoff.Peer) error { return p.redirect.admit(peer, p.agent.NamespaceOf, p.agent.Rewrite) },
 		SnapshotResult: func(uid string, err error) { p.agent.SnapshotResult(uid, err) },
 	})
 	if err != nil {

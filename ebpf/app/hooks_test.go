@@ -604,9 +604,13 @@ func TestAutoFallsBack(t *testing.T) {
 	a := m.agent("--redirect", "auto", "--bpffs-dir", m.file("nowhere/ambit"))
 	m.wantVia(agent.Pending, "nftables", "no proxy")
 	s := m.nodeStatus()
-	if s.Redirector != "nftables" || !strings.Contains(s.Reason, "mount -t bpf") || len(s.Limits) != 1 {
+	if s.Redirector != "nftables" || !strings.Contains(s.Reason, "mount -t bpf") || !slices.Contains(s.Limits, string(redirect.LimitMark)) {
 		t.Errorf("the node's status is %+v", s)
 	}
+	p := m.startProxy(m.proxy)
+	m.wantLog(a, "rules know the proxy by its cgroup")
+	m.wantVia(agent.Enabled, "nftables", "label")
+	p.kill()
 	a.stop(t)
 	a = m.agent("--redirect", "ebpf", "--bpffs-dir", m.file("nowhere/ambit"))
 	m.wantLog(a, "--redirect=ebpf: ")

@@ -19,7 +19,12 @@ const maxProxyProcesses = 1024
 // admit makes the cgroup of a proxy that connects the proxy's to the programs. It
 // must be the proxy's own: whatever runs in it, now or later, is believed to be
 // the proxy and captured no more.
-func (r *redirector) admit(p handoff.Peer, podOf func(inode uint64) (string, bool)) error {
+func (r *redirector) admit(p handoff.Peer, podOf func(inode uint64) (string, bool), rewrite func() error) error {
+	if r.kind == kindNFTables {
+		if err := r.admitToRules(p, podOf, rewrite); err != nil {
+			return err
+		}
+	}
 	if r.hooks == nil {
 		return nil
 	}
@@ -41,6 +46,38 @@ func (r *redirector) learn(p handoff.Peer, podOf func(inode uint64) (string, boo
 		return err
 	}
 	return r.hooks.Proxy(dir)
+}
+
+// admitToRules has nftables rules know the proxy by its cgroup. Where that cannot be
+// found its mark has to do: the status names that among the limits.
+func (r *redirector) admitToRules(p handoff.Peer, podOf func(inode uint64) (string, bool), rewrite func() error) error {
+	near := r.cfg.CgroupRoot
+	if near == "" {
+		mount, err := cgroup.Mount()
+		if err != nil {
+			r.log.Warn("rules know the proxy by its mark only", "err", err)
+			return nil
+		}
+		near = mount
+	}
+	dir, err := cgroup.OfProcess(p.PID, near)
+	if err == nil {
+		err = r.alone(p, dir, podOf)
+	}
+	if err != nil {
+		r.log.Warn("rules know the proxy by its mark only", "err", err)
+		return nil
+	}
+	changed, err := r.table.Proxy(dir)
+	if err != nil || !changed {
+		return err
+	}
+	// A proxy that rules do not know would capture itself.
+	if err := rewrite(); err != nil {
+		return err
+	}
+	r.log.Info("rules know the proxy by its cgroup", "cgroup", dir)
+	return nil
 }
 
 // alone returns an error if others than the proxy are in its cgroup.

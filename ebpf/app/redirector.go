@@ -27,9 +27,6 @@ const (
 	kindNFTables = "nftables"
 )
 
-// limitsNFTables is what rules in a pod cannot hold.
-const limitsNFTables = "a pod with CAP_NET_RAW (a container default) can mark its packets like the proxy's and leave in clear text; eBPF redirection holds that"
-
 const inTheWay = "programs of others change pods' connections before the mesh sees them: with --redirect=auto a restart of the agent falls back to nftables"
 
 // redirector is how this node's pods are captured.
@@ -52,6 +49,12 @@ type redirector struct {
 // that the other redirector left is succeeded, never dropped: see rules.
 func choose(cfg Config, home *netns.NS, log *slog.Logger) (*redirector, error) {
 	r := &redirector{log: boot.Scoped(log, "redirect"), home: home.Inode()}
+	// Rules want it too, if it is one; open completes it for programs.
+	if root, err := filepath.Abs(cfg.CgroupRoot); err == nil && cfg.CgroupRoot != "" {
+		if root, err = filepath.EvalSymlinks(root); err == nil {
+			r.cfg.CgroupRoot = root
+		}
+	}
 	var err error
 	if r.table, err = redirect.New(cfg.redirect(log)); err != nil {
 		return nil, err
@@ -100,7 +103,7 @@ func choose(cfg Config, home *netns.NS, log *slog.Logger) (*redirector, error) {
 			r.close()
 		}
 		if pods > 0 {
-			r.log.Warn("pods of this node that eBPF programs captured change over to nftables, which holds less", "pods", pods, "why", r.reason, "limit", limitsNFTables)
+			r.log.Warn("pods of this node that eBPF programs captured change over to nftables, which holds less", "pods", pods, "why", r.reason, "limits", r.table.Limits())
 		}
 	}
 	return r, nil
@@ -266,7 +269,9 @@ func (r *redirector) nodeStatus(requested string, missing []string) agent.NodeSt
 	defer r.mu.Unlock()
 	s := agent.NodeStatus{Redirector: r.kind, Requested: requested, Reason: r.reason, Obstacles: slices.Clone(r.obstacles), Missing: missing}
 	if r.kind == kindNFTables {
-		s.Limits = []string{limitsNFTables}
+		for _, l := range r.table.Limits() {
+			s.Limits = append(s.Limits, string(l))
+		}
 	}
 	return s
 }

@@ -21,12 +21,19 @@ const (
 )
 
 var (
-	rulesLimits = []Limit{LimitMark, LimitPacket, LimitTunnel, LimitPorts, LimitDevice}
+	rulesLimits = []Limit{LimitPacket, LimitTunnel, LimitPorts, LimitDevice}
 	hooksLimits = []Limit{LimitTunnel}
 )
 
-// Limits names what the rules cannot do.
-func (d *Dataplane) Limits() []Limit { return slices.Clone(rulesLimits) }
+// Limits names what the rules cannot do. That of marks ends with the first proxy
+// whose cgroup is known, where the kernel can compare it; see Proxy.
+func (d *Dataplane) Limits() []Limit {
+	limits := slices.Clone(rulesLimits)
+	if d.byMark() {
+		limits = append(limits, LimitMark)
+	}
+	return limits
+}
 
 // Limits names what the programs cannot do.
 func (h *Hooks) Limits() []Limit { return slices.Clone(hooksLimits) }

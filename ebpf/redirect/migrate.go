@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"log/slog"
 	"os"
 
 	"github.com/ambit-mesh/ambit/ebpf/netns"
@@ -14,7 +15,7 @@ const migrateSysctl = "/proc/sys/net/ipv4/tcp_migrate_req"
 // migrateQueues makes a rolling restart of the proxy lose no connection that it
 // had not accepted yet. Without it the mesh works, and such connections are
 // reset: worth a word, not a refusal.
-func (d *Dataplane) migrateQueues(ns *netns.NS) {
+func migrateQueues(ns *netns.NS, log *slog.Logger) {
 	err := ns.Do(func() error {
 		v, err := os.ReadFile(migrateSysctl)
 		if err != nil || len(v) > 0 && v[0] == '1' {
@@ -23,6 +24,6 @@ func (d *Dataplane) migrateQueues(ns *netns.NS) {
 		return os.WriteFile(migrateSysctl, []byte("1"), 0)
 	})
 	if err != nil {
-		d.cfg.Logger.Warn("a restart of the proxy will reset connections that it has not accepted yet", "error", err.Error())
+		log.Warn("a restart of the proxy will reset connections that it has not accepted yet", "error", err.Error())
 	}
 }

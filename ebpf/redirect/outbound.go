@@ -13,10 +13,8 @@ import (
 // DNS, and DNS to a server inside the pod (a resolver on 127.0.0.53, the pod's own
 // address) stays with that server: only what it asks of others is captured.
 
-func (d *Dataplane) outbound(r PodRules) []rule {
-	rules := []rule{
-		{"proxy", join(mark(expr.CmpOpEq, MarkProxy), accept())},
-	}
+func (d *Dataplane) outbound(r PodRules, proxies []cgroupMatch) []rule {
+	rules := byProxy(proxies, "proxy", nil, accept())
 	if r.DNS {
 		rules = append(rules,
 			// A link-local server is known by its interface too, which a redirected
@@ -27,7 +25,11 @@ func (d *Dataplane) outbound(r PodRules) []rule {
 	rules = append(rules,
 		rule{"only TCP", join(l4proto(expr.CmpOpNeq, unix.IPPROTO_TCP), accept())},
 		older(),
-		rule{"replies to the proxy", join(mark(expr.CmpOpEq, MarkReturn), accept())},
+	)
+	if len(proxies) == 0 {
+		rules = append(rules, rule{"replies to the proxy", join(mark(expr.CmpOpEq, MarkReturn), accept())})
+	}
+	rules = append(rules,
 		rule{"node's probes (IPv4)", join(destination(netip.PrefixFrom(d.cfg.ProbeV4, 32)), accept())},
 		rule{"node's probes (IPv6)", join(destination(netip.PrefixFrom(d.cfg.ProbeV6, 128)), accept())},
 		rule{"loopback (IPv4)", join(destination(loopbackV4), accept())},
@@ -51,14 +53,12 @@ var linkLocalV6 = netip.MustParsePrefix("fe80::/10")
 // proxy itself.
 const zoneProxy = 1
 
-func dnsZone() []chain {
+func dnsZone(proxies []cgroupMatch) []chain {
 	return []chain{
 		{
 			name: "raw_output", kind: nftables.ChainTypeFilter,
 			hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw,
-			rules: []rule{
-				{"proxy's queries", join(mark(expr.CmpOpEq, MarkProxy), l4proto(expr.CmpOpEq, unix.IPPROTO_UDP), destPort(portDomain), setZone(zoneProxy))},
-			},
+			rules: byProxy(proxies, "proxy's queries", join(l4proto(expr.CmpOpEq, unix.IPPROTO_UDP), destPort(portDomain)), setZone(zoneProxy)),
 		},
 		{
 			// Nobody else has answers coming: all other queries end on lo.

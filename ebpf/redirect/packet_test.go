@@ -111,7 +111,7 @@ func packetRows() []func(mark []byte) frame {
 	}
 	rows := []func([]byte) frame{
 		rawSocket("raw socket", clientV4, nil, nil),
-		rawSocket("raw socket with the proxy's mark", clientV4, map[kind]redirect.Limit{byRules: redirect.LimitMark}, marked(redirect.MarkProxy)),
+		rawSocket("raw socket with the proxy's mark", clientV4, nil, marked(redirect.MarkProxy)),
 		func(m []byte) frame {
 			return frame{name: "raw socket with a header of its own", raw: func(m []byte) error {
 				return sendRaw(clientV4, ip4(nearV4, clientV4, unix.IPPROTO_TCP, 0, syn(m)), func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_HDRINCL, 1) })

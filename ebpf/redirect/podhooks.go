@@ -216,7 +216,7 @@ func (h *Hooks) applySettings(p *pod, needV6 bool) error {
 	if err := applyRoutes(p.ns, needV6); err != nil {
 		return err
 	}
-	(&Dataplane{cfg: Config{Logger: h.cfg.Logger}}).migrateQueues(p.ns)
+	migrateQueues(p.ns, h.cfg.Logger)
 	for _, name := range markSysctls(p.ipv6) {
 		if err := p.ns.Do(func() error { return os.WriteFile(name, []byte("1"), 0) }); err != nil {
 			return fmt.Errorf("have answers marked: %w", err)

@@ -9,14 +9,15 @@
 // The rules are those of Istio ambient, in one table `inet ambit` per pod, which
 // one netlink transaction replaces as a whole: there is no moment with half of
 // them. Proxy sockets carry the mark 0x539. A mark is no proof of identity (a
-// pod with CAP_NET_RAW can set it); the eBPF data plane tells sockets by cgroup.
+// pod with CAP_NET_RAW can set it), so rules tell them by cgroup where they can.
 //
 // Hooks does the same with eBPF programs and no rules: connect(2) itself is given
 // the proxy's address (package bpf), and who the proxy is, its cgroup tells. Both
 // have the methods that an agent needs.
 //
-// A Dataplane holds no state: everything is read from and written to the
-// kernel, so that any agent can continue another one's work. Its methods may run
+// A Dataplane holds no state but who the proxy is, and reads that too from rules
+// that are there: everything is read from and written to the kernel, so that any
+// agent can continue another one's work. Its methods may run
 // at the same time for different namespaces. The package does not know which
 // pods are enrolled, or why.
 package redirect
@@ -119,7 +120,10 @@ func (e *UnsupportedError) Error() string {
 func (e *UnsupportedError) Unwrap() error { return e.Err }
 
 // Dataplane writes rules.
-type Dataplane struct{ cfg Config }
+type Dataplane struct {
+	cfg     Config
+	proxies proxySet
+}
 
 // New checks cfg.
 func New(cfg Config) (*Dataplane, error) {
@@ -133,8 +137,12 @@ func New(cfg Config) (*Dataplane, error) {
 // Apply makes ns's redirection what rules say. Routes come before the rules that
 // need them. What is right already is not touched.
 func (d *Dataplane) Apply(ns *netns.NS, rules PodRules) error {
-	d.migrateQueues(ns)
-	if err := d.apply(ns, d.chains(rules, true), rules.IPv6); err != nil {
+	migrateQueues(ns, d.cfg.Logger)
+	proxies, err := d.known(ns)
+	if err != nil {
+		return err
+	}
+	if err := d.apply(ns, d.chains(rules, proxies, true), rules.IPv6); err != nil {
 		return err
 	}
 	d.rememberHalfClosed(ns) // the sysctls come with conntrack
@@ -148,7 +156,11 @@ func (d *Dataplane) Release(ns *netns.NS) error {
 	if err != nil || !present {
 		return err
 	}
-	return d.apply(ns, d.chains(PodRules{}, false), false)
+	proxies, err := d.known(ns)
+	if err != nil {
+		return err
+	}
+	return d.apply(ns, d.chains(PodRules{}, proxies, false), false)
 }
 
 func (d *Dataplane) apply(ns *netns.NS, chains []chain, needV6 bool) error {
@@ -171,7 +183,11 @@ func (d *Dataplane) Check(ns *netns.NS, rules PodRules) error {
 	if err := checkRoutes(ns, rules.IPv6); err != nil {
 		return err
 	}
-	return checkTable(ns, tableName, d.chains(rules, true))
+	proxies, err := d.known(ns)
+	if err != nil {
+		return err
+	}
+	return checkTable(ns, tableName, d.chains(rules, proxies, true))
 }
 
 // Present reports whether ns has redirection of any sort.

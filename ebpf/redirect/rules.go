@@ -27,35 +27,41 @@ type rule struct {
 // chains returns a pod's rules. Without capture those remain that established
 // connections need: their marks, and chains without rules, since the kernel
 // translates addresses only while there is a chain of that type.
-func (d *Dataplane) chains(r PodRules, capture bool) []chain {
+func (d *Dataplane) chains(r PodRules, proxies []cgroupMatch, capture bool) []chain {
+	const remember = "proxy to app over lo: remember the connection"
+	prerouting := []rule{{remember, join(mark(expr.CmpOpEq, MarkProxy), setCtMark(MarkReturn))}}
+	output := []rule{{"app's replies to the proxy stay on lo", join(ctMark(MarkReturn), restoreMark())}}
+	if len(proxies) > 0 {
+		// A packet over lo arrives without its socket: it is asked where it leaves.
+		prerouting = nil
+		output = append(output, byProxy(proxies, remember, join(oif(expr.CmpOpEq, "lo"), original()), setCtMark(MarkReturn))...)
+	}
 	chains := []chain{
 		{
 			name: "mangle_prerouting", kind: nftables.ChainTypeFilter,
 			hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityMangle,
-			rules: []rule{
-				{"proxy to app over lo: remember the connection", join(mark(expr.CmpOpEq, MarkProxy), setCtMark(MarkReturn))},
-			},
+			rules: prerouting,
 		},
 		{
 			// A route chain looks the route up again when the mark has changed.
-			name: "mangle_output", kind: nftables.ChainTypeRoute,
+			name: chainMangleOutput, kind: nftables.ChainTypeRoute,
 			hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityMangle,
-			rules: []rule{
-				{"app's replies to the proxy stay on lo", join(ctMark(MarkReturn), restoreMark())},
-			},
+			rules: output,
 		},
 	}
 	if !capture {
 		return append(chains, natPrerouting(nil), natOutput(nil))
 	}
 	if r.DNS {
-		chains = append(chains, dnsZone()...)
+		chains = append(chains, dnsZone(proxies)...)
 	}
 	if !r.BypassInbound {
-		chains = append(chains, natPrerouting(d.inbound(r)))
+		chains = append(chains, natPrerouting(d.inbound(r, proxies)))
 	}
-	return append(chains, natOutput(d.outbound(r)))
+	return append(chains, natOutput(d.outbound(r, proxies)))
 }
+
+const chainMangleOutput = "mangle_output"
 
 func natPrerouting(rules []rule) chain {
 	return chain{
@@ -73,13 +79,17 @@ func natOutput(rules []rule) chain {
 	}
 }
 
-func (d *Dataplane) inbound(r PodRules) []rule {
+func (d *Dataplane) inbound(r PodRules, proxies []cgroupMatch) []rule {
+	proxy := rule{"proxy", join(mark(expr.CmpOpEq, MarkProxy), accept())}
+	if len(proxies) > 0 {
+		proxy.exprs = join(ctMark(MarkReturn), accept())
+	}
 	rules := []rule{
 		{"only TCP", join(l4proto(expr.CmpOpNeq, unix.IPPROTO_TCP), accept())},
 		older(),
 		{"node's probes (IPv4)", join(source(d.cfg.ProbeV4), accept())},
 		{"node's probes (IPv6)", join(source(d.cfg.ProbeV6), accept())},
-		{"proxy", join(mark(expr.CmpOpEq, MarkProxy), accept())},
+		proxy,
 		{"loopback (IPv4)", join(destination(loopbackV4), accept())},
 		{"loopback (IPv6)", join(destination(loopbackV6), accept())},
 		{"HBONE has its own listener", join(destPort(PortHBONE), accept())},

@@ -97,7 +97,7 @@ type redirector interface {
 }
 
 // stage is a topology whose pods are steered by a redirector. The cgroups are nil
-// where rules do it, which know none.
+// where rules do it that know the proxy by its mark.
 type stage struct {
 	*topology
 	kind             kind
@@ -148,7 +148,20 @@ func (s *stage) open(t testing.TB) {
 	s.hooks, s.redirector = h, h
 }
 
+// newRulesStage is one with rules that know the proxy by its cgroup.
 func newRulesStage(t testing.TB) *stage {
+	t.Helper()
+	cg := netlab.MustCgroups(t, "pods", "proxy", "host")
+	s := newMarkStage(t)
+	s.app, s.proxy, s.host = cg[0], cg[1], cg[2]
+	if changed, err := s.rules.Proxy(s.proxy.Path); err != nil || !changed {
+		t.Fatalf("the proxy's cgroup is known: %t, %v; limits are %q", changed, err, s.rules.Limits())
+	}
+	return s
+}
+
+// newMarkStage is one with rules as they are where the kernel compares no cgroups.
+func newMarkStage(t testing.TB) *stage {
 	t.Helper()
 	s := &stage{topology: newTopology(t), kind: byRules}
 	var err error

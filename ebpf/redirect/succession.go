@@ -104,7 +104,11 @@ func (d *Dataplane) Yield(ns *netns.NS) error {
 	if err != nil || !present {
 		return err
 	}
-	released := d.chains(PodRules{}, false)
+	proxies, err := d.known(ns)
+	if err != nil {
+		return err
+	}
+	released := d.chains(PodRules{}, proxies, false)
 	if err := checkTable(ns, tableName, released); errors.Is(err, ErrDrift) {
 		err = replaceTable(ns, tableName, released)
 		if err != nil {

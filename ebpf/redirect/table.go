@@ -147,12 +147,14 @@ func checkTable(ns *netns.NS, name string, want []chain) error {
 	return nil
 }
 
-func sameExprs(a, b []expr.Any) bool {
-	if len(a) != len(b) {
+func sameExprs(read, want []expr.Any) bool {
+	// The library leaves out what it cannot decode; a cgroup's number is compared all the same.
+	want = slices.DeleteFunc(slices.Clone(want), func(e expr.Any) bool { _, ok := e.(*expr.Socket); return ok })
+	if len(read) != len(want) {
 		return false
 	}
-	for i := range a {
-		if !sameExpr(a[i], b[i]) {
+	for i := range read {
+		if !sameExpr(read[i], want[i]) {
 			return false
 		}
 	}
