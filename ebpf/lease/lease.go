@@ -71,7 +71,7 @@ type Opened struct {
 	Age      time.Duration
 }
 
-// Closed is the end of a connection, or of an attempt.
+// Closed is the end of a connection, or of an attempt; Opened came before.
 type Closed struct {
 	Conn        uint64
 	Sent        uint64 // by who opened it, and acknowledged
@@ -79,6 +79,7 @@ type Closed struct {
 	RTT         time.Duration
 	Retransmits uint32
 	Took        time.Duration
+	Failed      bool // it never came about
 	Lost        bool // how it ended went unseen
 }
 

@@ -133,7 +133,7 @@ func TestLeaseRequestsAndEvents(t *testing.T) {
 	if got := receive(t, p.heardc); got != o {
 		t.Errorf("heard %+v, want %+v", got, o)
 	}
-	cl := lease.Closed{Conn: 11, Sent: 5, Received: 6, RTT: 7 * time.Microsecond, Retransmits: 1, Took: time.Second}
+	cl := lease.Closed{Conn: 11, Sent: 5, Received: 6, RTT: 7 * time.Microsecond, Retransmits: 1, Took: time.Second, Failed: true}
 	k.owner.Closed(cl)
 	if got := receive(t, p.heardc); got != cl {
 		t.Errorf("heard %+v, want %+v", got, cl)

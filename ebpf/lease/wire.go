@@ -105,13 +105,13 @@ func openedOf(m *wire.Opened) (Opened, error) {
 func (c Closed) message() *wire.Event {
 	return &wire.Event{Payload: &wire.Event_Closed{Closed: &wire.Closed{
 		Connection: c.Conn, Sent: c.Sent, Received: c.Received, RttUs: uint64(max(c.RTT, 0).Microseconds()),
-		Retransmits: c.Retransmits, TookUs: uint64(max(c.Took, 0).Microseconds()), Lost: c.Lost,
+		Retransmits: c.Retransmits, TookUs: uint64(max(c.Took, 0).Microseconds()), Lost: c.Lost, Failed: c.Failed,
 	}}}
 }
 
 func closedOf(m *wire.Closed) Closed {
 	return Closed{Conn: m.GetConnection(), Sent: m.GetSent(), Received: m.GetReceived(), RTT: micros(m.GetRttUs()),
-		Retransmits: m.GetRetransmits(), Took: micros(m.GetTookUs()), Lost: m.GetLost()}
+		Retransmits: m.GetRetransmits(), Took: micros(m.GetTookUs()), Lost: m.GetLost(), Failed: m.GetFailed()}
 }
 
 // micros keeps what does not fit from being negative.

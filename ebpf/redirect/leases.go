@@ -436,10 +436,8 @@ func (l *Leases) event(e *bpf.CgroupDirectEvent) {
 	case bpf.CgroupDirectKindDIRECT_OPENED:
 		l.opened(e.Cookie, &e.Direct, e.At)
 	case bpf.CgroupDirectKindDIRECT_CLOSED:
-		if e.Direct.Open != 0 {
-			l.opened(e.Cookie, &e.Direct, e.At)
-		}
-		l.closed(lease.Closed{Conn: e.Cookie, Sent: e.Sent, Received: e.Received, RTT: time.Duration(e.Rtt) * time.Microsecond,
+		l.opened(e.Cookie, &e.Direct, e.At) // if it has not been told yet
+		l.closed(lease.Closed{Conn: e.Cookie, Failed: e.Direct.Open == 0, Sent: e.Sent, Received: e.Received, RTT: time.Duration(e.Rtt) * time.Microsecond,
 			Retransmits: e.Retransmits, Took: time.Duration(e.At - e.Direct.Since)})
 	}
 }
@@ -467,7 +465,7 @@ func (l *Leases) opened(cookie uint64, d *bpf.CgroupDirect, now uint64) {
 func (l *Leases) closed(e lease.Closed) {
 	c := l.conns[e.Conn]
 	if c == nil {
-		return // an attempt, which the application has been told of
+		return
 	}
 	delete(l.conns, e.Conn)
 	if c.told && c.pair.owner != nil {

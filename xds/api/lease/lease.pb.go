@@ -540,6 +540,7 @@ type Closed struct {
 	Retransmits   uint32                 `protobuf:"varint,5,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
 	TookUs        uint64                 `protobuf:"varint,6,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
 	Lost          bool                   `protobuf:"varint,7,opt,name=lost,proto3" json:"lost,omitempty"`
+	Failed        bool                   `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"` // it never came about
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -619,6 +620,13 @@ func (x *Closed) GetTookUs() uint64 {
 func (x *Closed) GetLost() bool {
 	if x != nil {
 		return x.Lost
+	}
+	return false
+}
+
+func (x *Closed) GetFailed() bool {
+	if x != nil {
+		return x.Failed
 	}
 	return false
 }
@@ -760,7 +768,7 @@ const file_lease_lease_proto_rawDesc = "" +
 	"\x06target\x18\x04 \x01(\x06R\x06target\x120\n" +
 	"\x06source\x18\x05 \x01(\v2\x18.ambit.lease.v1.EndpointR\x06source\x12:\n" +
 	"\vdestination\x18\x06 \x01(\v2\x18.ambit.lease.v1.EndpointR\vdestination\x12\x15\n" +
-	"\x06age_us\x18\a \x01(\x04R\x05ageUs\"\xbe\x01\n" +
+	"\x06age_us\x18\a \x01(\x04R\x05ageUs\"\xd6\x01\n" +
 	"\x06Closed\x12\x1e\n" +
 	"\n" +
 	"connection\x18\x01 \x01(\x06R\n" +
@@ -770,7 +778,8 @@ const file_lease_lease_proto_rawDesc = "" +
 	"\x06rtt_us\x18\x04 \x01(\x04R\x05rttUs\x12 \n" +
 	"\vretransmits\x18\x05 \x01(\rR\vretransmits\x12\x17\n" +
 	"\atook_us\x18\x06 \x01(\x04R\x06tookUs\x12\x12\n" +
-	"\x04lost\x18\a \x01(\bR\x04lost\"\xa8\x01\n" +
+	"\x04lost\x18\a \x01(\bR\x04lost\x12\x16\n" +
+	"\x06failed\x18\b \x01(\bR\x06failed\"\xa8\x01\n" +
 	"\x05Event\x120\n" +
 	"\x06answer\x18\x01 \x01(\v2\x16.ambit.lease.v1.AnswerH\x00R\x06answer\x120\n" +
 	"\x06opened\x18\x02 \x01(\v2\x16.ambit.lease.v1.OpenedH\x00R\x06opened\x120\n" +
