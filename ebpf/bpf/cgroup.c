@@ -204,25 +204,16 @@ static __always_inline bool keep(void *sk, struct capture *capture)
 }
 
 /* A connect of a namespace that is not enrolled, which most are. */
-static __always_inline int stranger(struct bpf_sock_addr *ctx, bool v6, __u64 netns, bool tcp)
+static __always_inline int stranger(struct bpf_sock_addr *ctx, __u64 netns, bool tcp)
 {
 	struct settings *set = settings();
 	__u32 one = 1;
 
-	if (!tcp || (set && !set->hold && set->node != netns))
+	if (!tcp || !set || set->node != netns)
 		return PASS;
 	struct bpf_sock *sk = ctx->sk;
-	struct address dst = user_address(ctx, v6);
 
-	if (!sk)
-		return PASS;
-	if ((!set || set->hold) && !is_loopback(&dst) && !bpf_sk_storage_get(&mesh_own, sk, 0, 0)) {
-		drop(REASON_HOLD, &(struct flow){.netns = netns, .remote = dst, .remote_port = user_port(ctx)});
-		return REFUSE;
-	}
-	if (set && set->node == netns && !bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE))
-		return REFUSE;
-	return PASS;
+	return sk && bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE) ? PASS : REFUSE;
 }
 
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
@@ -236,7 +227,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
 
 	if (!e)
-		return stranger(ctx, v6, netns, tcp);
+		return stranger(ctx, netns, tcp);
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!sk)
@@ -250,6 +241,10 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 
 	if (tcp && is_alias(&dst) && (wanted->port == bpf_htons(PORT_OUTBOUND) || wanted->port == bpf_htons(PORT_DNS))) {
 		refuse(REASON_SQUAT, netns, wanted); /* would get what another connection was handed */
+		return REFUSE;
+	}
+	if ((e->flags & ENROL_HOLD) && tcp && !is_loopback(&dst)) {
+		refuse(REASON_HOLD, netns, wanted);
 		return REFUSE;
 	}
 	/* What an earlier connect of the socket left need not be deleted: it counts while the peer is an alias. */

@@ -109,6 +109,7 @@ const (
 	CgroupEnrolmentFlagENROL_INBOUND    CgroupEnrolmentFlag = 2
 	CgroupEnrolmentFlagENROL_DNS        CgroupEnrolmentFlag = 4
 	CgroupEnrolmentFlagENROL_ACCELERATE CgroupEnrolmentFlag = 8
+	CgroupEnrolmentFlagENROL_HOLD       CgroupEnrolmentFlag = 16
 )
 
 type CgroupFlow struct {

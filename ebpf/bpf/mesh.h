@@ -66,6 +66,7 @@ enum enrolment_flag {
 	ENROL_INBOUND = 2,
 	ENROL_DNS = 4,
 	ENROL_ACCELERATE = 8,
+	ENROL_HOLD = 16, /* what else it says was lost, and is being written again: nobody but the proxy connects */
 };
 
 /* Ports, both ends included, in host order; a zero last ends a list. */
@@ -106,8 +107,7 @@ struct alias {
 
 struct settings {
 	__u32 layout;
-	/* Nobody but the proxy connects: the enrolments were lost and are being written again. */
-	__u32 hold;
+	__u32 hold; /* enrolments are being written again: not for programs, but for an agent that follows */
 	__u64 node; /* cookie of the node's own network namespace, 0 if there is none to exempt */
 };
 

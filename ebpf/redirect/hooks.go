@@ -3,9 +3,11 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
+	"strconv"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -128,6 +130,10 @@ func (h *Hooks) open() error {
 	if err := h.attachCgroup(h.cfg.CgroupRoot, h.path(rootDir), rootHooks, h.root); err != nil {
 		return err
 	}
+	// What a connect began with the old programs is accepted by the old ones.
+	if err := h.moveProxies(); err != nil {
+		return err
+	}
 	if h.cfg.NodeCgroup != "" {
 		if err := h.attachCgroup(h.cfg.NodeCgroup, h.path(nodeDir), nodeHooks, h.node); err != nil {
 			return err
@@ -146,12 +152,54 @@ func explainLoad(err error) error {
 }
 
 // Rebuilt reports that pinned state of another layout was found and replaced.
-// Until Ready no process below the cgroup root but a proxy can connect, because
-// nobody knows which pods are enrolled; and proxies have to listen again.
+// Until its Apply, or Ready, a pod that may have been enrolled cannot connect,
+// because nobody knows how it was; and proxies have to listen again. Other pods
+// notice nothing.
 func (h *Hooks) Rebuilt() bool { return h.rebuilt }
 
-// Ready says that Apply has been called for all enrolled pods.
-func (h *Hooks) Ready() error { return h.putSettings(false) }
+// Ready says that Apply has been called for all enrolled pods: what else was
+// pinned belonged to pods that left the mesh meanwhile.
+func (h *Hooks) Ready() error {
+	var (
+		cookie uint64
+		e      bpf.CgroupEnrolment
+		held   []uint64
+	)
+	it := h.maps[bpf.CgroupMapMeshEnrolled].Iterate()
+	for it.Next(&cookie, &e) {
+		if e.Flags&bpf.CgroupEnrolmentFlagENROL_HOLD != 0 {
+			held = append(held, cookie)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("list enrolments: %w", err)
+	}
+	for _, c := range held {
+		if err := h.forget(c); err != nil {
+			return err
+		}
+	}
+	return h.putSettings(false)
+}
+
+// hold enrols whoever has pins, in a way that lets nothing out: pins are named
+// alike in all layouts.
+func (h *Hooks) hold() error {
+	dirs, err := os.ReadDir(h.path(podsDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for _, d := range dirs {
+		c, err := strconv.ParseUint(d.Name(), 10, 64)
+		if err != nil {
+			continue
+		}
+		if err := h.enrol(c, bpf.CgroupEnrolment{Flags: bpf.CgroupEnrolmentFlagENROL_HOLD}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (h *Hooks) putSettings(hold bool) error {
 	s := bpf.CgroupSettings{Layout: bpf.Layout, Node: h.nodeID}

@@ -102,7 +102,7 @@ func (h *Hooks) openMaps(specs map[string]*ebpf.MapSpec) error {
 		h.maps[name] = m
 	}
 	h.rebuilt = !empty
-	if err := h.putSettings(h.rebuilt); err != nil {
+	if err := errors.Join(h.putSettings(h.rebuilt), h.hold()); err != nil {
 		return err
 	}
 	// Links move to the new maps before the new maps are the known ones: who
@@ -192,6 +192,31 @@ func (h *Hooks) Proxy(cgroup string) error {
 	}
 	if err := h.attachCgroup(cgroup, h.path(proxyDir, fmt.Sprint(id)), proxyHooks, h.proxy); err != nil {
 		return fmt.Errorf("attach to the proxy's cgroup %s: %w", cgroup, err)
+	}
+	return nil
+}
+
+// moveProxies has the proxies that are known run this process's programs.
+func (h *Hooks) moveProxies() error {
+	dirs, err := os.ReadDir(h.path(proxyDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list proxies: %w", err)
+	}
+	for _, d := range dirs {
+		for _, a := range proxyHooks {
+			l, err := link.LoadPinnedLink(h.path(proxyDir, d.Name(), a.program), nil)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // Proxy attaches it
+			}
+			if err == nil {
+				err = l.Update(h.proxy[a.program])
+				_ = l.Close() // it is pinned
+			}
+			// A cgroup that is gone takes its links with it.
+			if err != nil && !errors.Is(err, unix.ENOLINK) {
+				return fmt.Errorf("update %s of proxy %s: %w", a.program, d.Name(), err)
+			}
+		}
 	}
 	return nil
 }
