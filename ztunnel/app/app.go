@@ -184,6 +184,7 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 		g.Go("revocation lists", func(ctx context.Context) error { return a.node.certs.FollowCRL(ctx, a.cfg.CRLPath) })
 	}
 	g.Go("connections", a.node.flow.Run)
+	g.Go("origins", a.node.origins.Run)
 	g.Go("identities", func(ctx context.Context) error { return a.node.identities(ctx, a.allPods) })
 	if a.cfg.Mode == dedicated {
 		g.Go("workload", func(gctx context.Context) error { return a.serveOne(ctx, gctx) })

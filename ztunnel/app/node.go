@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/origin"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/resolve"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
@@ -65,6 +66,7 @@ type node struct {
 	serving map[string]*podServe // by stay
 	stays   uint64
 
+	origins    *origin.Names
 	leases     *outbound.Leases
 	neighbours map[podName]*neighbour // latest stays; guarded by mu
 }
@@ -79,14 +81,14 @@ type podServe struct {
 
 func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
 	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
-	n.dns = n.newResolver()
+	n.dns, n.origins = n.newResolver(), origin.New(origin.Config{})
 	n.only.ref = cfg.Workload
 	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
 		TLS12: cfg.TLS12, PostQuantum: cfg.CompliancePolicy == "pqc",
 		Logger: boot.Scoped(log, "cert"), Registerer: reg})
 	n.flow = flow.New(flow.Config{View: n.store.View, Logger: boot.Scoped(log, "access"), PolicyLogger: boot.Scoped(log, "policy"),
-		PolicyInfo: cfg.PolicyInfoLogging, Registerer: reg})
+		PolicyInfo: cfg.PolicyInfoLogging, Names: n.origins.Of, Registerer: reg})
 	n.tunnels = hbone.NewDialer(hbone.DialerConfig{
 		DialTransport: n.dialTransport, GatewayHeader: n.gatewayHeader, TLS: n.clientTLS, AmbitRecords: cfg.TLSRecords == "ambit",
 		Windows: cfg.windows(), MaxStreams: cfg.PoolMaxStreams, IdleTimeout: cfg.PoolIdle, Opened: n.track(cert.Source), Account: n.account,
@@ -242,7 +244,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
 		Pod: p.UID, Tunnel: stay, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
-		Demand: n.demand, Resolver: n.names, Health: n.health, Neighbours: n,
+		Demand: n.demand, Resolver: n.names, Health: n.health, Neighbours: n, Origin: n.opener(new(origin.Reader)),
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
@@ -293,6 +295,16 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	}
 	n.serveDNS(p, pn, account, &h)
 	return h
+}
+
+// opener reads who opened a pod's connections, if their lines will say it.
+func (n *node) opener(r *origin.Reader) func(net.Conn, *origin.Origin) {
+	return func(c net.Conn, to *origin.Origin) {
+		if n.flow.Logs() {
+			r.Read(c, to)
+			n.origins.Note(*to)
+		}
+	}
 }
 
 // enter names one stay of a pod. A pod that returns while its earlier stay

@@ -37,6 +37,11 @@
 //	retries            other endpoints tried before anything was sent
 //	conn_id            the connection, in this process (as in /connections)
 //	trace_id           the connection, on every proxy that it passes
+//	src.process        who opened an outbound connection: the executable's name, or
+//	                   else that of the thread that connected (package origin)
+//	src.pid            its process, as the node numbers it
+//	src.container      its container, as crictl ps names it
+//	src.cgroup         number of its cgroup2 directory (ls -di)
 //	dry_run            what a policy in dry run would have done
 //	wait.setup         ms from accept until bytes could flow: configuration,
 //	                   certificate, tunnel, policy, dial
@@ -48,7 +53,10 @@
 //	                   together brought more than the other proxy let go of
 //	wait.proxy         ms in the tunnel's queue here: other streams were first,
 //	                   or the network took no more (net.* then says so)
-//	net.rtt            ms, smoothed round trip of the socket to the network
+//	app.rtt_us         us, smoothed round trip of the socket to the local
+//	                   application: how fast its side of the kernel answers
+//	app.retransmits    segments it sent again
+//	net.rtt_us         us, smoothed round trip of the socket to the network
 //	net.retransmits    segments it sent again
 //	net.busy           ms in which it had data to send or not acknowledged
 //	net.rwnd_limited   of those, ms in which the other proxy's socket took no more

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/api/ambit"
 	"github.com/ambit-mesh/ambit/xds/identity"
+	"github.com/ambit-mesh/ambit/ztunnel/origin"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -165,6 +166,13 @@ func (c *Conn) attrs(end *moved) []slog.Attr {
 		a = append(a, slog.Uint64("conn_id", c.id))
 	}
 	str("trace_id", c.trace.String())
+	if o := &r.Origin; o.PID != 0 {
+		process, container := c.t.opener(*o)
+		str("src.process", process)
+		a = append(a, slog.Uint64("src.pid", uint64(o.PID)))
+		str("src.container", container)
+		a = append(a, slog.Uint64("src.cgroup", o.Cgroup))
+	}
 	if end != nil {
 		c.mu.Lock()
 		dry := c.verdict.DryRun
@@ -174,6 +182,24 @@ func (c *Conn) attrs(end *moved) []slog.Attr {
 	}
 	return a
 }
+
+// opener names who opened a connection: the executable, or else what the thread
+// calls itself.
+func (t *Table) opener(o origin.Origin) (process, container string) {
+	if o == (origin.Origin{}) {
+		return "", ""
+	}
+	if t.cfg.Names != nil {
+		process, container = t.cfg.Names(o)
+	}
+	if process == "" {
+		process = origin.Comm(o)
+	}
+	return process, container
+}
+
+// Logs reports whether connections that end in order get lines at all.
+func (t *Table) Logs() bool { return t.log.Enabled(context.Background(), slog.LevelInfo) }
 
 // dstIdentity is what the other end proved, and what was expected before.
 func (c *Conn) dstIdentity() identity.ID {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/origin"
 )
 
 // Direction is the side of the connection on which this proxy stands.
@@ -49,6 +50,8 @@ type Record struct {
 	ServiceName string
 	Transport   Transport
 	Retries     int // on other endpoints, when nothing had been sent
+	// Origin is who opened an outbound connection, if the kernel told.
+	Origin origin.Origin
 }
 
 func (r *Record) mutualTLS() bool { return r.Transport == HBONE }
@@ -112,6 +115,10 @@ type Live struct {
 	Age         string    `json:"age"`
 
 	Pod string `json:"pod"`
+
+	Process   string `json:"process,omitempty"` // that opened it
+	PID       uint32 `json:"pid,omitempty"`
+	Container string `json:"container,omitempty"`
 }
 
 // List describes the connections whose records are complete.
@@ -134,6 +141,8 @@ func (t *Table) List() []Live {
 		if r.mutualTLS() {
 			l.SrcIdentity = r.SrcID.String()
 		}
+		l.Process, l.Container = c.t.opener(r.Origin)
+		l.PID = r.Origin.PID
 		c.mu.Lock()
 		if c.subject != nil {
 			l.Why, l.Generation = c.verdict.Why(), c.generation

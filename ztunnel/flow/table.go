@@ -13,6 +13,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/xds/policy"
 	"github.com/ambit-mesh/ambit/xds/store"
+	"github.com/ambit-mesh/ambit/ztunnel/origin"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -40,6 +41,9 @@ type Config struct {
 	// SumInterval is how long identical refusals are gathered into one line of
 	// the access log. Default 10 s.
 	SumInterval time.Duration
+	// Names are the executable and the container of an origin, "" while they are
+	// not known. It must not wait. Nil: none are.
+	Names func(o origin.Origin) (executable, container string)
 }
 
 // Table of live connections.
@@ -134,6 +138,9 @@ func (c *Conn) Describe() {
 		return
 	}
 	c.opened = true
+	if c.rec.Transport != Local { // those have two records and one Stats
+		c.Stats.Untimed = !c.t.Logs() || !c.rec.logs(true)
+	}
 	c.series.Store(c.t.metrics.acquire(&c.rec, FlagNone))
 	c.series.Load().opened.Add(1)
 	c.t.metrics.socketsOpen(c.rec.Direction).Add(1)

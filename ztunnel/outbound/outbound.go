@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/origin"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -47,6 +48,9 @@ type Config struct {
 	Tunnels     Tunnels
 	Dial        func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) // in the pod's namespace
 	OriginalDst func(net.Conn) (netip.AddrPort, error)
+	// Origin is asked who opened a connection, which it need not know. Nil: nobody
+	// is told.
+	Origin func(net.Conn, *origin.Origin)
 	// Resolver finds the addresses of workloads that have only a host name;
 	// nil: such workloads cannot be reached.
 	Resolver Resolver
@@ -107,6 +111,9 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error 
 	rec.DstAddr = dst
 	if dst == AddrPort(down.LocalAddr()) {
 		return flow.Failed(flow.ReasonSelfCall, ErrSelfCall) // nothing redirected it: it was made to this port
+	}
+	if p.cfg.Origin != nil {
+		p.cfg.Origin(down, &rec.Origin)
 	}
 	up, err := p.open(ctx, c, dst)
 	if err != nil {

@@ -4,8 +4,9 @@ import "sync"
 
 // joint is the state that both directions share: whether and why the pair was cut.
 type joint struct {
-	a, b  Conn
-	times *Times
+	a, b    Conn
+	times   *Times
+	untimed bool
 
 	mu    sync.Mutex
 	cause error // guarded by mu; the first one counts
@@ -20,7 +21,7 @@ func (j *joint) cut(cause error) {
 		return
 	}
 	j.over, j.cause = true, cause
-	j.times.measure(j.a, j.b)
+	j.measure()
 	Reset(j.a)
 	Reset(j.b)
 }
@@ -31,11 +32,18 @@ func (j *joint) end() error {
 	defer j.mu.Unlock()
 	if !j.over {
 		j.over = true
-		j.times.measure(j.a, j.b)
+		j.measure()
 		linger(j.a, -1)
 		linger(j.b, -1)
 		_ = j.a.Close() // both directions have ended: nothing can be lost
 		_ = j.b.Close()
 	}
 	return j.cause
+}
+
+// measure reads what ends with the sockets. Its caller holds mu.
+func (j *joint) measure() {
+	if !j.untimed {
+		j.times.A, j.times.B = infoOf(j.a), infoOf(j.b)
+	}
 }

@@ -35,6 +35,7 @@ type Stats struct {
 	Sent     atomic.Uint64 // from a to b
 	Received atomic.Uint64 // from b to a
 	Times    Times         // once Join has returned
+	Untimed  bool          // before Join is called: nobody will read what Times says of sockets
 }
 
 // sender is a side that takes its input straight from a socket, placing it where its frames want it.
@@ -64,7 +65,7 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 		st = new(Stats)
 	}
 	st.Times.Began = time.Now()
-	j := &joint{a: a, b: b, times: &st.Times}
+	j := &joint{a: a, b: b, times: &st.Times, untimed: st.Untimed}
 	linger(a, 0)
 	linger(b, 0)
 	stop := context.AfterFunc(ctx, func() { j.cut(context.Cause(ctx)) })

@@ -241,3 +241,25 @@ func TestSockoptReset(t *testing.T) {
 	}
 	_ = b.Close()
 }
+
+// TestUntimed: sockets are not asked what nobody reads.
+func TestUntimed(t *testing.T) {
+	for _, untimed := range []bool{false, true} {
+		st := Stats{Untimed: untimed}
+		a, app := tcpPair(t)
+		b, peer := tcpPair(t)
+		donec := make(chan error, 1)
+		go func() { donec <- Join(t.Context(), a, b, &st) }()
+		_, _ = app.Write([]byte("x"))
+		if _, err := peer.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = app.Close(), peer.Close()
+		if err := <-donec; err != nil {
+			t.Fatal(err)
+		}
+		if asked := st.Times.A.RTT != 0; asked == untimed || st.Times.Began.IsZero() {
+			t.Errorf("untimed %v: %+v", untimed, st.Times)
+		}
+	}
+}

@@ -19,11 +19,6 @@ type Times struct {
 	Stream, Tunnel, Queue time.Duration
 }
 
-// measure reads what ends with the sockets. Its caller holds what keeps it from running twice.
-func (t *Times) measure(a, b Conn) {
-	t.A, t.B = infoOf(a), infoOf(b)
-}
-
 // add takes what tunnels have waited. Both directions must have ended.
 func (t *Times) add(c Conn) {
 	w, ok := c.(interface {

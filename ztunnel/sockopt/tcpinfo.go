@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -38,16 +39,35 @@ func Info(c *net.TCPConn) (TCPInfo, error) {
 	if err != nil {
 		return TCPInfo{}, fmt.Errorf("read TCP_INFO: %w", err)
 	}
-	var ti unix.TCPInfo // an older kernel fills less of it: the rest stays zero
-	if err := control(raw, func(fd int) error {
-		return os.NewSyscallError("getsockopt TCP_INFO", getsockopt(fd, unix.SOL_TCP, unix.TCP_INFO, unsafe.Pointer(&ti), unsafe.Sizeof(ti)))
-	}); err != nil {
+	r := infoReaders.Get().(*infoReader)
+	defer infoReaders.Put(r)
+	r.info = unix.TCPInfo{} // an older kernel fills less of it: the rest stays zero
+	if err := raw.Control(r.read); err != nil {
 		return TCPInfo{}, err
 	}
+	if r.err != nil {
+		return TCPInfo{}, os.NewSyscallError("getsockopt TCP_INFO", r.err)
+	}
+	ti := &r.info
 	return TCPInfo{
 		RTT: micros(uint64(ti.Rtt)), Retransmits: ti.Total_retrans,
 		Busy: micros(ti.Busy_time), RwndLimited: micros(ti.Rwnd_limited), SndbufLimited: micros(ti.Sndbuf_limited),
 	}, nil
 }
+
+// infoReader is kept, with its function: each connection would make them.
+type infoReader struct {
+	info unix.TCPInfo
+	err  error
+	read func(fd uintptr)
+}
+
+var infoReaders = sync.Pool{New: func() any {
+	r := new(infoReader)
+	r.read = func(fd uintptr) {
+		r.err = getsockopt(int(fd), unix.SOL_TCP, unix.TCP_INFO, unsafe.Pointer(&r.info), unsafe.Sizeof(r.info))
+	}
+	return r
+}}
 
 func micros(n uint64) time.Duration { return time.Duration(n) * time.Microsecond }
