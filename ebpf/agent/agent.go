@@ -407,6 +407,9 @@ func (a *Agent) watchLoop(ctx context.Context) {
 			if a.cfg.Verify != nil {
 				a.cfg.Verify()
 			}
+			if a.holding() {
+				a.cfg.Logger.Warn("pods of this node cannot connect until those in the mesh are known: the redirection lost its state")
+			}
 			if err := a.probes.rewrite(); err != nil {
 				a.cfg.Logger.Warn("node rules cannot be written: probes to enrolled pods may fail", "err", err)
 			}

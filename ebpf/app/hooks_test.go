@@ -467,6 +467,18 @@ func TestAgentKilledAtAnyPoint(t *testing.T) {
 	m.wantLog(a, "proxy connected")
 	m.wantVia(agent.Enabled, "ebpf", "label")
 	m.wantCaptured("in the end")
+	// The same while pods change over, when the proxy may be asked to listen again.
+	for i := range 12 {
+		a.kill()
+		a = m.agent("--redirect", []string{"nftables", "ebpf"}[i%2])
+		for end := time.Now().Add(time.Duration(i+2) * 25 * time.Millisecond); time.Now().Before(end); {
+			if line, err := m.call(); err == nil && line != "15001 "+plainAddr.String() {
+				t.Fatalf("while pods change over: answered %q", line)
+			}
+		}
+	}
+	m.wantVia(agent.Enabled, "ebpf", "label")
+	m.wantCaptured("changed over in the end")
 	a.kill()
 	m.cleanup()
 	if line, err := m.call(); err != nil || line != "plain" {

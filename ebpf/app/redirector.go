@@ -94,13 +94,12 @@ func choose(cfg Config, home *netns.NS, log *slog.Logger) (*redirector, error) {
 		if cfg.Redirect == kindAuto {
 			r.reason = "eBPF is not possible here: " + oneLine(why)
 		}
-		if r.hooks != nil && pods == 0 {
-			// Nothing to succeed.
-			if err := r.hooks.Uninstall(); err != nil {
-				r.close()
+		if pods == 0 {
+			// Nothing to succeed, and a start that failed half way leaves nothing.
+			r.close()
+			if err := redirect.Unpin(cfg.BPFFSDir); err != nil {
 				return nil, fmt.Errorf("remove eBPF redirection that nobody uses: %w", err)
 			}
-			r.close()
 		}
 		if pods > 0 {
 			r.log.Warn("pods of this node that eBPF programs captured change over to nftables, which holds less", "pods", pods, "why", r.reason, "limits", r.table.Limits())

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,6 +203,25 @@ func TestWithoutProxy(t *testing.T) {
 	check(t, a.Del(t.Context(), "unknown"))
 	r, _, _ := startProxy(t, a.path)
 	r.want(t, "what was added before", "add one", "snapshot one")
+}
+
+// A proxy that the agent does not want learns of no pod.
+func TestProxyIsTurnedAway(t *testing.T) {
+	var asked atomic.Int32
+	a := startAgent(t, handoff.ServerConfig{Admit: func(p handoff.Peer) error {
+		if p.PID != os.Getpid() {
+			t.Errorf("asked about %+v, want this process", p)
+		}
+		if asked.Add(1) < 3 {
+			return errors.New("not yours")
+		}
+		return nil
+	}}, pod(t, "one"))
+	r, _, _ := startProxy(t, a.path)
+	r.want(t, "the third time", "add one", "snapshot one")
+	if n := asked.Load(); n != 3 {
+		t.Errorf("asked %d times, want once for each connection", n)
+	}
 }
 
 func TestRefusalIsReported(t *testing.T) {

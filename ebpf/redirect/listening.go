@@ -42,6 +42,9 @@ func (h *Hooks) Listening(ns *netns.NS) (bool, error) {
 // Pinned reports whether dir holds state of an earlier OpenHooks, and of how many
 // pods.
 func Pinned(dir string) (found bool, pods int, err error) {
+	if !onBPFFS(dir) {
+		return false, 0, nil // names alone are no pins
+	}
 	for _, sub := range []string{mapsDir, nextDir, rootDir, nodeDir, proxyDir, podsDir} {
 		_, err := os.Stat(filepath.Join(dir, sub))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -56,8 +59,16 @@ func Pinned(dir string) (found bool, pods int, err error) {
 	return found, len(list), nil
 }
 
+func onBPFFS(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC
+}
+
 // Unpin is Uninstall for those that cannot or need not open the state in dir.
 func Unpin(dir string) error {
+	if !onBPFFS(dir) {
+		return nil
+	}
 	return (&Hooks{cfg: HooksConfig{Dir: dir}}).Uninstall()
 }
 
