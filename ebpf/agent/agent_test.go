@@ -449,7 +449,13 @@ func testLeftoversOfAnEarlierAgent(t *testing.T) {
 	p := w.pod("a")
 	p.Enrolled = false
 	w.pods <- []agent.Pod{p}
-	w.want("un-enrolled while no agent ran", "remove")
+	// What the proxy carries for the pod has its time, also if an agent died meanwhile.
+	w.want("un-enrolled while no agent ran", "release")
+	released := time.Now()
+	w.want("drained", "del a", "remove")
+	if d := time.Since(released); d < handoff.DrainTime {
+		t.Errorf("redirection was removed after %v, want at least %v", d, handoff.DrainTime)
+	}
 }
 
 func TestCleanup(t *testing.T) {

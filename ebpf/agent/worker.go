@@ -425,9 +425,17 @@ func (w *worker) add(ctx context.Context, p Pod) error {
 
 // unenrol takes a living pod out of the mesh, one phase per call.
 func (w *worker) unenrol(ctx context.Context, why string) (time.Duration, bool) {
+	if w.ns == nil && !w.cleared {
+		if err := w.resume(ctx); err != nil {
+			w.log.Warn("cannot see whether an earlier agent left redirection in the pod", "err", err)
+			return w.retry(err), false
+		}
+		w.cleared = true
+	}
 	switch {
 	case w.ns == nil:
-		return 0, w.clear(ctx) == nil
+		w.forgetStatus(ctx)
+		return 0, true
 	case w.phase == serving:
 		w.hide()
 		if err := w.agent.kernel(ctx, func() error { return w.agent.cfg.Rules.Release(w.ns) }); err != nil {
@@ -468,42 +476,42 @@ func (w *worker) remove(ctx context.Context) error {
 	return w.agent.probes.put(w.uid, nil)
 }
 
-// clear takes away what an earlier agent left in a pod that is not enrolled.
-func (w *worker) clear(ctx context.Context) error {
-	w.hide()
+// resume opens the namespace of a pod that an earlier agent left captured, or was
+// taking out of the mesh when it ended. How far it was nobody knows, and what the
+// proxy carries for the pod needs its time again: un-enrolment begins anew.
+func (w *worker) resume(ctx context.Context) error {
 	w.mu.Lock()
 	path := ""
 	if w.desired != nil {
 		path = w.desired.NetNS
 	}
 	w.mu.Unlock()
-	if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil && ctx.Err() == nil {
-		w.log.Warn("proxy was not told that the pod is not in the mesh", "err", err)
-	}
-	if err := w.agent.probes.put(w.uid, nil); err != nil {
-		w.log.Warn("node rules cannot be written", "err", err)
-	}
-	if w.cleared || path == "" {
+	if path == "" {
 		return nil
 	}
 	ns, err := w.agent.open(path)
 	if err != nil {
 		return nil // no namespace, no rules
 	}
-	defer ns.Close()
-	err = w.agent.kernel(ctx, func() error {
-		present, err := w.agent.cfg.Rules.Present(ns)
-		if err != nil || !present {
-			return err
-		}
-		w.log.Info("removing redirection that an earlier agent left")
-		return w.agent.cfg.Rules.Remove(ns)
-	})
-	if err != nil {
-		w.log.Warn("redirection of an earlier agent cannot be removed", "err", err)
+	present := false
+	err = w.agent.kernel(ctx, func() (err error) { present, err = w.agent.cfg.Rules.Present(ns); return err })
+	if err != nil || !present {
+		return errors.Join(err, ns.Close())
 	}
-	w.cleared = true
+	w.log.Info("an earlier agent left redirection in the pod")
+	w.ns, w.phase = ns, serving
 	return nil
+}
+
+// forgetStatus takes away what an earlier agent said of a pod that is not enrolled.
+func (w *worker) forgetStatus(ctx context.Context) {
+	w.hide()
+	if err := w.agent.cfg.Proxies.Del(ctx, w.uid); err != nil && ctx.Err() == nil {
+		w.log.Warn("proxy was not told that the pod is not in the mesh", "err", err)
+	}
+	if err := w.agent.probes.put(w.uid, nil); err != nil {
+		w.log.Warn("node rules cannot be written", "err", err)
+	}
 }
 
 // drop lets go of a pod that is gone. Its rules go with its namespace, and while
