@@ -1,6 +1,26 @@
 package redirect
 
-import "time"
+import (
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/ambit-mesh/ambit/ebpf/bpf"
+)
 
 // SetTTL shortens leases for a test.
 func (l *Leases) SetTTL(d time.Duration) { l.ttl = d }
+
+// Older makes c that of another version of this program, with another layout.
+func (c *HooksConfig) Older() {
+	c.version.layout = bpf.Layout + 1
+	c.version.alter = func(cgroup, pod *ebpf.CollectionSpec) {
+		for _, spec := range []*ebpf.CollectionSpec{cgroup, pod} {
+			spec.Maps[bpf.CgroupMapMeshEnrolled].MaxEntries /= 2
+			spec.Maps[bpf.CgroupMapMeshDials].MaxEntries /= 2
+		}
+	}
+}
+
+// Crash has f decide after each lasting step whether the process dies there.
+func (c *HooksConfig) Crash(f func(what string) error) { c.version.step = f }

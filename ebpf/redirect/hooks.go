@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,9 +25,27 @@ type HooksConfig struct {
 	Node       *netns.NS    // the node's own namespace, where the pods' cables end; the caller's. nil: no gates there, no probes
 	NodeCgroup string       // cgroup2 directory above the node's own processes, for their probes; "": none
 	Logger     *slog.Logger // nil: none
+
+	version version
+}
+
+// version is what a test changes to be another version of this program.
+type version struct {
+	layout uint32                                 // 0: bpf.Layout
+	alter  func(cgroup, pod *ebpf.CollectionSpec) // nil: not at all
+	step   func(what string) error                // called after each lasting step; its error ends the work as a crash would
+	noTCX  bool                                   // as on a kernel without
+}
+
+func (c HooksConfig) step(what string) error {
+	if c.version.step == nil {
+		return nil
+	}
+	return c.version.step(what)
 }
 
 func (c HooksConfig) withDefaults() HooksConfig {
+	c.version.layout = cmp.Or(c.version.layout, bpf.Layout)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -101,6 +120,9 @@ func (h *Hooks) open() error {
 	if h.pod, err = bpf.LoadPod(); err != nil {
 		return err
 	}
+	if h.cfg.version.alter != nil {
+		h.cfg.version.alter(node, h.pod)
+	}
 	if h.cfg.Node != nil {
 		if h.nodeID, err = cookie(h.cfg.Node); err != nil {
 			return err
@@ -141,7 +163,10 @@ func (h *Hooks) open() error {
 	} else if err := os.RemoveAll(h.path(nodeDir)); err != nil { // an earlier start had one
 		return err
 	}
-	return h.publishMaps()
+	if err := h.publishMaps(); err != nil {
+		return err
+	}
+	return h.cfg.step("published")
 }
 
 func explainLoad(err error) error {
@@ -202,7 +227,7 @@ func (h *Hooks) hold() error {
 }
 
 func (h *Hooks) putSettings(hold bool) error {
-	s := bpf.CgroupSettings{Layout: bpf.Layout, Node: h.nodeID}
+	s := bpf.CgroupSettings{Layout: h.cfg.version.layout, Node: h.nodeID}
 	if hold {
 		s.Hold = 1
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -118,7 +119,7 @@ func (h *Hooks) openMaps(specs map[string]*ebpf.MapSpec) error {
 			return fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}
-	return nil
+	return h.cfg.step("maps")
 }
 
 // pinnedMaps opens the maps into h.maps if all are there and of this layout, with
@@ -148,8 +149,8 @@ func (h *Hooks) pinnedMaps(specs map[string]*ebpf.MapSpec) (known, empty bool) {
 		}
 	}
 	var s bpf.CgroupSettings
-	if err := found[bpf.CgroupMapMeshSettings].Lookup(uint32(0), &s); err != nil || s.Layout != bpf.Layout {
-		h.cfg.Logger.Warn("pinned eBPF state is not of this program's layout and will be rebuilt", "layout", s.Layout, "want", bpf.Layout)
+	if err := found[bpf.CgroupMapMeshSettings].Lookup(uint32(0), &s); err != nil || s.Layout != h.cfg.version.layout {
+		h.cfg.Logger.Warn("pinned eBPF state is not of this program's layout and will be rebuilt", "layout", s.Layout, "want", h.cfg.version.layout)
 		closeMaps(found)
 		return false, false
 	}
@@ -175,6 +176,9 @@ func (h *Hooks) publishMaps() error {
 	}
 	if err := os.RemoveAll(h.path(mapsDir)); err != nil {
 		return fmt.Errorf("unpin old maps: %w", err)
+	}
+	if err := h.cfg.step("old maps"); err != nil {
+		return err
 	}
 	if err := os.Rename(h.path(nextDir), h.path(mapsDir)); err != nil {
 		return fmt.Errorf("publish maps: %w", err)
@@ -216,6 +220,9 @@ func (h *Hooks) moveProxies() error {
 			if err != nil && !errors.Is(err, unix.ENOLINK) {
 				return fmt.Errorf("update %s of proxy %s: %w", a.program, d.Name(), err)
 			}
+			if err := h.cfg.step("proxy " + a.program); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -254,6 +261,28 @@ func (h *Hooks) attachCgroup(cgroup, pins string, hooks []attachment, progs prog
 			})
 		if err != nil {
 			return fmt.Errorf("attach %s: %w", a.program, err)
+		}
+		if err := h.cfg.step(filepath.Base(pins) + " " + a.program); err != nil {
+			return err
+		}
+	}
+	return sweep(pins, func(name string) bool {
+		return slices.ContainsFunc(hooks, func(a attachment) bool { return a.program == name })
+	})
+}
+
+// sweep unpins what another version had in dir besides.
+func sweep(dir string, ours func(name string) bool) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if ours(e.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("unpin %s of another version: %w", e.Name(), err)
 		}
 	}
 	return nil

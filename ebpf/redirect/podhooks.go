@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -277,7 +278,19 @@ func (h *Hooks) applyPrograms(p *pod) error {
 	if err != nil {
 		return fmt.Errorf("attach sk_lookup: %w", err)
 	}
+	if err := h.cfg.step("sk_lookup"); err != nil {
+		return err
+	}
 	if err := h.placeGates(p, pins, coll); err != nil {
+		return err
+	}
+	err = sweep(pins, func(name string) bool {
+		return name == "lookup" || strings.HasPrefix(name, "gate-") || strings.HasPrefix(name, "host-")
+	})
+	if err != nil {
+		return err
+	}
+	if err := h.cfg.step("gates"); err != nil {
 		return err
 	}
 	h.mu.Lock()
