@@ -24,6 +24,9 @@ const (
 	// maxEvents bounds what waits for a proxy to read; one that reads no more has
 	// its leases ended.
 	maxEvents = 65536
+	// A proxy connects here and to ZDS at the same time.
+	admitTries = 20
+	admitPause = 100 * time.Millisecond
 	// writeTimeout is when a proxy that reads nothing counts as gone.
 	writeTimeout = 5 * time.Second
 )
@@ -128,7 +131,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	defer c.Close()
 	peer, err := handoff.PeerOf(c)
 	if err == nil {
-		err = s.cfg.Admit(peer)
+		err = s.admit(ctx, peer)
 	}
 	if err != nil {
 		s.cfg.Logger.Warn("a process that asked for leases was turned away", "peer_pid", peer.PID, "err", err)
@@ -150,6 +153,21 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	}
 	s.cfg.Holder.Abandon(ss)
 	log.Warn("proxy's leases have ended: it disconnected", "err", err)
+}
+
+// admit gives a proxy that has just come a moment to be known.
+func (s *Server) admit(ctx context.Context, p handoff.Peer) (err error) {
+	for range admitTries {
+		if err = s.cfg.Admit(p); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(admitPause):
+		}
+	}
+	return err
 }
 
 // serverSession is one proxy's connection, and the owner of its leases.

@@ -189,6 +189,7 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	if a.cfg.Mode == dedicated {
 		g.Go("workload", func(gctx context.Context) error { return a.serveOne(ctx, gctx) })
 	} else {
+		g.Go("direct connections", a.node.runDirect)
 		g.Go("agent", func(gctx context.Context) error { return a.agent(ctx, gctx) })
 	}
 	if a.cfg.hasOwn() {

@@ -20,6 +20,8 @@ type neighbour struct {
 	pod  handoff.Pod
 	stay string
 	in   *inbound.Proxy
+	// cookie is the namespace's, 0 where there is none.
+	cookie uint64
 
 	mu      sync.Mutex
 	leaving bool
@@ -34,6 +36,9 @@ type podName struct{ namespace, name string }
 // settle makes a stay reachable for its neighbours.
 func (n *node) settle(p handoff.Pod, stay string, in *inbound.Proxy) *neighbour {
 	nb := &neighbour{pod: p, stay: stay, in: in, cuts: map[*localConn]struct{}{}}
+	if p.NS != nil {
+		nb.cookie, _ = p.NS.Cookie() // without it no connection of the pod's goes straight
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.neighbours[podName{p.Namespace, p.Name}] = nb
@@ -50,6 +55,9 @@ func (n *node) leave(nb *neighbour) {
 	nb.mu.Lock()
 	nb.leaving = true
 	nb.mu.Unlock()
+	if n.direct != nil {
+		n.direct.Left(nb.stay)
+	}
 }
 
 // Open is outbound.Neighbours: the pod must be here, be the workload that was
@@ -85,6 +93,9 @@ func (n *node) Open(ctx context.Context, r outbound.LocalRequest) (*outbound.Loc
 		leave()
 		release()
 		return nil, err
+	}
+	if n.direct != nil {
+		n.direct.Offer(r.Stay, r.Asked)
 	}
 	end := path.End
 	path.End = func(err error) {

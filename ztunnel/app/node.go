@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/store"
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
+	"github.com/ambit-mesh/ambit/ztunnel/direct"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
@@ -67,6 +68,8 @@ type node struct {
 	stays   uint64
 
 	origins    *origin.Names
+	direct     *direct.Keeper // nil: no connection goes without the proxy
+	link       *leaseLink
 	leases     *outbound.Leases
 	neighbours map[podName]*neighbour // latest stays; guarded by mu
 }
@@ -96,6 +99,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	})
 	n.leases, n.neighbours = outbound.NewLeases(outbound.LeaseConfig{Probe: n.handshake, Registerer: reg}), map[podName]*neighbour{}
 	n.health, n.names = outbound.NewHealth(reg), resolve.New(resolve.Config{Registerer: reg})
+	n.direct = n.newDirect()
 	n.certs.Trust().OnChange(func(removed bool) {
 		if removed { // a tunnel's peer may no longer be trusted: each proves itself again
 			n.tunnels.CloseMatching(func(hbone.Key) bool { return true })

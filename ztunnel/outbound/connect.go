@@ -61,7 +61,7 @@ func (w way) join(ctx context.Context, c *flow.Conn, down relay.Conn) error {
 	}
 	err := flow.Cause(w.local.Ctx, relay.Join(w.local.Ctx, down, w.Conn, c.Stats))
 	w.local.End(err)
-	return deniedByNeighbour(err)
+	return DeniedThere(err)
 }
 
 // another is a plan for the same request that dials somebody else. It must not

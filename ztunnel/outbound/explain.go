@@ -17,7 +17,7 @@ func explain(err error, plan Plan) error {
 		return nil
 	}
 	if n, ok := errors.AsType[*neighbourError](err); ok {
-		return deniedByNeighbour(n.err) // it has said why
+		return DeniedThere(n.err) // it has said why
 	}
 	if f, ok := errors.AsType[*flow.FlagError](err); ok && f.Reason != "" {
 		return err // who failed said so: the same node's other side, without a tunnel between

@@ -31,6 +31,7 @@ type LocalRequest struct {
 	Peer   identity.ID // of the source pod: this proxy holds its namespace, which proves it
 	Dst    *mesh.Workload
 	Target netip.AddrPort
+	Asked  netip.AddrPort // by the application
 
 	Service     *mesh.Service
 	TraceParent string
@@ -64,7 +65,7 @@ func (p *Proxy) local(ctx context.Context, c *flow.Conn, plan Plan, r Request) (
 		return nil, ErrNotLocal
 	}
 	path, err := p.cfg.Neighbours.Open(ctx, LocalRequest{
-		Stay: p.cfg.Tunnel, Src: src, Self: r.Src, Peer: r.Src.Identity, Dst: plan.Dst, Target: target,
+		Stay: p.cfg.Tunnel, Src: src, Self: r.Src, Peer: r.Src.Identity, Dst: plan.Dst, Target: target, Asked: r.Dst,
 		Service: plan.Service, TraceParent: c.TraceParent(), Stats: c.Stats, Cut: c.Cut,
 	})
 	if err != nil && !errors.Is(err, ErrNotLocal) {
@@ -80,9 +81,9 @@ func (p Plan) asLocal() Plan {
 	return p
 }
 
-// deniedByNeighbour keeps the destination's denial apart from our own
+// DeniedThere keeps the destination's denial apart from our own
 // decisions: it is counted there.
-func deniedByNeighbour(err error) error {
+func DeniedThere(err error) error {
 	if d, ok := errors.AsType[*flow.DenyError](err); ok {
 		return flow.Failed(flow.ReasonPolicy, fmt.Errorf("denied by destination's policy: %s", d.Error()))
 	}
