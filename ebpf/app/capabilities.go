@@ -24,7 +24,7 @@ var capabilities = []capability{
 	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "rules, routes and programs in pods' network namespaces", ""},
 	// It includes CAP_BPF and CAP_PERFMON, which are enough to load programs.
 	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "entering pods' network namespaces, loading programs", ""},
-	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "seeing who shares the proxy's cgroup", kindEBPF},
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "seeing who shares the proxy's cgroup; nftables alone does without, and then knows the proxy by its mark", ""},
 }
 
 func (c capability) String() string { return c.name + " (" + c.why + ")" }

@@ -604,6 +604,15 @@ func TestProxyAmongOthers(t *testing.T) {
 	p = m.startProxy(nil)
 	m.wantLog(a, "which holds the pods' cgroup root")
 	p.kill()
+	// What comes to be below the proxy's cgroup would be the proxy too.
+	parent := &netlab.Cgroup{Path: filepath.Join(m.root, "parent")}
+	for _, dir := range []string{parent.Path, filepath.Join(parent.Path, "child")} {
+		check(t, os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "cgroup.type"), []byte("threaded"), 0o644))
+		t.Cleanup(func() { _ = os.Remove(dir) })
+	}
+	p = m.startProxy(parent)
+	m.wantLog(a, "which holds others (child)")
+	p.kill()
 	m.wantVia(agent.Pending, "ebpf", "no proxy is connected")
 	m.startProxy(m.proxy)
 	m.wantVia(agent.Enabled, "ebpf", "label")
@@ -652,7 +661,8 @@ func TestLeastCapabilities(t *testing.T) {
 		}
 		a.stop(t)
 	}
-	t.Setenv(capsEnv, strings.Join(app.Capabilities("nftables"), ","))
+	without := slices.DeleteFunc(app.Capabilities("ebpf"), func(c string) bool { return c == strconv.Itoa(unix.CAP_SYS_PTRACE) })
+	t.Setenv(capsEnv, strings.Join(without, ","))
 	a := m.agentAs("bounded", "--redirect", "ebpf")
 	m.wantLog(a, `capability="CAP_SYS_PTRACE`)
 	m.wantLog(a, "(takes CAP_SYS_PTRACE)")

@@ -89,6 +89,15 @@ func (r *redirector) alone(p handoff.Peer, dir string, podOf func(inode uint64) 
 			return fmt.Errorf("the proxy (process %d) is in cgroup %s, which holds %s %s: run it in a cgroup of its own", p.PID, dir, above.name, above.dir)
 		}
 	}
+	// Whatever comes to be below it would be the proxy as well: at the hierarchy's
+	// root, everybody.
+	below, err := cgroup.Below(dir)
+	if err != nil {
+		return err
+	}
+	if below != "" {
+		return fmt.Errorf("the proxy (process %d) is in cgroup %s, which holds others (%s): run it in a cgroup of its own", p.PID, dir, below)
+	}
 	ids, err := cgroup.Processes(dir, maxProxyProcesses)
 	if err != nil {
 		return fmt.Errorf("see who else is in the proxy's cgroup: %w", err)

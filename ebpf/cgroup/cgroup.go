@@ -56,6 +56,20 @@ func Within(dir, root string) bool {
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
+// Below returns the name of one directory in dir, "" if there is none.
+func Below(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("list cgroups below %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			return e.Name(), nil
+		}
+	}
+	return "", nil
+}
+
 // Processes returns the processes of dir and of all directories below it, and for
 // a threaded directory its threads. More than limit of them are an error.
 func Processes(dir string, limit int) ([]int, error) {
