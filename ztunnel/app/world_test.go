@@ -154,7 +154,7 @@ func (w *world) addNode(name string) *testNode {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	for _, run := range []func(context.Context) error{n.certs.Run, n.flow.Run, func(ctx context.Context) error { return n.identities(ctx, n.pods.Pods) }} {
+	for _, run := range []func(context.Context) error{n.certs.Run, n.flow.Run, n.origins.Run, func(ctx context.Context) error { return n.identities(ctx, n.pods.Pods) }} {
 		wg.Go(func() { _ = run(ctx) })
 	}
 	w.Cleanup(func() {
@@ -201,10 +201,15 @@ func (w *world) addPod(name, node string) *testPod {
 	w.check(err)
 	w.check(rules.Apply(p.NS, redirect.PodRules{IPv6: w.v6}))
 	w.setWorkload(p, node)
+	w.handOver(p)
+	return p
+}
+
+func (w *world) handOver(p *testPod) {
+	w.Helper()
 	ns, err := p.NS.Dup()
 	w.check(err)
-	w.check(p.node.pods.AddPod(context.Background(), handoff.Pod{UID: "uid-" + name, Name: name, Namespace: "default", ServiceAccount: name, NS: ns}))
-	return p
+	w.check(p.node.pods.AddPod(context.Background(), handoff.Pod{UID: "uid-" + p.name, Name: p.name, Namespace: "default", ServiceAccount: p.name, NS: ns}))
 }
 
 func (w *world) setWorkload(p *testPod, node string, policies ...string) {

@@ -233,6 +233,7 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, cfg 
 		return nil, err
 	}
 	t := newTunnel(rc, conn, state, d.cfg.Windows)
+	t.info.met = d.met
 	t.client, t.set, t.account, t.limit, t.log = true, set, account, d.cfg.MaxStreams, d.cfg.Logger
 	t.gonec = make(chan struct{})
 	t.notAfter = set.key.notAfter(earliestExpiry(cfg, state), time.Now())

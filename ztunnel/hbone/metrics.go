@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // metrics of all dialers and servers of the process: one per pod would be without bound.
@@ -15,6 +17,8 @@ type metrics struct {
 	streams    prometheus.Counter
 	retries    prometheus.Counter
 	requests   prometheus.Counter
+	resent     prometheus.Counter
+	rtt        prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -37,6 +41,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		streams:  counter("ambit_ztunnel_hbone_streams_total", "CONNECT streams opened to peers."),
 		retries:  counter("ambit_ztunnel_hbone_retries_total", "CONNECTs tried again because a pooled tunnel was lost or refused them."),
 		requests: counter("ambit_ztunnel_hbone_requests_total", "CONNECT requests received."),
+		resent:   counter("ambit_ztunnel_hbone_retransmits_total", "TCP segments that sockets of HBONE tunnels sent again, seen when streams begin and end."),
+		rtt: register(reg, prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "ambit_ztunnel_hbone_rtt_seconds",
+			Help:    "Smoothed TCP round trip of HBONE tunnels when streams begin and end, ten times per second and tunnel at most.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1},
+		})),
 	}
 }
 
@@ -56,6 +66,17 @@ func register[C prometheus.Collector](reg prometheus.Registerer, c C) C {
 
 func (m *metrics) dial(stage Stage, err error) {
 	m.dials.WithLabelValues(string(stage), result(err)).Inc()
+}
+
+// socket counts what has happened to a tunnel's socket since the last look.
+func (m *metrics) socket(i sockopt.TCPInfo) {
+	if m == nil {
+		return
+	}
+	m.resent.Add(float64(i.Retransmits))
+	if i.RTT > 0 {
+		m.rtt.Observe(i.RTT.Seconds())
+	}
 }
 
 // The two sides of a tunnel, as metric labels.

@@ -119,6 +119,7 @@ func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
 		return nil, err
 	}
 	t := newTunnel(rc, c, state, s.cfg.Windows)
+	t.info.met = s.met
 	t.server, t.account, t.log = s, s.cfg.Account, s.cfg.Logger
 	t.in.configure(s.cfg.MaxHeaderBytes)
 	t.hello(s.cfg.MaxConcurrentStreams, s.cfg.MaxHeaderBytes)

@@ -50,6 +50,8 @@ const infoAge = 100 * time.Millisecond
 
 // socketInfo is the latest look at a tunnel's socket.
 type socketInfo struct {
+	met *metrics // immutable; nil: none
+
 	mu     sync.Mutex
 	at     time.Time       // guarded by mu, as are all below
 	latest sockopt.TCPInfo // stays after the socket is gone
@@ -67,6 +69,7 @@ func (i *socketInfo) read(c net.Conn) (sockopt.TCPInfo, bool) {
 	if i.at.IsZero() || now.Sub(i.at) > infoAge {
 		i.at = now
 		if info, err := sockopt.Info(tcp); err == nil {
+			i.met.socket(info.Since(i.latest))
 			i.latest, i.ok = info, true
 		}
 	}
