@@ -21,7 +21,7 @@ import (
 )
 
 // programs are built once, as `make build` builds them.
-var programs = []string{"./xds/cmd/ambitd", "./ztunnel/cmd/ztunnel", "./ebpf/cmd/ambit-node", "./test/cmd/ambit-lab", "./test/cmd/ambit-sample"}
+var programs = []string{"./xds/cmd/ambitd", "./ztunnel/cmd/ztunnel", "./ebpf/cmd/ambit-node", "./ebpf/cmd/ambit-cni", "./test/cmd/ambit-lab", "./test/cmd/ambit-sample"}
 
 var bin string // where they are; set by TestMain
 

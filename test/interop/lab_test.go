@@ -41,7 +41,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-o", dir+"/", "./xds/cmd/ambitd", "./ztunnel/cmd/ztunnel", "./ebpf/cmd/ambit-node", "./test/cmd/ambit-lab", "./test/cmd/ambit-sample")
+	cmd := exec.Command("go", "build", "-o", dir+"/", "./xds/cmd/ambitd", "./ztunnel/cmd/ztunnel", "./ebpf/cmd/ambit-node", "./ebpf/cmd/ambit-cni", "./test/cmd/ambit-lab", "./test/cmd/ambit-sample")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -182,7 +182,7 @@ func (a *App) assemble() error {
 		if err != nil {
 			return err
 		}
-		k.Admit = a.mesh.Admit
+		k.Admit, k.CNI = a.mesh.Admit, a.mesh.CNI
 	}
 	a.kubelet = kubelet.New(k)
 	return nil

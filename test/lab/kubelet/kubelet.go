@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -42,10 +43,20 @@ type Config struct {
 	Path   string // PATH of containers
 	// Cgroup is the directory above the cgroups of a node's pods; nil: pods have none.
 	Cgroup func(node string) string
+	// CNI calls the mesh's plugin with ADD, before anybody knows the pod's addresses,
+	// and with DEL when the pod has ended. Nil: there is none.
+	CNI func(ctx context.Context, command string, s Sandbox) error
 	// Admit waits until a pod with addresses may start its containers, as a CNI
 	// plugin does. It returns an error when ctx ends. Nil admits at once.
 	Admit func(ctx context.Context, namespace, name string) error
 	Log   *slog.Logger
+}
+
+// Sandbox is a pod's place in the network, as the CNI plugin hears of it.
+type Sandbox struct {
+	Node, Namespace, Name, UID string
+	NetNS                      string
+	Addrs                      []netip.Addr
 }
 
 // Kubelet runs pods.

@@ -59,6 +59,9 @@ func (p *pod) run(ctx context.Context) {
 		}
 	}
 	defer p.leave()
+	if !p.attach(ctx) {
+		return
+	}
 	p.report()
 	if p.k.Admit != nil {
 		if err := p.k.Admit(ctx, p.key.Namespace, p.key.Name); err != nil {
@@ -140,9 +143,48 @@ func (p *pod) place() error {
 	return nil
 }
 
+// attach has the CNI plugin let the pod start, however often that takes.
+func (p *pod) attach(ctx context.Context) bool {
+	if p.k.CNI == nil || p.net == nil {
+		return true
+	}
+	for backoff := firstBackoff; ; backoff = min(2*backoff, lastBackoff) {
+		err := p.k.CNI(ctx, "ADD", p.sandbox())
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		p.k.Log.Warn("pod does not start", "pod", p.key.String(), "err", err)
+		p.note(err)
+		p.detach() // as runtimes do with a sandbox that failed
+		if !wait(ctx, backoff) {
+			return false
+		}
+	}
+}
+
+func (p *pod) sandbox() Sandbox {
+	return Sandbox{
+		Node: p.machine.Name, Namespace: p.key.Namespace, Name: p.key.Name, UID: string(p.spec.UID),
+		NetNS: p.net.Path(), Addrs: p.addrs,
+	}
+}
+
+func (p *pod) detach() {
+	if p.k.CNI == nil {
+		return
+	}
+	if err := p.k.CNI(context.Background(), "DEL", p.sandbox()); err != nil {
+		p.k.Log.Warn("CNI plugin's DEL", "pod", p.key.String(), "err", err)
+	}
+}
+
 // leave gives back what place took. Processes are gone by then.
 func (p *pod) leave() {
 	if p.net != nil {
+		p.detach()
 		p.net.Remove()
 	}
 	process.RemoveCgroup(p.cgroup)

@@ -49,7 +49,7 @@ const Redirection = "ambient.istio.io/redirection"
 const ModeLabel = "istio.io/dataplane-mode"
 
 // Programs are those a lab with a mesh needs beside its own.
-var Programs = []string{"ambitd", "ambit-node", "ztunnel"}
+var Programs = []string{"ambitd", "ambit-node", "ambit-cni", "ztunnel"}
 
 // Config is what a Mesh needs.
 type Config struct {
@@ -134,7 +134,7 @@ func (m *Mesh) node(n *fabric.Machine) {
 	zds, status := filepath.Join(dir, "ztunnel.sock"), filepath.Join(dir, "status")
 	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	agent := []string{"--source", "dir:" + m.Source, "--node", n.Name, "--zds-path", zds, "--status-dir", status,
-		"--cni-socket", filepath.Join(dir, "cni.sock"), "--state-dir", filepath.Join(dir, "state")}
+		"--cni-socket", m.cniSocket(n.Name), "--state-dir", m.stateDir(n.Name)}
 	m.component("ambit-node@"+n.Name, n, append(agent, m.Redirect.flags(n.Name)...), nil, local, 15022, "/healthz/ready")
 	at := "https://" + net.JoinHostPort(m.Net.Control.Addrs[0].String(), "15012")
 	root := filepath.Join(m.ambitdDir(), "root-cert.pem")
@@ -407,8 +407,9 @@ func Enrolled(store *cluster.Store, p *corev1.Pod) bool {
 	return ok && ns.Labels[ModeLabel] == "ambient"
 }
 
-// Admit holds a pod's containers back until the pod is in the mesh, as the CNI
-// plugin does.
+// Admit holds a pod's containers back until the control plane knows that the pod is
+// in the mesh. The CNI plugin has seen to its capture by then; without this, peers
+// that hear of the pod before its redirection would try it in clear text first.
 func (m *Mesh) Admit(ctx context.Context, namespace, name string) error {
 	wakec, stop := m.Store.Watch()
 	defer stop()
