@@ -258,6 +258,9 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	if (!tcp) {
 		if (!dns_alias(netns, &dst, &alias))
 			return REFUSE;
+		/* Resolvers choose between addresses by the source that a socket gets on its way there (RFC 6724), and
+		 * some connect to port 53 to see it. */
+		wanted->flags |= DESTINATION_HIDES_LOCAL;
 	} else {
 		/* Which interface the app wants is lost: nothing but an unbound socket speaks to its own pod, since
 		 * packets over lo count as received on the interface that owns the address. */

@@ -108,6 +108,14 @@ func connectAndAsk(fd int, to netip.AddrPort) error {
 	if peer, err := peerAddr(fd); err != nil || peer != to {
 		return fmt.Errorf("getpeername tells %v, %v, want %v", peer, err, to)
 	}
+	own := podV4
+	if to.Addr().Is6() && !to.Addr().Is4In6() {
+		own = podV6
+	}
+	// Resolvers choose between addresses by this one (RFC 6724 §5), and some connect to port 53 for it.
+	if local, err := localAddr(fd); err != nil || local.Addr().Unmap() != own {
+		return fmt.Errorf("getsockname tells %v, %v, want the pod's own %v", local, err, own)
+	}
 	if _, err := unix.Write(fd, []byte("connected")); err != nil {
 		return err
 	}
