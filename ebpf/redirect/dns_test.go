@@ -43,7 +43,7 @@ func TestDNS(t *testing.T) {
 					return nil
 				}},
 			} {
-				s.row(t, name+", "+tc.name, "", s.kind, func() error {
+				s.row(t, name+", "+tc.name, nil, func() error {
 					return in(s.app, s.pod.NS, func() error { return tc.run(asked) })
 				})
 			}
@@ -233,7 +233,7 @@ func TestUDPIsLeftAlone(t *testing.T) {
 		s.enrol(t)
 		for _, a := range families() {
 			for _, port := range []uint16{7000, 53, 443, redirect.PortOutbound, redirect.PortHBONE} {
-				s.row(t, fmt.Sprintf("%s port %d", a.name, port), "", s.kind, func() error {
+				s.row(t, fmt.Sprintf("%s port %d", a.name, port), nil, func() error {
 					inside, outside := packetConn(t, s.app, s.pod.NS, at(a.pod, port)), packetConn(t, s.app, s.client.NS, at(a.client, 7000))
 					if _, err := inside.WriteToUDPAddrPort([]byte("out"), at(a.client, 7000)); err != nil {
 						return err

@@ -34,7 +34,7 @@ func TestHooksProxyAmongPods(t *testing.T) {
 			{name: "proxy to the world", cg: s.proxy, to: client, line: fmt.Sprintf("client %s %s", client, a.pod)},
 			{name: "proxy to its app", cg: s.proxy, to: pod, line: fmt.Sprintf("app %s %s", pod, a.pod)},
 		} {
-			s.row(t, a.name+" "+f.name, "", s.kind, func() error { return s.flow(f) })
+			s.row(t, a.name+" "+f.name, nil, func() error { return s.flow(f) })
 		}
 	}
 }

@@ -17,12 +17,13 @@ const (
 
 // What applications notice.
 const (
-	LimitDevice Limit = "a socket bound to an interface (SO_BINDTODEVICE) cannot connect"
+	LimitDevice   Limit = "a socket bound to an interface (SO_BINDTODEVICE) cannot connect"
+	LimitListener Limit = "an app that marks its listening socket (SO_MARK) gets no connections: the mark that leads its answers back to the proxy does not come to bear"
 )
 
 var (
 	rulesLimits = []Limit{LimitPacket, LimitTunnel, LimitPorts, LimitDevice}
-	hooksLimits = []Limit{LimitTunnel}
+	hooksLimits = []Limit{LimitTunnel, LimitListener}
 )
 
 // Limits names what the rules cannot do. That of marks ends with the first proxy

@@ -21,16 +21,16 @@ import (
 
 // frame is one packet as a container sends it.
 type frame struct {
-	name  string
-	bytes []byte // from the Ethernet type on, or the IP header if proto is set
-	more  []byte // a second packet of the same kind
-	proto uint16
-	raw   func(mark []byte) error // instead: a raw socket
-	limit map[kind]redirect.Limit
+	name   string
+	bytes  []byte // from the Ethernet type on, or the IP header if proto is set
+	more   []byte // a second packet of the same kind
+	proto  uint16
+	raw    func(mark []byte) error // instead: a raw socket
+	limits limits
 }
 
 func TestPacketsPastTheHooks(t *testing.T) {
-	forEach(t, func(t *testing.T, s *stage) {
+	forAll(t, func(t *testing.T, s *stage) {
 		w := s.watch(t)
 		frames := 0
 		send := func(f func(mark []byte) frame) (arrived bool, err error) {
@@ -58,7 +58,7 @@ func TestPacketsPastTheHooks(t *testing.T) {
 		s.enrol(t)
 		for _, row := range rows {
 			fr := row(make([]byte, 4))
-			s.row(t, fr.name, fr.limit[s.kind], s.kind, func() error {
+			s.row(t, fr.name, fr.limits, func() error {
 				arrived, err := send(row)
 				if arrived {
 					return errors.New("the SYN reached the other node")
@@ -84,7 +84,7 @@ func TestHooksGateInThePodAlone(t *testing.T) {
 	for i, row := range packetRows() {
 		mark := binary.BigEndian.AppendUint32(nil, 0x6eed0000+uint32(i))
 		fr := row(mark)
-		s.row(t, fr.name, fr.limit[s.kind], s.kind, func() error {
+		s.row(t, fr.name, fr.limits, func() error {
 			if err := contained(s.app, s.pod.NS, func() error { return both(fr.send(w, mark), w.last(mark)) }); err != nil {
 				return err
 			}
@@ -99,11 +99,11 @@ func TestHooksGateInThePodAlone(t *testing.T) {
 func packetRows() []func(mark []byte) frame {
 	v4 := func(proto byte, payload []byte) []byte { return ip4(podV4, clientV4, proto, 0, payload) }
 	v6 := func(next byte, payload []byte) []byte { return ip6(podV6, clientV6, next, payload) }
-	byPacket := map[kind]redirect.Limit{byRules: redirect.LimitPacket}
-	wrapped := map[kind]redirect.Limit{byRules: redirect.LimitPacket, byHooks: redirect.LimitTunnel}
-	rawSocket := func(name string, to netip.Addr, limit map[kind]redirect.Limit, prepare func(int) error) func([]byte) frame {
+	byPacket := limits{byRules: redirect.LimitPacket, byMarks: redirect.LimitPacket}
+	wrapped := limits{byRules: redirect.LimitPacket, byMarks: redirect.LimitPacket, byHooks: redirect.LimitTunnel}
+	rawSocket := func(name string, to netip.Addr, limits limits, prepare func(int) error) func([]byte) frame {
 		return func([]byte) frame {
-			return frame{name: name, limit: limit, raw: func(mark []byte) error { return sendRaw(to, syn(mark), prepare) }}
+			return frame{name: name, limits: limits, raw: func(mark []byte) error { return sendRaw(to, syn(mark), prepare) }}
 		}
 	}
 	marked := func(mark int) func(int) error {
@@ -111,53 +111,53 @@ func packetRows() []func(mark []byte) frame {
 	}
 	rows := []func([]byte) frame{
 		rawSocket("raw socket", clientV4, nil, nil),
-		rawSocket("raw socket with the proxy's mark", clientV4, nil, marked(redirect.MarkProxy)),
+		rawSocket("raw socket with the proxy's mark", clientV4, limits{byMarks: redirect.LimitMark}, marked(redirect.MarkProxy)),
 		func(m []byte) frame {
 			return frame{name: "raw socket with a header of its own", raw: func(m []byte) error {
 				return sendRaw(clientV4, ip4(nearV4, clientV4, unix.IPPROTO_TCP, 0, syn(m)), func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_HDRINCL, 1) })
 			}}
 		},
 		func(m []byte) frame {
-			return frame{name: "packet socket", bytes: v4(6, syn(m)), proto: unix.ETH_P_IP, limit: byPacket}
+			return frame{name: "packet socket", bytes: v4(6, syn(m)), proto: unix.ETH_P_IP, limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "packet socket past the queue", bytes: ether(unix.ETH_P_IP, v4(6, syn(m))), limit: byPacket}
+			return frame{name: "packet socket past the queue", bytes: ether(unix.ETH_P_IP, v4(6, syn(m))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "IPv4 options", bytes: ether(unix.ETH_P_IP, ip4options(podV4, clientV4, 6, syn(m))), limit: byPacket}
+			return frame{name: "IPv4 options", bytes: ether(unix.ETH_P_IP, ip4options(podV4, clientV4, 6, syn(m))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "another pod's address", bytes: ether(unix.ETH_P_IP, ip4(nearV4, clientV4, 6, 0, syn(m))), limit: byPacket}
+			return frame{name: "another pod's address", bytes: ether(unix.ETH_P_IP, ip4(nearV4, clientV4, 6, 0, syn(m))), limits: byPacket}
 		},
 		func(m []byte) frame {
 			return frame{name: "fragment without flags", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 0x2000, syn(m)[:8]))}
 		},
 		func(m []byte) frame {
-			return frame{name: "fragment with flags only", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 1, syn(m)[8:])), limit: byPacket}
+			return frame{name: "fragment with flags only", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 1, syn(m)[8:])), limits: byPacket}
 		},
 		func(m []byte) frame {
 			return frame{name: "first of two fragments", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 0x2000, append(syn(m), 0, 0, 0, 0)))}
 		},
 		func(m []byte) frame {
-			return frame{name: "VLAN tag of priority only", bytes: vlan(ether(unix.ETH_P_IP, v4(6, syn(m)))), limit: byPacket}
+			return frame{name: "VLAN tag of priority only", bytes: vlan(ether(unix.ETH_P_IP, v4(6, syn(m)))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "two VLAN tags", bytes: vlan(vlan(ether(unix.ETH_P_IP, v4(6, syn(m))))), limit: byPacket}
+			return frame{name: "two VLAN tags", bytes: vlan(vlan(ether(unix.ETH_P_IP, v4(6, syn(m))))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "three VLAN tags", bytes: vlan(vlan(vlan(ether(unix.ETH_P_IP, v4(6, syn(m)))))), limit: byPacket}
+			return frame{name: "three VLAN tags", bytes: vlan(vlan(vlan(ether(unix.ETH_P_IP, v4(6, syn(m)))))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "IPv4 in IPv4", bytes: ether(unix.ETH_P_IP, v4(4, ip4(podV4, clientV4, 6, 0, syn(m)))), limit: byPacket}
+			return frame{name: "IPv4 in IPv4", bytes: ether(unix.ETH_P_IP, v4(4, ip4(podV4, clientV4, 6, 0, syn(m)))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "IPv4 in IPv4 in IPv4", bytes: ether(unix.ETH_P_IP, v4(4, v4(4, v4(6, syn(m))))), limit: byPacket}
+			return frame{name: "IPv4 in IPv4 in IPv4", bytes: ether(unix.ETH_P_IP, v4(4, v4(4, v4(6, syn(m))))), limits: byPacket}
 		},
 		func(m []byte) frame {
-			return frame{name: "IPv4 in GRE", bytes: ether(unix.ETH_P_IP, v4(47, append([]byte{0, 0, 8, 0}, v4(6, syn(m))...))), limit: wrapped}
+			return frame{name: "IPv4 in GRE", bytes: ether(unix.ETH_P_IP, v4(47, append([]byte{0, 0, 8, 0}, v4(6, syn(m))...))), limits: wrapped}
 		},
 		func(m []byte) frame {
-			return frame{name: "Ethernet in VXLAN", limit: wrapped,
+			return frame{name: "Ethernet in VXLAN", limits: wrapped,
 				bytes: ether(unix.ETH_P_IP, v4(17, slices.Concat([]byte{0x80, 1, 0x12, 0xb5, 0, 70, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0}, make([]byte, 12), ether(unix.ETH_P_IP, v4(6, syn(m))))))}
 		},
 	}
@@ -186,13 +186,13 @@ func packetRows() []func(mark []byte) frame {
 		{"IPv6 in IPv6", func(m []byte) []byte { return v6(41, v6(6, syn(m))) }},
 	} {
 		rows = append(rows, func(m []byte) frame {
-			return frame{name: "IPv6 " + x.name, bytes: ether(unix.ETH_P_IPV6, x.make(m)), limit: byPacket}
+			return frame{name: "IPv6 " + x.name, bytes: ether(unix.ETH_P_IPV6, x.make(m)), limits: byPacket}
 		})
 	}
 	return append(rows,
 		rawSocket("IPv6 raw socket", clientV6, nil, nil),
 		func(m []byte) frame {
-			return frame{name: "IPv6 in IPv4", bytes: ether(unix.ETH_P_IP, v4(41, v6(6, syn(m)))), limit: byPacket}
+			return frame{name: "IPv6 in IPv4", bytes: ether(unix.ETH_P_IP, v4(41, v6(6, syn(m)))), limits: byPacket}
 		})
 }
 

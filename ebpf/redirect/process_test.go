@@ -64,11 +64,7 @@ var containerCaps = []int{
 // contained runs f as a container of the pod would: root, with a container's default
 // capabilities, on one CPU, so that packets keep their order.
 func contained(cg *netlab.Cgroup, ns *netns.NS, f func() error) error {
-	donec := make(chan error, 1)
-	work := func() error {
-		if err := unix.Setns(ns.FD(), unix.CLONE_NEWNET); err != nil {
-			return err
-		}
+	return apart(cg, ns, func() error {
 		var set unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &set); err != nil {
 			return err
@@ -91,21 +87,33 @@ func contained(cg *netlab.Cgroup, ns *netns.NS, f func() error) error {
 			return fmt.Errorf("drop capabilities: %w", err)
 		}
 		return f()
-	}
+	})
+}
+
+// apart runs f on a thread of its own, which ends with f whatever it was made.
+func apart(cg *netlab.Cgroup, ns *netns.NS, f func() error) error {
+	donec, tidc := make(chan error, 1), make(chan int, 1)
 	go func() {
-		// The thread keeps what it is and ends with the goroutine.
 		runtime.LockOSThread()
-		if cg == nil {
-			donec <- work()
-			return
+		tidc <- unix.Gettid()
+		if cg != nil {
+			if err := enter(cg.Path); err != nil {
+				donec <- err
+				return
+			}
 		}
-		err := enter(cg.Path)
+		err := unix.Setns(ns.FD(), unix.CLONE_NEWNET)
 		if err == nil {
-			err = errors.Join(work(), enter(parent(cg.Path))) // a cgroup with a thread in it cannot be removed
+			err = f()
 		}
 		donec <- err
 	}()
-	return <-donec
+	err, tid := <-donec, <-tidc
+	// A cgroup with a thread in it cannot be removed, not even with one that is ending.
+	for !errors.Is(unix.Tgkill(os.Getpid(), tid, 0), unix.ESRCH) {
+		runtime.Gosched()
+	}
+	return err
 }
 
 // enter moves the calling thread.
@@ -175,7 +183,7 @@ func connectHere(to netip.AddrPort, prepare func(fd int) error) (c call, err err
 			return c, err
 		}
 	}
-	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+	if err := dial(fd, to); err != nil {
 		return c, err
 	}
 	if c.local, err = localAddr(fd); err != nil {
@@ -201,6 +209,22 @@ func stream(to netip.Addr, flags, proto int) (int, error) {
 	return fd, patience(fd)
 }
 
+// dial is connect(2) that goes on after a signal: the runtime sends some.
+func dial(fd int, to netip.AddrPort) error {
+	err := unix.Connect(fd, sockaddr(to))
+	if !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	if err := ready(fd, unix.POLLOUT); err != nil {
+		return err
+	}
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && code != 0 {
+		err = unix.Errno(code)
+	}
+	return err
+}
+
 func patience(fd int) error {
 	tv := unix.Timeval{Sec: 3}
 	return errors.Join(
@@ -210,13 +234,16 @@ func patience(fd int) error {
 
 // impatient makes a connect that will come to nothing fail soon.
 func impatient(fd int) error {
-	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 300_000})
+	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 150_000})
 }
 
 func readAll(fd int) (line string, err error) {
 	b := make([]byte, 256)
 	for {
 		n, err := unix.Read(fd, b)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if err != nil || n == 0 {
 			return line, err
 		}
@@ -263,4 +290,14 @@ func disconnect(fd int) error {
 		return fmt.Errorf("disconnect: %w", errno)
 	}
 	return nil
+}
+
+// listenerOf wraps a listening socket and owns it.
+func listenerOf(t testing.TB, fd int) net.Listener {
+	t.Helper()
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	ln, err := net.FileListener(f)
+	check(t, err)
+	return ln
 }

@@ -125,19 +125,22 @@ func originalDst(c *net.TCPConn) netip.AddrPort {
 		return local
 	}
 	orig := local
-	_ = raw.Control(func(fd uintptr) {
-		if local.Addr().Is4() {
-			// struct sockaddr_in fits the type the kernel writes it into.
-			if m, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST); err == nil {
-				b := m.Multiaddr
-				orig = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
-			}
-			return
-		}
-		if m, err := unix.GetsockoptIPv6MTUInfo(int(fd), unix.SOL_IPV6, 80 /* IP6T_SO_ORIGINAL_DST */); err == nil {
-			port := m.Addr.Port<<8 | m.Addr.Port>>8
-			orig = netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), port)
-		}
-	})
+	_ = raw.Control(func(fd uintptr) { orig = originalDstFD(int(fd), local) })
 	return orig
+}
+
+func originalDstFD(fd int, local netip.AddrPort) netip.AddrPort {
+	if local.Addr().Is4() {
+		// struct sockaddr_in fits the type the kernel writes it into.
+		if m, err := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, unix.SO_ORIGINAL_DST); err == nil {
+			b := m.Multiaddr
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
+		}
+		return local
+	}
+	if m, err := unix.GetsockoptIPv6MTUInfo(fd, unix.SOL_IPV6, 80 /* IP6T_SO_ORIGINAL_DST */); err == nil {
+		port := m.Addr.Port<<8 | m.Addr.Port>>8
+		return netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), port)
+	}
+	return local
 }

@@ -37,7 +37,7 @@ func TestSocketKinds(t *testing.T) {
 				{"one port, two destinations", k.onePort},
 				{"listener after connection", k.listenerAfter},
 			} {
-				s.row(t, fmt.Sprintf("%s %s", a.name, tc.name), "", s.kind, func() error { return in(s.app, s.pod.NS, tc.run) })
+				s.row(t, fmt.Sprintf("%s %s", a.name, tc.name), nil, func() error { return in(s.app, s.pod.NS, tc.run) })
 			}
 		}
 	})
@@ -64,7 +64,7 @@ func wantLine(fd int, to netip.AddrPort, line string) error {
 }
 
 func connected(fd int, to netip.AddrPort, line string) error {
-	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+	if err := dial(fd, to); err != nil {
 		return fmt.Errorf("connect to %v: %w", to, err)
 	}
 	return wantLine(fd, to, line)
@@ -169,7 +169,7 @@ func (k *socketKind) onePort() error {
 				if err := errors.Join(
 					unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
 					unix.Bind(fd, sockaddr(at(k.any, 33100))),
-					unix.Connect(fd, sockaddr(dst))); err != nil {
+					dial(fd, dst)); err != nil {
 					return fmt.Errorf("connect to %v: %w", dst, err)
 				}
 			}
@@ -192,7 +192,7 @@ func (k *socketKind) listenerAfter() error {
 			return err
 		}
 		return k.with(0, 0, func(c int) error {
-			if err := unix.Connect(c, sockaddr(me)); err != nil {
+			if err := dial(c, me); err != nil {
 				return err
 			}
 			from, err := localAddr(c)
@@ -214,11 +214,15 @@ func (k *socketKind) listenerAfter() error {
 
 // ready waits for a socket.
 func ready(fd int, events int16) error {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 3000)
-	if err == nil && n == 0 {
-		return unix.ETIMEDOUT
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 3000)
+		if err == nil && n == 0 {
+			return unix.ETIMEDOUT
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
-	return err
 }
 
 // TestSamePortInManyPods has two pods whose apps and proxies listen on the same ports.
@@ -240,7 +244,7 @@ func TestSamePortInManyPods(t *testing.T) {
 				{name: "proxy to proxy", cg: s.proxy, prepare: asProxy, to: at(a.near, redirect.PortHBONE), line: fmt.Sprintf("near's 15008 %s %s", at(a.near, 15008), a.pod)},
 				{name: "pod to itself", to: at(a.pod, 8080), line: fmt.Sprintf("pod %s %s", at(a.pod, 8080), a.pod)},
 			} {
-				s.row(t, a.name+" "+f.name, "", s.kind, func() error { return s.flow(f) })
+				s.row(t, a.name+" "+f.name, nil, func() error { return s.flow(f) })
 			}
 		}
 	})

@@ -81,6 +81,7 @@ type kind string
 
 const (
 	byRules kind = "nftables"
+	byMarks kind = "nftables by mark" // where the kernel compares no cgroups
 	byHooks kind = "eBPF"
 )
 
@@ -114,9 +115,24 @@ var everything = redirect.PodRules{DNS: true, IPv6: netlab.IPv6()}
 
 // forEach runs f on a stage of each redirector.
 func forEach(t *testing.T, f func(t *testing.T, s *stage)) {
-	t.Run(string(byRules), func(t *testing.T) { f(t, newRulesStage(t)) })
+	if netlab.EBPF() == nil {
+		t.Run(string(byRules), func(t *testing.T) { f(t, newRulesStage(t)) })
+	} else {
+		t.Run(string(byMarks), func(t *testing.T) { f(t, newMarkStage(t)) })
+	}
 	t.Run(string(byHooks), func(t *testing.T) { f(t, newStage(t)) })
 }
+
+// forAll is forEach that has rules which know the proxy by its mark, too.
+func forAll(t *testing.T, f func(t *testing.T, s *stage)) {
+	if netlab.EBPF() == nil {
+		t.Run(string(byMarks), func(t *testing.T) { f(t, newMarkStage(t)) })
+	}
+	forEach(t, f)
+}
+
+// limits are what redirectors cannot do, which their Limits name.
+type limits map[kind]redirect.Limit
 
 // newStage is one with hooks.
 func newStage(t testing.TB) *stage {
@@ -153,7 +169,7 @@ func newRulesStage(t testing.TB) *stage {
 	t.Helper()
 	cg := netlab.MustCgroups(t, "pods", "proxy", "host")
 	s := newMarkStage(t)
-	s.app, s.proxy, s.host = cg[0], cg[1], cg[2]
+	s.kind, s.app, s.proxy, s.host = byRules, cg[0], cg[1], cg[2]
 	if changed, err := s.rules.Proxy(s.proxy.Path); err != nil || !changed {
 		t.Fatalf("the proxy's cgroup is known: %t, %v; limits are %q", changed, err, s.rules.Limits())
 	}
@@ -163,7 +179,7 @@ func newRulesStage(t testing.TB) *stage {
 // newMarkStage is one with rules as they are where the kernel compares no cgroups.
 func newMarkStage(t testing.TB) *stage {
 	t.Helper()
-	s := &stage{topology: newTopology(t), kind: byRules}
+	s := &stage{topology: newTopology(t), kind: byMarks}
 	var err error
 	s.rules, err = redirect.New(redirect.Config{})
 	check(t, err)
@@ -190,9 +206,9 @@ func (s *stage) enrol(t testing.TB, pods ...*netlab.Host) {
 // nodeProbe is the address that a connection of the node's own seems to come from.
 func (s *stage) nodeProbe(pod netip.Addr) netip.Addr {
 	switch {
-	case s.kind == byRules && pod.Is4():
+	case s.kind != byHooks && pod.Is4():
 		return netip.MustParseAddr("169.254.7.127")
-	case s.kind == byRules:
+	case s.kind != byHooks:
 		return netip.MustParseAddr("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
 	case pod.Is4():
 		return nodeV4

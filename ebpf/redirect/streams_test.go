@@ -45,7 +45,7 @@ func TestStreams(t *testing.T) {
 					{"server resets", func(c, s *net.TCPConn) error { return resets(s, c) }},
 					{"much both ways", func(c, s *net.TCPConn) error { return much(c, s) }},
 				} {
-					s.row(t, fmt.Sprintf("%s %s, %s", a.name, path.name, tc.name), "", s.kind, func() error {
+					s.row(t, fmt.Sprintf("%s %s, %s", a.name, path.name, tc.name), nil, func() error {
 						c, err := dialAs(t.Context(), s.app, path.from, at(path.to, 8080))
 						if err != nil {
 							return err
@@ -155,16 +155,16 @@ func TestProbesUnderSTRICT(t *testing.T) {
 		s.enrol(t, s.pod, s.near)
 		for _, a := range families() {
 			to := at(a.pod, 8080)
-			s.row(t, a.name+" probe", "", s.kind, func() error {
+			s.row(t, a.name+" probe", nil, func() error {
 				return s.flow(flow{cg: s.host, ns: s.node.NS, to: to, line: fmt.Sprintf("app %s %s", to, s.nodeProbe(a.pod))})
 			})
-			s.row(t, a.name+" pod to pod", "", s.kind, func() error {
+			s.row(t, a.name+" pod to pod", nil, func() error {
 				return s.flow(flow{ns: s.near.NS, to: to, line: fmt.Sprintf("app %s %s", to, a.near)})
 			})
-			s.row(t, a.name+" stranger", "", s.kind, func() error {
+			s.row(t, a.name+" stranger", nil, func() error {
 				return refused(connect(s.app, s.client.NS, to, nil))
 			})
-			s.row(t, a.name+" stranger behind the node", "", s.kind, func() error {
+			s.row(t, a.name+" stranger behind the node", nil, func() error {
 				// Forwarded by the node, not its own: with an address of the node's network.
 				return refused(connect(s.app, s.other.NS, to, nil))
 			})
