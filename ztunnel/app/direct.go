@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"net/netip"
 
 	"golang.org/x/sync/errgroup"
 
@@ -80,4 +81,12 @@ func (s servedPods) Certified(w *mesh.Workload) bool {
 	cancel()
 	_, err := s.certs.Get(ctx, w.Identity)
 	return err == nil
+}
+
+// leased is nil where nothing is.
+func (n *node) leased(stay string) func(netip.AddrPort, *mesh.Workload) bool {
+	if n.direct == nil {
+		return nil
+	}
+	return func(dst netip.AddrPort, w *mesh.Workload) bool { return n.direct.Has(stay, dst, w) }
 }

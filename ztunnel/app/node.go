@@ -248,7 +248,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
 		Pod: p.UID, Tunnel: stay, Self: self, View: n.store.View, Flow: n.flow, Tunnels: n.tunnels, OriginalDst: pn.originalDst,
-		Demand: n.demand, Resolver: n.names, Health: n.health, Neighbours: n, Origin: n.opener(new(origin.Reader)),
+		Demand: n.demand, Resolver: n.names, Health: n.health, Neighbours: n, Leased: n.leased(stay), Origin: n.opener(new(origin.Reader)),
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))

@@ -95,6 +95,9 @@ type Keeper struct {
 	mu    sync.Mutex
 	queue []note // guarded by mu; bounded by offers alone: events are the kernel's connections
 	offer int    // offers in queue
+	// shared are the leases that take a share of a service's connections: what
+	// comes to the proxy is for the others.
+	shared map[offer]map[netip.Addr]bool // guarded by mu
 
 	// Owned by Run.
 	up     bool
@@ -133,7 +136,8 @@ func New(cfg Config) *Keeper {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{cfg: cfg, wakec: make(chan struct{}, 1), leases: map[lease.Key]*entry{}, conns: map[uint64]*conn{}}
+	k := &Keeper{cfg: cfg, wakec: make(chan struct{}, 1), leases: map[lease.Key]*entry{}, conns: map[uint64]*conn{},
+		shared: map[offer]map[netip.Addr]bool{}}
 	k.metrics = newMetrics(cfg.Registerer)
 	return k
 }
@@ -145,6 +149,29 @@ const maxOffers = 1024
 // Offer says that the proxy has just joined a connection of a pod to an address
 // with a pod of this node.
 func (k *Keeper) Offer(stay string, to netip.AddrPort) { k.put(note{offer: &offer{stay, to}}) }
+
+// Has reports whether a pod's connections to an address go to a workload by
+// themselves, as far as they are for it.
+func (k *Keeper) Has(stay string, to netip.AddrPort, w *mesh.Workload) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(w.Addrs, func(a netip.Addr) bool { return k.shared[offer{stay, to}][a] })
+}
+
+// share publishes what Has says.
+func (k *Keeper) share(to netip.AddrPort, e *entry) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	o := offer{e.stay, to}
+	delete(k.shared, o)
+	if len(e.granted) == 0 {
+		return
+	}
+	k.shared[o] = map[netip.Addr]bool{}
+	for _, t := range e.granted {
+		k.shared[o][t.Addr.Addr()] = true
+	}
+}
 
 // Changed says that the configuration did.
 func (k *Keeper) Changed(_, _ *store.View, _ store.Change) { k.put(note{changed: true}) }
@@ -219,7 +246,7 @@ func (k *Keeper) work() {
 		case n.up:
 			k.connected()
 		case n.down:
-			k.up = false
+			k.disconnected()
 		case n.offer != nil:
 			k.offered(*n.offer)
 		case n.opened != nil:
@@ -239,8 +266,16 @@ func (k *Keeper) connected() {
 		c.heard = false
 	}
 	for key, e := range k.leases {
-		e.granted = nil
 		k.update(key, e)
+	}
+}
+
+// disconnected is the end of all leases.
+func (k *Keeper) disconnected() {
+	k.up = false
+	for key, e := range k.leases {
+		e.granted = nil
+		k.share(key.Addr, e)
 	}
 }
 
@@ -321,6 +356,7 @@ func (k *Keeper) update(key lease.Key, e *entry) {
 			k.metrics.granted.Inc()
 		}
 		e.granted = targets
+		k.share(key.Addr, e)
 		return
 	}
 	if _, refused := errors.AsType[*lease.RefusedError](err); !refused && !errors.Is(err, lease.ErrNoAgent) {
@@ -332,6 +368,7 @@ func (k *Keeper) update(key lease.Key, e *entry) {
 		return
 	}
 	e.granted = nil
+	k.share(key.Addr, e)
 	if err := k.cfg.Agent.Grant(lease.Grant{Key: key, Cut: true}); err != nil && !errors.Is(err, lease.ErrNoAgent) {
 		k.cfg.Logger.Warn("lease cannot be ended; the agent ends it in a moment", "destination", key.Addr, "err", err)
 	}

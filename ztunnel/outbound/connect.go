@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"syscall"
 
@@ -20,7 +21,7 @@ import (
 // nothing can happen twice.
 func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, error) {
 	m := p.cfg.View().Mesh
-	r.Avoid = p.cfg.Health.avoid(p.cfg.Pod)
+	r.Avoid = p.avoid(r.Dst)
 	plan, err := Route(m, r)
 	describe(c.Record(), plan, r.Dst)
 	if err != nil {
@@ -46,6 +47,16 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, erro
 		p.cfg.Health.failed(p.cfg.Pod, other.Hop, err)
 	}
 	return up, explain(err, other)
+}
+
+// avoid is who need not be chosen: who has just failed, and who has its share of
+// the connections without the proxy.
+func (p *Proxy) avoid(dst netip.AddrPort) func(*mesh.Workload) bool {
+	failed := p.cfg.Health.avoid(p.cfg.Pod)
+	if p.cfg.Leased == nil {
+		return failed
+	}
+	return func(w *mesh.Workload) bool { return p.cfg.Leased(dst, w) || failed != nil && failed(w) }
 }
 
 // way is an open connection to the destination.

@@ -56,6 +56,9 @@ type Config struct {
 	Resolver Resolver
 	// Neighbours is the way to pods of the same node; nil: tunnels to all.
 	Neighbours Neighbours
+	// Leased reports whether connections to an address go to a workload without
+	// the proxy, as far as they are for it; nil: none do.
+	Leased func(dst netip.AddrPort, w *mesh.Workload) bool
 	// Demand asks for what is not known; nil: everything is.
 	Demand Demand
 	// Health is shared by the pods of the node; nil: one of this pod's own.
