@@ -35,6 +35,6 @@ func (p *parts) listenCNI(cfg Config, log *slog.Logger) (err error) {
 	if cfg.CNISocket == "" {
 		return nil
 	}
-	p.cni, err = attach.Listen(attach.ServerConfig{Path: cfg.CNISocket, Handler: p.agent, Logger: boot.Scoped(log, "cni")})
+	p.cni, err = attach.Listen(attach.ServerConfig{Path: cfg.CNISocket, Handler: p.agent, Logger: boot.Scoped(log, "cni"), Registerer: p.registry})
 	return err
 }

@@ -15,7 +15,7 @@ func TestExportedMetrics(t *testing.T) {
 	golden.Run(t, "testdata/metrics.txtar", func(t *testing.T, ar *golden.Archive) {
 		dir := t.TempDir()
 		log, _ := boot.NewLogger(io.Discard, "text", "info")
-		p, err := assemble(Config{Source: "dir:" + dir, Node: "n1", ZDSPath: filepath.Join(dir, "zds.sock"),
+		p, err := assemble(Config{Source: "dir:" + dir, Node: "n1", ZDSPath: filepath.Join(dir, "zds.sock"), CNISocket: filepath.Join(dir, "cni.sock"),
 			StatusDir: filepath.Join(dir, "status"), Redirect: "nftables"}, log)
 		if err != nil {
 			t.Fatal(err)

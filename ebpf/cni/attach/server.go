@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -46,13 +47,16 @@ type ServerConfig struct {
 	Path    string
 	Handler Handler
 	Logger  *slog.Logger // nil: none
+
+	Registerer prometheus.Registerer
 }
 
 // Server answers plugins.
 type Server struct {
-	cfg   ServerConfig
-	ln    net.Listener
-	slots chan struct{}
+	cfg     ServerConfig
+	ln      net.Listener
+	slots   chan struct{}
+	metrics *metrics
 }
 
 // Listen makes the socket, for root only.
@@ -79,7 +83,7 @@ func Serve(ln net.Listener, cfg ServerConfig) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, ln: ln, slots: make(chan struct{}, maxConns)}
+	return &Server{cfg: cfg, ln: ln, slots: make(chan struct{}, maxConns), metrics: newMetrics(cfg.Registerer)}
 }
 
 // removeStale removes the socket of an agent that is gone, and nothing else.
@@ -219,6 +223,7 @@ func (s *Server) answer(ctx context.Context, r Request) Answer {
 			Details: "it is older than the CNI plugin: upgrade it", Final: true,
 		}
 	}
+	defer func() { s.metrics.answered(r.Command, a, time.Since(began)) }()
 	if err != nil {
 		refusal, ok := errors.AsType[*Refusal](err)
 		if !ok {

@@ -17,6 +17,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/ambit-mesh/ambit/ebpf/cni/attach"
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/test/memnet"
@@ -60,7 +62,7 @@ func serve(t *testing.T, h *agent) (attach.Client, func(context.Context) (net.Co
 	t.Helper()
 	h.calls = make(chan string, 10)
 	ln := memnet.Listen(netip.MustParseAddrPort("127.0.0.1:1"))
-	s := attach.Serve(ln, attach.ServerConfig{Handler: h})
+	s := attach.Serve(ln, attach.ServerConfig{Handler: h, Registerer: prometheus.NewRegistry()})
 	ctx, cancel := context.WithCancel(context.Background())
 	donec := make(chan error, 1)
 	go func() { donec <- s.Run(ctx) }()
