@@ -122,11 +122,15 @@ type Config struct {
 	// Listening reports whether Rules know the proxy's listeners in a pod; nil:
 	// they need not.
 	Listening func(ns *netns.NS) (bool, error)
-	// Rebuilt says that Rules lost their state and let no pod connect until Ready,
-	// which is called once all enrolled pods that the Source named first have been
-	// tried; nil: nothing waits for it.
+	// Rebuilt says that Rules lost their state and let no pod that they may have
+	// captured connect before it is captured again. Ready is called once that is so
+	// of all enrolled pods that the Source named first, or they are gone: who fails
+	// stays closed, and Ready would open it. nil: nothing waits for it.
 	Rebuilt bool
 	Ready   func() error
+	// Tried is called once all those pods were tried, and none is Waiting; nil:
+	// nothing waits for it.
+	Tried func() error
 	// Verify is called whenever rules are compared with the kernel; nil: nothing.
 	Verify func()
 
@@ -179,13 +183,13 @@ type Agent struct {
 	slots   chan struct{}
 	probes  probes
 
-	mu        sync.Mutex
-	workers   map[string]*worker // by UID
-	ready     readiness
-	admission admission
-	synced    bool           // the source has listed the pods; written by its goroutine
-	wg        sync.WaitGroup // workers
-	endc      chan struct{}  // closed when Run ends
+	mu           sync.Mutex
+	workers      map[string]*worker // by UID
+	ready, tried stage
+	admission    admission
+	synced       bool           // the source has listed the pods; written by its goroutine
+	wg           sync.WaitGroup // workers
+	endc         chan struct{}  // closed when Run ends
 
 	// Owned by the source's goroutine.
 	earlier map[string]Status // of an agent before this one, by UID
@@ -199,6 +203,8 @@ func New(cfg Config) *Agent {
 		probes:    probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
 		admission: newAdmission(),
 	}
+	a.ready.name, a.ready.call = "captured", cfg.Ready
+	a.tried.name, a.tried.call = "tried", cfg.Tried
 	a.metrics = newMetrics(cfg.Registerer, a.counts)
 	a.older = newOlderMetrics(cfg.Registerer, a.olderCount)
 	return a
@@ -280,7 +286,7 @@ func (a *Agent) update(ctx context.Context, pods []Pod, firstc chan struct{}) {
 	}
 	if !a.synced {
 		a.synced = true
-		a.wg.Go(a.becomeReady) // there may be nothing to wait for
+		a.wg.Go(a.advance) // there may be nothing to wait for
 		close(firstc)
 	}
 	a.notifyLocked()
@@ -308,7 +314,7 @@ func (a *Agent) start(pods []Pod) {
 	enrolled := map[string]bool{}
 	defer func() {
 		a.mu.Lock()
-		a.ready.untried = maps.Clone(enrolled)
+		a.tried.left, a.ready.left = maps.Clone(enrolled), maps.Clone(enrolled)
 		a.mu.Unlock()
 	}()
 	for _, p := range pods {
@@ -400,7 +406,7 @@ func (a *Agent) watchLoop(ctx context.Context) {
 			return
 		case <-watch.C:
 			a.eachWorker((*worker).wake)
-			a.becomeReady()
+			a.advance()
 		case <-verify.C:
 			a.eachWorker((*worker).verify)
 			a.pruneAttachments(ctx)
@@ -408,7 +414,7 @@ func (a *Agent) watchLoop(ctx context.Context) {
 				a.cfg.Verify()
 			}
 			if a.holding() {
-				a.cfg.Logger.Warn("pods of this node cannot connect until those in the mesh are known: the redirection lost its state")
+				a.cfg.Logger.Warn("the redirection lost its state: pods that it may have captured cannot connect until all pods of the mesh are captured again")
 			}
 			if err := a.probes.rewrite(); err != nil {
 				a.cfg.Logger.Warn("node rules cannot be written: probes to enrolled pods may fail", "err", err)

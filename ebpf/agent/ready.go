@@ -2,54 +2,64 @@ package agent
 
 import "github.com/ambit-mesh/ambit/ebpf/netns"
 
-// readiness is when everything that the first update of the source named has been
-// captured, or could not be. Guarded by Agent.mu.
-type readiness struct {
-	untried map[string]bool // pods, by UID; nil until the first update
-	done    bool            // Ready succeeded
+// stage is reached when it has nothing to wait for any more of what the source named
+// first: then call is called, until it succeeds. Guarded by Agent.mu.
+type stage struct {
+	name    string
+	call    func() error    // nil: nothing
+	left    map[string]bool // pods, by UID; nil until the first update
 	running bool
+	done    bool
 }
 
-// holding reports whether pods wait for all others to be captured again.
+// holding reports whether pods that were captured cannot connect until they are
+// captured again: then that comes first.
 func (a *Agent) holding() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.cfg.Rebuilt && !a.ready.done
 }
 
-// tried says that a pod of the first update is captured, or cannot be. One that
-// cannot is not waited for: what it had from an earlier agent still stands in its
-// namespace and lets nothing out, and the other pods must not wait for its repair.
-func (a *Agent) tried(uid string) {
+// progress says how far a pod of the first update is: nothing of it has to be waited
+// for because it was tried, and because it is captured or need not be.
+func (a *Agent) progress(uid string, tried, settled bool) {
 	a.mu.Lock()
-	_, waited := a.ready.untried[uid]
-	delete(a.ready.untried, uid)
+	advanced := tried && a.tried.left[uid] || settled && a.ready.left[uid]
+	if tried {
+		delete(a.tried.left, uid)
+	}
+	if settled {
+		delete(a.ready.left, uid)
+	}
 	a.mu.Unlock()
-	if waited {
-		a.becomeReady()
+	if advanced {
+		a.advance()
 	}
 }
 
-// becomeReady calls Ready once nothing is untried; a failure is repeated by the
-// watch loop.
-func (a *Agent) becomeReady() {
+// advance calls what may be called; a failure is repeated by the watch loop.
+func (a *Agent) advance() {
+	a.enter(&a.tried)
+	a.enter(&a.ready)
+}
+
+func (a *Agent) enter(s *stage) {
 	a.mu.Lock()
-	r := &a.ready
-	if r.untried == nil || len(r.untried) > 0 || r.done || r.running {
+	if s.left == nil || len(s.left) > 0 || s.done || s.running {
 		a.mu.Unlock()
 		return
 	}
-	r.running = true
+	s.running = true
 	a.mu.Unlock()
 	var err error
-	if a.cfg.Ready != nil {
-		err = a.cfg.Ready()
+	if s.call != nil {
+		err = s.call()
 	}
 	if err != nil {
-		a.cfg.Logger.Error("redirection of the node is not ready", "err", err)
+		a.cfg.Logger.Error("redirection of the node is not complete", "stage", s.name, "err", err)
 	}
 	a.mu.Lock()
-	r.running, r.done = false, err == nil
+	s.running, s.done = false, err == nil
 	a.mu.Unlock()
 }
 

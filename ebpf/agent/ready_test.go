@@ -41,40 +41,47 @@ func (w *world) done(line string) bool {
 	return slices.Contains(w.log, line)
 }
 
-// Until all pods that were enrolled are captured again nobody connects: what
-// cannot be captured must not keep the others waiting, and rules do not wait for
-// the proxy.
-func TestReadyWhenAllPodsWereTried(t *testing.T) {
+// Who was captured cannot connect until it is captured again. Rules do not wait for
+// the proxy then, and who cannot be captured is not opened by Ready.
+func TestReadyWhenAllPodsAreCaptured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.hang = make(chan struct{})
-		missing, gone := w.pod("missing"), w.pod("gone")
-		missing.NetNS, gone.NetNS = filepath.Join(w.dir, "nowhere"), ""
-		refused := w.pod("refused")
+		vanished, unknown, refused := w.pod("vanished"), w.pod("unknown"), w.pod("refused")
+		vanished.NetNS, unknown.NetNS = filepath.Join(w.dir, "nowhere"), ""
 		refused.BypassInbound = true
 		w.failing("apply inbound=false v6=false", errors.New("no memory"))
-		var failures atomic.Int32
-		w.run(agent.Config{Rebuilt: true, Ready: func() error {
-			_ = w.do("ready")
-			if failures.Add(1) == 1 {
-				return errors.New("not yet")
-			}
-			return nil
-		}})
-		w.pods <- []agent.Pod{w.pod("hang"), w.pod("b"), missing, gone, refused}
-		w.want("rules before the proxy answers", "ready", "ready")
+		var calls atomic.Int32
+		w.run(agent.Config{Rebuilt: true,
+			Tried: func() error { return w.do("tried") },
+			Ready: func() error {
+				_ = w.do("ready")
+				if calls.Add(1) == 1 {
+					return errors.New("not yet")
+				}
+				return nil
+			}})
+		pods := []agent.Pod{w.pod("hang"), w.pod("b"), vanished, unknown, refused}
+		w.pods <- pods
+		w.want("rules before the proxy answers", "tried")
 		if w.done("add hang web") {
 			t.Error("the proxy was waited for")
 		}
-		for _, uid := range []string{"missing", "gone", "refused"} {
-			w.wantStatus(uid, agent.Pending, "")
+		time.Sleep(time.Minute) // the bubble's clock
+		w.failing("apply inbound=false v6=false", nil)
+		w.wantStatus("refused", agent.Enabled, "")
+		if calls.Load() > 0 {
+			t.Error("ready, although the namespace of a pod is not known")
 		}
+		pods[3] = w.pod("unknown")
+		w.pods <- pods
+		w.want("and again after its failure", "ready", "ready")
 		close(w.hang)
 		w.wantStatus("hang", agent.Enabled, "")
-		w.pods <- []agent.Pod{w.pod("c")}
+		w.pods <- append(pods, w.pod("c"))
 		w.wantStatus("c", agent.Enabled, "")
 		time.Sleep(time.Minute) // the bubble's clock
-		if n := failures.Load(); n != 2 {
+		if n := calls.Load(); n != 2 {
 			t.Errorf("Ready was called %d times, want once after its failure", n)
 		}
 	})
@@ -112,7 +119,7 @@ func TestPodOfAnotherRedirectorWaitsForTheProxy(t *testing.T) {
 		}
 		w.failing("add a web", handoff.ErrNoProxy)
 		w.run(agent.Config{
-			Waiting: func(*netns.NS) (bool, error) { return true, nil }, Ready: func() error { return w.do("ready") },
+			Waiting: func(*netns.NS) (bool, error) { return true, nil }, Tried: func() error { return w.do("tried") },
 		})
 		w.pods <- []agent.Pod{p}
 		if s := w.wantStatus("a", agent.Enabled, "no proxy"); s.Via != "nftables" {
@@ -122,11 +129,11 @@ func TestPodOfAnotherRedirectorWaitsForTheProxy(t *testing.T) {
 		if w.done("apply inbound=true v6=false") {
 			t.Error("changed over to rules that no proxy serves")
 		}
-		if w.done("ready") {
+		if w.done("tried") {
 			t.Error("what the other redirector needs is no longer needed, says the agent")
 		}
 		w.failing("add a web", nil)
-		w.want("listeners first", "add a web", "apply inbound=true v6=false", "ready")
+		w.want("listeners first", "add a web", "apply inbound=true v6=false", "tried")
 		if s := w.wantStatus("a", agent.Enabled, "labelled"); s.Via != "ebpf" {
 			t.Errorf("captured via %s, want ebpf", s.Via)
 		}

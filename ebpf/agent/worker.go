@@ -58,6 +58,7 @@ type worker struct {
 	rules    redirect.PodRules // what was applied last, if applied
 	applied  bool
 	captured bool // by an earlier agent, whose state still stands
+	vanished bool // there is no such namespace
 	waiting  bool // captured, and waits for the proxy before it changes over
 	acked    bool
 	handed   Pod  // what acked is about
@@ -139,11 +140,7 @@ func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
 // step does what is to be done now. It returns when to come back without being
 // woken (0: never), and whether the worker has nothing left to do.
 func (w *worker) step(ctx context.Context) (time.Duration, bool) {
-	defer func() { // also if the pod is gone or leaves
-		if !w.waiting || w.agent.cfg.Rebuilt {
-			w.agent.tried(w.uid)
-		}
-	}()
+	defer func() { w.agent.progress(w.uid, !w.waiting, w.settled()) }()
 	w.mu.Lock()
 	var d *Pod
 	if w.desired != nil {
@@ -180,6 +177,13 @@ func (w *worker) step(ctx context.Context) (time.Duration, bool) {
 		w.tell(asked, 0, nil)
 		return w.unenrol(ctx, d.Why)
 	}
+}
+
+// settled reports whether the pod is captured, leaves, or is gone.
+func (w *worker) settled() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.applied || w.vanished || w.desired == nil || !w.desired.Enrolled
 }
 
 // tell has Admit hear what came of a wish.
@@ -250,7 +254,7 @@ func (w *worker) enrol(ctx context.Context, p Pod, check bool) error {
 		w.meetOlder(ctx, rules)
 	}
 	w.tendOlder(ctx, p, rules, check)
-	w.agent.tried(w.uid) // the proxy may take its time
+	w.agent.progress(w.uid, true, true) // the proxy may take its time
 	if handed != nil {
 		return handed
 	}
@@ -315,10 +319,11 @@ func (w *worker) open(ctx context.Context, p Pod) error {
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNetNS) {
 			w.forget(ctx) // also what the first snapshot named
+			w.vanished = true
 		}
 		return err
 	}
-	w.ns = ns
+	w.ns, w.vanished = ns, false
 	return nil
 }
 

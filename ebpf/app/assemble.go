@@ -123,19 +123,9 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 // themselves, rules by an address.
 func (p *parts) probes(cfg Config, c *agent.Config) error {
 	if p.redirect.kind == kindEBPF {
-		ready := c.Ready
-		c.Ready = func() error {
-			if err := ready(); err != nil {
-				return err
-			}
-			// What another redirector's pods needed: none is left.
-			if p.redirect.bare {
-				return nil
-			}
-			if err := p.host.Remove(); err != nil {
-				p.log.Warn("the node's rule of the nftables redirector stays: probes may be refused under STRICT", "err", err)
-			}
-			return nil
+		if !p.redirect.bare {
+			// What the other redirector's pods needed, once there are none.
+			c.Tried = p.host.Remove
 		}
 		return nil
 	}

@@ -519,6 +519,20 @@ func TestRebuiltState(t *testing.T) {
 	}); err != nil {
 		t.Errorf("a pod that is not enrolled cannot connect: %v", err)
 	}
+	// A pod that was captured and cannot be captured again stays closed.
+	a.stop(t)
+	good, err := os.ReadFile(m.file("source/u1.yaml"))
+	check(t, err, os.Remove(filepath.Join(m.bpffs, "maps/mesh_enrolled")))
+	m.write("u1.yaml", strings.Replace(string(good), "podIPs: [", "podIPs: [{ip: 'fd00::1'}, ", 1))
+	check(t, m.pod.Sysctl("net/ipv6/conf/all/disable_ipv6", "1"))
+	a = m.agent("--redirect", "ebpf")
+	m.wantVia(agent.Enabled, "ebpf", "IPv6")
+	if line, err := m.call(); !errors.Is(err, unix.EPERM) {
+		t.Errorf("a pod that cannot be captured again: answered %q, %v, want EPERM", line, err)
+	}
+	m.write("u1.yaml", string(good))
+	m.wantVia(agent.Enabled, "ebpf", "label")
+	m.wantCaptured("captured after all")
 	a.stop(t)
 	m.cleanup()
 }
