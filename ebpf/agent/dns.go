@@ -44,8 +44,16 @@ func (w *worker) resolves(p Pod) bool {
 	return ok && err == nil
 }
 
-// ResolverListens looks for a UDP socket on the resolver's port in ns.
-func ResolverListens(ns *netns.NS) (bool, error) {
+// ResolverListens looks for a UDP socket on the resolver's port in ns, which is
+// where rules lead queries.
+func ResolverListens(ns *netns.NS) (bool, error) { return resolverListens(ns, false) }
+
+// ResolverListensToAll looks for one that is bound to no address: programs lead
+// queries to an address for each server, and another project's proxy, which hears
+// loopback alone, would be deaf to them.
+func ResolverListensToAll(ns *netns.NS) (bool, error) { return resolverListens(ns, true) }
+
+func resolverListens(ns *netns.NS, toAll bool) (bool, error) {
 	for _, table := range []string{"/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"} {
 		var f *os.File
 		err := ns.Do(func() (err error) {
@@ -61,7 +69,7 @@ func ResolverListens(ns *netns.NS) (bool, error) {
 			}
 			return false, fmt.Errorf("list UDP sockets: %w", err)
 		}
-		found, err := boundTo(f, redirect.PortDNS)
+		found, err := boundTo(f, redirect.PortDNS, toAll)
 		_ = f.Close() // only read
 		if found || err != nil {
 			return found, err
@@ -71,12 +79,17 @@ func ResolverListens(ns *netns.NS) (bool, error) {
 }
 
 // boundTo reads the table of proc_net_udp(5): the second field is the local
-// address and port in hexadecimal.
-func boundTo(r io.Reader, port uint16) (bool, error) {
+// address and port in hexadecimal. unspecified wants an address of zeros.
+func boundTo(r io.Reader, port uint16, unspecified bool) (bool, error) {
 	suffix := fmt.Sprintf(":%04X", port)
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 1 && strings.HasSuffix(fields[1], suffix) {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 {
+			continue
+		}
+		addr, ok := strings.CutSuffix(fields[1], suffix)
+		if ok && (!unspecified || strings.Trim(addr, "0") == "") {
 			return true, nil
 		}
 	}

@@ -28,10 +28,14 @@ func TestWantsDNS(t *testing.T) {
 func TestBoundTo(t *testing.T) {
 	const table = "  sl  local_address rem_address   st tx_queue\n" +
 		" 1234: 0100007F:3ACD 00000000:0000 07 00000000:00000000\n" +
-		" 1235: 0100007F:0035 3ACD0000:3ACE 07 00000000:00000000\n"
-	for port, want := range map[uint16]bool{15053: true, 53: true, 15054: false} {
-		if got, err := boundTo(strings.NewReader(table), port); got != want || err != nil {
-			t.Errorf("port %d: %t, %v, want %t", port, got, err, want)
+		" 1235: 0100007F:0035 3ACD0000:3ACE 07 00000000:00000000\n" +
+		" 1236: 00000000:0044 00000000:0000 07 00000000:00000000\n" +
+		" 1237: 00000000000000000000000000000000:0045 00000000000000000000000000000000:0000 07 00000000:00000000\n"
+	for port, want := range map[uint16]struct{ any, all bool }{15053: {any: true}, 53: {any: true}, 15054: {}, 68: {true, true}, 69: {true, true}} {
+		for toAll, want := range map[bool]bool{false: want.any, true: want.all} {
+			if got, err := boundTo(strings.NewReader(table), port, toAll); got != want || err != nil {
+				t.Errorf("port %d, all addresses %t: %t, %v, want %t", port, toAll, got, err, want)
+			}
 		}
 	}
 }

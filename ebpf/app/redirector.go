@@ -207,6 +207,7 @@ func (r *redirector) into(c *agent.Config) {
 	c.Rebuilt, c.Ready = r.hooks.Rebuilt(), r.hooks.Ready
 	if r.kind == kindEBPF {
 		c.Listening = r.hooks.Listening
+		c.Resolves = agent.ResolverListensToAll
 	}
 }
 

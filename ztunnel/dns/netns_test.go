@@ -171,8 +171,10 @@ func (l *lab) proxy(s *mesh.Snapshot) {
 			l.t.Errorf("%d queries and connections are still accounted to a pod that is gone", n)
 		}
 	})
-	if listens, err := agent.ResolverListens(l.pod.NS); !listens || err != nil {
-		l.t.Fatalf("the resolver is not found: %v", err)
+	for _, find := range []func(*netns.NS) (bool, error){agent.ResolverListens, agent.ResolverListensToAll} {
+		if listens, err := find(l.pod.NS); !listens || err != nil {
+			l.t.Fatalf("the resolver is not found: %v", err)
+		}
 	}
 	must(l.t, l.rules.Apply(l.pod.NS, redirect.PodRules{DNS: true, IPv6: netlab.IPv6()}))
 }
