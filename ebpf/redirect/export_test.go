@@ -24,3 +24,6 @@ func (c *HooksConfig) Older() {
 
 // Crash has f decide after each lasting step whether the process dies there.
 func (c *HooksConfig) Crash(f func(what string) error) { c.version.step = f }
+
+// WithoutTCX makes c that of a kernel without TCX.
+func (c *HooksConfig) WithoutTCX() { c.version.noTCX = true }

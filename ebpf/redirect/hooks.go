@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -84,6 +85,7 @@ type Hooks struct {
 	lease   programs
 	nodeID  uint64 // the node's namespace, by cookie; 0: none
 	rebuilt bool
+	noTCX   atomic.Bool // found out by the first gate
 
 	mu      sync.Mutex
 	current map[uint64]bool // pods, by cookie, whose programs are of this process
@@ -105,6 +107,7 @@ func OpenHooks(cfg HooksConfig) (*Hooks, error) {
 		return nil, fmt.Errorf("configure eBPF redirection: %w", err)
 	}
 	h := &Hooks{cfg: cfg, maps: map[string]*ebpf.Map{}, current: map[uint64]bool{}, accelerated: map[uint64]*netns.NS{}}
+	h.noTCX.Store(cfg.version.noTCX)
 	if err := h.open(); err != nil {
 		_ = h.Close() // err says more
 		return nil, fmt.Errorf("open eBPF redirection: %w", err)

@@ -77,5 +77,9 @@ func CleanPod(ns *netns.NS) error {
 	if err := removeAliases(ns); err != nil {
 		return err
 	}
+	// A filter at the node's end lets everything pass: enrolments are gone.
+	if err := (&Hooks{}).removeGates(ns); err != nil {
+		return err
+	}
 	return removeRoutes(ns)
 }

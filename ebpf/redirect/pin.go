@@ -319,6 +319,10 @@ func place(pin string, p *ebpf.Program, here func(*link.Info) bool, attach func(
 // Uninstall takes everything away: pods that are still enrolled connect as they
 // would without a mesh.
 func (h *Hooks) Uninstall() error {
+	// What no pin holds (see clsact.go) passes everything from here on.
+	if err := clearMap(h.path(mapsDir, bpf.CgroupMapMeshEnrolled)); err != nil {
+		return fmt.Errorf("delete enrolments: %w", err)
+	}
 	// connect goes first: while it rewrites, the others are needed.
 	for i := len(rootHooks) - 1; i >= 0; i-- {
 		if err := os.Remove(h.path(rootDir, rootHooks[i].program)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -331,4 +335,27 @@ func (h *Hooks) Uninstall() error {
 		}
 	}
 	return nil
+}
+
+// clearMap deletes all entries of a pinned hash map of any layout.
+func clearMap(pin string) error {
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer m.Close()
+	if m.Type() != ebpf.Hash {
+		return nil // something else by that name
+	}
+	for {
+		key, err := m.NextKeyBytes(nil)
+		if key == nil || err != nil {
+			return err
+		}
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
 }

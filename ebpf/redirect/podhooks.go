@@ -303,7 +303,7 @@ func (h *Hooks) applyPrograms(p *pod) error {
 func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
 	for _, l := range p.links {
 		index := l.Attrs().Index
-		err := placeTCX(filepath.Join(pins, gatePin(index)), p.ns, index, coll.Programs[bpf.PodProgPodGate], ebpf.AttachTCXEgress)
+		err := h.placeGate(filepath.Join(pins, gatePin(index)), p.ns, index, coll.Programs[bpf.PodProgPodGate], ebpf.AttachTCXEgress)
 		if err != nil {
 			return fmt.Errorf("attach the packet gate to %s: %w", l.Attrs().Name, err)
 		}
@@ -314,7 +314,7 @@ func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
 		if peer == 0 {
 			continue
 		}
-		err = placeTCX(filepath.Join(pins, hostPin(index)), h.cfg.Node, peer, coll.Programs[bpf.PodProgHostGate], ebpf.AttachTCXIngress)
+		err = h.placeGate(filepath.Join(pins, hostPin(index)), h.cfg.Node, peer, coll.Programs[bpf.PodProgHostGate], ebpf.AttachTCXIngress)
 		if err != nil {
 			return fmt.Errorf("attach the packet gate to the node's end of %s: %w", l.Attrs().Name, err)
 		}
@@ -322,8 +322,27 @@ func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
 	return nil
 }
 
+// placeGate attaches the gate with TCX, or where the kernel has none as a filter.
+func (h *Hooks) placeGate(pin string, ns *netns.NS, index int, prog *ebpf.Program, at ebpf.AttachType) error {
+	if !h.noTCX.Load() {
+		err := placeTCX(pin, ns, index, prog, at)
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return err
+		}
+		h.noTCX.Store(true)
+	}
+	return placeClsact(ns, index, clsactParent(at), prog)
+}
+
+func clsactParent(at ebpf.AttachType) uint32 {
+	if at == ebpf.AttachTCXIngress {
+		return netlink.HANDLE_MIN_INGRESS
+	}
+	return netlink.HANDLE_MIN_EGRESS
+}
+
 func placeTCX(pin string, ns *netns.NS, index int, prog *ebpf.Program, at ebpf.AttachType) error {
-	err := place(pin, prog,
+	return place(pin, prog,
 		func(i *link.Info) bool { t := i.TCX(); return t != nil && int(t.Ifindex) == index },
 		func() (l link.Link, err error) {
 			derr := ns.Do(func() error {
@@ -332,10 +351,6 @@ func placeTCX(pin string, ns *netns.NS, index int, prog *ebpf.Program, at ebpf.A
 			})
 			return l, errors.Join(derr, err)
 		})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		return &UnsupportedError{Feature: "packet gates (TCX, Linux 6.6)", Err: err}
-	}
-	return err
 }
 
 // peer is the node's end of a veth pair: 0 if the other end is elsewhere. Indexes
@@ -390,11 +405,34 @@ func (h *Hooks) checkPins(p *pod) error {
 	pins := h.path(podsDir, strconv.FormatUint(p.cookie, 10))
 	names := []string{"lookup"}
 	for _, l := range p.links {
-		names = append(names, gatePin(l.Attrs().Index))
-		if peer, err := h.peer(p, l); err != nil {
-			return err
-		} else if peer != 0 {
-			names = append(names, hostPin(l.Attrs().Index))
+		for _, end := range []struct {
+			ns   *netns.NS
+			pin  string
+			at   ebpf.AttachType
+			peer bool
+		}{
+			{p.ns, gatePin(l.Attrs().Index), ebpf.AttachTCXEgress, false},
+			{h.cfg.Node, hostPin(l.Attrs().Index), ebpf.AttachTCXIngress, true},
+		} {
+			index := l.Attrs().Index
+			if end.peer {
+				var err error
+				if index, err = h.peer(p, l); err != nil {
+					return err
+				}
+			}
+			if index == 0 {
+				continue
+			}
+			if !h.noTCX.Load() {
+				names = append(names, end.pin)
+				continue
+			}
+			if there, err := hasClsact(end.ns, index, clsactParent(end.at)); err != nil {
+				return err
+			} else if !there {
+				return fmt.Errorf("%w: no %s filter", ErrDrift, end.pin)
+			}
 		}
 	}
 	for _, name := range names {
@@ -576,6 +614,9 @@ func (h *Hooks) Remove(ns *netns.NS) error {
 	}
 	// Capture ends before the way back does.
 	if err := h.forget(c); err != nil {
+		return err
+	}
+	if err := h.removeGates(ns); err != nil {
 		return err
 	}
 	return CleanPod(ns)

@@ -181,5 +181,8 @@ func (h *Hooks) Yield(ns *netns.NS) error {
 	if err != nil {
 		return err
 	}
-	return h.forget(c)
+	if err := h.forget(c); err != nil {
+		return err
+	}
+	return h.removeGates(ns)
 }
