@@ -63,10 +63,10 @@ func testPodsWaitForTheirRedirection(t *testing.T, redirect string) {
 		out := l.must("logs", "early")
 		return strings.Contains(out, `"method": "GET"`), out
 	})
-	log := l.must("logs", "ztunnel@node-2", "--tail", "200")
-	if !strings.Contains(log, "early") {
-		t.Errorf("the server's side does not know who called:\n%s", log)
-	}
+	l.until("the server's side knows who called", func() (bool, string) {
+		log := l.must("logs", "ztunnel@node-2", "--tail", "200")
+		return strings.Contains(log, `src.workload="early"`), log
+	})
 
 	// An agent that hangs is worse than none: it accepts and does not answer.
 	l.must("kill", "ambit-node@node-1", "-s", "STOP")

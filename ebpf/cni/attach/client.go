@@ -38,7 +38,7 @@ func (c Client) Ask(ctx context.Context, r Request) (Answer, error) {
 	})
 	defer stop()
 	if end, ok := ctx.Deadline(); ok {
-		r.Timeout = time.Until(end)
+		r.Deadline = end
 		if err := conn.SetDeadline(end.Add(answerMargin)); err != nil {
 			return Answer{}, fmt.Errorf("ask the node agent: %w", err)
 		}

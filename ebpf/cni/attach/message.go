@@ -23,10 +23,12 @@ const (
 
 // Request is what the plugin sends.
 type Request struct {
-	Command    Command       `json:"command"`
-	Attachment Attachment    `json:"attachment"`
-	Timeout    time.Duration `json:"timeout,omitempty"` // how long the plugin waits for the answer
-	Valid      []string      `json:"valid,omitempty"`   // GC: container ids that exist
+	Command    Command    `json:"command"`
+	Attachment Attachment `json:"attachment"`
+	// Deadline is when the plugin gives up. An agent that hung until then must not
+	// take over what its runtime has undone since.
+	Deadline time.Time `json:"deadline,omitzero"`
+	Valid    []string  `json:"valid,omitempty"` // GC: container ids that exist
 }
 
 // Answer is what the agent says.

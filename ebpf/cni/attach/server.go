@@ -174,8 +174,8 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 		return
 	}
 	wait := maxWait
-	if r.Timeout > 0 {
-		wait = min(r.Timeout, maxWait)
+	if !r.Deadline.IsZero() {
+		wait = min(time.Until(r.Deadline), maxWait)
 	}
 	work, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -206,6 +206,8 @@ func (s *Server) answer(ctx context.Context, r Request) Answer {
 	case Add, Check:
 		if err = r.Attachment.Validate(); err != nil {
 			err = &Refusal{Message: "the container runtime's words about the pod cannot be used", Details: err.Error(), Final: true}
+		} else if ctx.Err() != nil {
+			err = &Refusal{Message: "the node agent read the request too late"}
 		} else if r.Command == Add {
 			a.InMesh, a.Why, err = s.cfg.Handler.Admit(ctx, r.Attachment)
 		} else {

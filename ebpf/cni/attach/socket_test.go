@@ -171,6 +171,26 @@ func TestPluginThatHangsUpEndsTheWait(t *testing.T) {
 	})
 }
 
+// An agent that hung must not do what a runtime has given up, and undone, since.
+func TestRequestsThatAreReadTooLateAreNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &agent{admit: func(context.Context, attach.Attachment) (bool, string, error) {
+			t.Error("the agent was asked")
+			return true, "", nil
+		}}
+		c, dial, _ := serve(t, h)
+		hung := make(chan struct{})
+		c.Dial = func(ctx context.Context) (net.Conn, error) { <-hung; return dial(context.Background()) }
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		time.AfterFunc(2*time.Second, func() { close(hung) })
+		_, err := c.Ask(ctx, attach.Request{Command: attach.Add, Attachment: pod()})
+		if refusal, ok := errors.AsType[*attach.Refusal](err); !ok || refusal.Final || !strings.Contains(refusal.Message, "too late") {
+			t.Errorf("got %v, want a refusal", err)
+		}
+	})
+}
+
 // An agent that ends during a request looks to the plugin like one that is away.
 func TestAgentThatEndsIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -310,7 +330,7 @@ func TestUnusableAttachments(t *testing.T) {
 // FuzzSocket sends any bytes to a server: it answers or hangs up, and the next
 // plugin is served.
 func FuzzSocket(f *testing.F) {
-	f.Add(frame(`{"command":"add","attachment":{"containerID":"c","namespace":"n","name":"p","netns":"/x","addrs":["10.0.0.1"]},"timeout":5}`))
+	f.Add(frame(`{"command":"add","attachment":{"containerID":"c","namespace":"n","name":"p","netns":"/x","addrs":["10.0.0.1"]},"deadline":"2000-01-01T00:00:01Z"}`))
 	f.Add(frame(`{"command":"gc","valid":["a",1]}`))
 	f.Add(frame(`{"command":"status"}`)[:9])
 	f.Add([]byte{0, 0, 0, 0})
