@@ -97,7 +97,7 @@ func TestHooksWithoutTCX(t *testing.T) {
 			sent++
 			mark := binary.BigEndian.AppendUint32(nil, 0x7eed0000+sent)
 			fr := row(mark)
-			s.row(t, when+": "+fr.name, fr.limit[s.kind], s.kind, func() error {
+			s.row(t, when+": "+fr.name, fr.limits, func() error {
 				if err := contained(s.app, s.pod.NS, func() error { return both(fr.send(w, mark), w.last(mark)) }); err != nil {
 					return err
 				}
