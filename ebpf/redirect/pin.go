@@ -260,7 +260,7 @@ func (h *Hooks) attachCgroup(cgroup, pins string, hooks []attachment, progs prog
 				return link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: a.attach, Program: progs[a.program]})
 			})
 		if err != nil {
-			return fmt.Errorf("attach %s: %w", a.program, err)
+			return fmt.Errorf("attach %s: %w", a.program, explainAttach(cgroup, a.attach, err))
 		}
 		if err := h.cfg.step(filepath.Base(pins) + " " + a.program); err != nil {
 			return err
