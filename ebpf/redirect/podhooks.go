@@ -62,7 +62,7 @@ func inspect(ns *netns.NS) (*pod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	for _, l := range links {
+	for _, l := range usable(links) {
 		if l.Attrs().Flags&net.FlagLoopback != 0 {
 			p.lo = l.Attrs().Index
 			continue
@@ -141,6 +141,9 @@ func address16(a netip.Addr) (out bpf.CgroupAddress) {
 func (h *Hooks) Apply(ns *netns.NS, rules PodRules) error {
 	p, err := inspect(ns)
 	if err != nil {
+		return err
+	}
+	if err := h.refuse(p); err != nil {
 		return err
 	}
 	if rules.IPv6 && !p.v6.IsValid() {

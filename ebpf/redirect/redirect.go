@@ -137,6 +137,9 @@ func New(cfg Config) (*Dataplane, error) {
 // Apply makes ns's redirection what rules say. Routes come before the rules that
 // need them. What is right already is not touched.
 func (d *Dataplane) Apply(ns *netns.NS, rules PodRules) error {
+	if err := d.refuse(ns); err != nil {
+		return err
+	}
 	migrateQueues(ns, d.cfg.Logger)
 	proxies, err := d.known(ns)
 	if err != nil {
