@@ -154,15 +154,9 @@ func (a *Agent) wakeAttachLoop() {
 // otherwise when its connections are captured and the proxy has acknowledged it. If
 // ctx ends before, the error says what is missing.
 func (a *Agent) Admit(ctx context.Context, at attach.Attachment) (inMesh bool, why string, err error) {
-	ns, err := a.open(at.NetNS)
-	if err != nil {
-		return false, "", &attach.Refusal{
-			Message: fmt.Sprintf("pod %s: %v", at.Pod(), err),
-			Details: "does the agent see the node's network namespaces, /var/run/netns with mount propagation?",
-		}
+	if at.Inode, err = a.inode(at); err != nil {
+		return false, "", err
 	}
-	at.Inode = ns.Inode()
-	_ = ns.Close() // only looked at
 	announced := false
 	for {
 		if at.UID == "" {
@@ -188,6 +182,34 @@ func (a *Agent) Admit(ctx context.Context, at attach.Attachment) (inMesh bool, w
 			}
 		}
 	}
+}
+
+// inode is the number of the attachment's namespace, which has to be a pod's.
+func (a *Agent) inode(at attach.Attachment) (uint64, error) {
+	ns, err := a.open(at.NetNS)
+	if err != nil {
+		return 0, &attach.Refusal{
+			Message: fmt.Sprintf("pod %s: %v", at.Pod(), err),
+			Details: "does the agent see the node's network namespaces, /var/run/netns with mount propagation?",
+		}
+	}
+	defer ns.Close()
+	return ns.Inode(), nil
+}
+
+// Attach takes note of a pod that starts without being admitted.
+func (a *Agent) Attach(_ context.Context, at attach.Attachment) (err error) {
+	if at.Inode, err = a.inode(at); err != nil {
+		return err
+	}
+	if at.UID == "" {
+		at.UID = a.uidOf(at)
+	}
+	if at.UID == "" {
+		return &attach.Refusal{Message: "pod " + at.Pod() + " is not known yet, and its runtime does not say its uid"}
+	}
+	a.attach(at)
+	return nil
 }
 
 // Check is Admit for a pod that runs, after its redirection was compared with what

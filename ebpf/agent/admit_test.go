@@ -159,6 +159,22 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	})
 }
 
+// A pod of a namespace that the plugin excludes and the agent does not.
+func TestPodThatDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.start()
+		w.pods <- []agent.Pod{w.starting("a")}
+		at := w.attachment("a", "c1")
+		if err := a.Attach(t.Context(), at); err != nil {
+			t.Fatal(err)
+		}
+		w.want("enrolled", "add a web", "apply inbound=true v6=true")
+		at.UID, at.Name = "", "unknown"
+		wantRefusal(t, "nobody knows it", admission{err: a.Attach(t.Context(), at)}, "shop/unknown")
+	})
+}
+
 // A pod that leaves the mesh while it waits starts.
 func TestPodThatIsUnlabelledWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -44,6 +44,8 @@ const (
 	retryInterval = 250 * time.Millisecond
 	// shortTimeout is for calls that nothing waits for and that have to succeed.
 	shortTimeout = 5 * time.Second
+	// tellTimeout is for an agent that hangs, which excluded pods must not wait for.
+	tellTimeout = 500 * time.Millisecond
 
 	// codeNotAvailable is what the specification has STATUS say.
 	codeNotAvailable = 50
@@ -105,7 +107,7 @@ func (p *Plugin) Check(ctx context.Context, args *skel.CmdArgs) error {
 
 func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, args *skel.CmdArgs) error {
 	a, ok := attachment(c, args)
-	if !ok || slices.Contains(c.ExcludeNamespaces, a.Namespace) {
+	if !ok {
 		return nil
 	}
 	if c.hasResult() {
@@ -113,6 +115,10 @@ func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, arg
 		if a.Addrs, err = addresses(c.CNIVersion, c.PrevResult); err != nil {
 			return types.NewError(types.ErrDecodingFailure, "read prevResult of network "+c.Name+": "+err.Error(), "")
 		}
+	}
+	if slices.Contains(c.ExcludeNamespaces, a.Namespace) {
+		p.tell(ctx, c, a)
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
@@ -143,6 +149,14 @@ func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, arg
 				fmt.Sprintf("is ambit-node running on this node? The pod starts by itself once it is (%v)", err))
 		}
 	}
+}
+
+// tell lets the agent know where a pod is that does not wait for it. Should the pod be
+// in the mesh all the same, the agent finds it.
+func (p *Plugin) tell(ctx context.Context, c *call, a attach.Attachment) {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	_, _ = p.client(c).Ask(ctx, attach.Request{Command: attach.Tell, Attachment: a})
 }
 
 // alone decides about a pod while no agent answers.

@@ -58,6 +58,11 @@ func (n *node) Admit(ctx context.Context, a attach.Attachment) (bool, string, er
 func (n *node) Check(ctx context.Context, a attach.Attachment) (bool, string, error) {
 	return n.Admit(ctx, a)
 }
+func (n *node) Attach(_ context.Context, a attach.Attachment) error {
+	n.calls = append(n.calls, fmt.Sprint("attach ", a.Pod(), a.Addrs))
+	return nil
+}
+
 func (n *node) Detach(_ context.Context, a attach.Attachment) error {
 	n.calls = append(n.calls, "detach "+a.ContainerID)
 	return nil
@@ -206,6 +211,21 @@ func TestPodsThatNeverWait(t *testing.T) {
 			t.Errorf("%s: %v, result %q", name, err, n.stdout.String())
 		}
 	}
+}
+
+// The agent hears of them: its own flag may exclude less.
+func TestAgentHearsOfExcludedPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.start()
+		n.admit = func(ctx context.Context, _ attach.Attachment) error { <-ctx.Done(); return ctx.Err() }
+		if err := n.plugin().Add(t.Context(), n.args(podArgs, `"excludeNamespaces":["shop"]`)); err != nil {
+			t.Error(err)
+		}
+		if want := []string{"attach shop/web[10.0.0.7 fd00::7]"}; !slices.Equal(n.calls, want) {
+			t.Errorf("calls %v, want %v", n.calls, want)
+		}
+	})
 }
 
 func TestWithoutTheAgentFactsDecide(t *testing.T) {

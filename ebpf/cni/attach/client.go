@@ -18,8 +18,8 @@ type Client struct {
 	Dial func(ctx context.Context) (net.Conn, error)
 }
 
-// answerMargin is how much longer than the agent the plugin waits, so that it is the
-// agent's sentence that the plugin reports.
+// answerMargin is how much longer than the agent the plugin waits for a pod, so that
+// it is the agent's sentence that the plugin reports.
 const answerMargin = 2 * time.Second
 
 // Ask sends r and returns the answer. A refusal is an error of type *Refusal; an
@@ -39,7 +39,10 @@ func (c Client) Ask(ctx context.Context, r Request) (Answer, error) {
 	defer stop()
 	if end, ok := ctx.Deadline(); ok {
 		r.Deadline = end
-		if err := conn.SetDeadline(end.Add(answerMargin)); err != nil {
+		if r.Command == Add || r.Command == Check {
+			end = end.Add(answerMargin)
+		}
+		if err := conn.SetDeadline(end); err != nil {
 			return Answer{}, fmt.Errorf("ask the node agent: %w", err)
 		}
 	}

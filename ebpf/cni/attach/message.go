@@ -15,6 +15,7 @@ type Command string
 // The commands, named after the CNI operations they come from.
 const (
 	Add    Command = "add"    // wait until the pod may start
+	Tell   Command = "tell"   // the pod starts, whatever the agent says
 	Del    Command = "del"    // forget the attachment
 	Check  Command = "check"  // is the pod captured as it should be?
 	Status Command = "status" // would the agent answer an Add?

@@ -37,7 +37,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 }
 
 func (m *metrics) answered(c Command, a Answer, waited time.Duration) {
-	if !slices.Contains([]Command{Add, Del, Check, Status, GC}, c) {
+	if !slices.Contains([]Command{Add, Tell, Del, Check, Status, GC}, c) {
 		c = "unknown" // a plugin's word is no label
 	}
 	outcome := outcomeDone

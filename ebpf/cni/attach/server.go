@@ -21,6 +21,8 @@ import (
 type Handler interface {
 	// Admit returns when the pod may start, and whether it is in the mesh.
 	Admit(ctx context.Context, a Attachment) (inMesh bool, why string, err error)
+	// Attach takes note of a pod that does not wait to be admitted.
+	Attach(ctx context.Context, a Attachment) error
 	// Detach forgets an attachment. One that is not known is no error.
 	Detach(ctx context.Context, a Attachment) error
 	// Check reports what is wrong with the pod's redirection.
@@ -203,11 +205,13 @@ func (s *Server) answer(ctx context.Context, r Request) Answer {
 	var err error
 	began := time.Now()
 	switch r.Command {
-	case Add, Check:
+	case Add, Tell, Check:
 		if err = r.Attachment.Validate(); err != nil {
 			err = &Refusal{Message: "the container runtime's words about the pod cannot be used", Details: err.Error(), Final: true}
 		} else if ctx.Err() != nil {
 			err = &Refusal{Message: "the node agent read the request too late"}
+		} else if r.Command == Tell {
+			err = s.cfg.Handler.Attach(ctx, r.Attachment)
 		} else if r.Command == Add {
 			a.InMesh, a.Why, err = s.cfg.Handler.Admit(ctx, r.Attachment)
 		} else {

@@ -45,6 +45,11 @@ func (h *agent) Check(context.Context, attach.Attachment) (bool, string, error) 
 	return false, "", errors.New("rules are gone")
 }
 
+func (h *agent) Attach(_ context.Context, a attach.Attachment) error {
+	h.calls <- "attach " + a.ContainerID
+	return nil
+}
+
 func (h *agent) Detach(_ context.Context, a attach.Attachment) error {
 	h.calls <- "detach " + a.ContainerID
 	return nil
@@ -103,6 +108,9 @@ func TestAnswers(t *testing.T) {
 		}
 		if _, err := c.Ask(ctx, attach.Request{Command: attach.Del, Attachment: pod()}); err != nil || <-h.calls != "detach c1" {
 			t.Errorf("del: %v", err)
+		}
+		if _, err := c.Ask(ctx, attach.Request{Command: attach.Tell, Attachment: pod()}); err != nil || <-h.calls != "attach c1" {
+			t.Errorf("tell: %v", err)
 		}
 		if _, err := c.Ask(ctx, attach.Request{Command: attach.GC, Attachment: attach.Attachment{Network: "net"}, Valid: []string{"c1"}}); err != nil || <-h.calls != "collect net [c1]" {
 			t.Errorf("gc: %v", err)
