@@ -105,6 +105,12 @@ static __always_inline struct settings *settings(void)
 	return bpf_map_lookup_elem(&mesh_settings, &zero);
 }
 
+/* A neighbour's IPv6 address is known by its interface too, which an alias does not tell. */
+static __always_inline bool is_link_local(const struct address *a)
+{
+	return (a->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 /* DNS over UDP: each server that a pod asks has an alias of its own there, so that each answer seems to come
  * from the server that was asked. */
 #define ALIAS_TRIES 8
@@ -250,7 +256,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	/* What an earlier connect of the socket left need not be deleted: it counts while the peer is an alias. */
 	if (is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6) ||
 	    (!dns && (!tcp || !(e->flags & ENROL_OUTBOUND))) ||
-	    (tcp && excluded(e->outside, bpf_ntohs(wanted->port))))
+	    (!tcp && is_link_local(&dst)) || (tcp && excluded(e->outside, bpf_ntohs(wanted->port))))
 		return PASS;
 	struct address alias;
 
@@ -330,7 +336,7 @@ static __always_inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 		return PASS;
 	struct address dst = user_address(ctx, v6), alias;
 
-	if (is_loopback(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6))
+	if (is_loopback(&dst) || is_link_local(&dst) || same(&dst, &e->v4) || same(&dst, &e->v6))
 		return PASS;
 	if (!dns_alias(netns, &dst, &alias))
 		return REFUSE;

@@ -463,6 +463,52 @@ func testThreeServersFromOneSocket(t *testing.T, l *lab) {
 	}
 }
 
+// TestNeighboursAreAskedDirectly: a link-local server is known by its interface
+// too, which a redirected datagram does not tell.
+func TestNeighboursAreAskedDirectly(t *testing.T) { redirectors(t, testNeighboursAreAskedDirectly) }
+
+func testNeighboursAreAskedDirectly(t *testing.T, l *lab) {
+	if !netlab.IPv6() {
+		t.Skip("needs IPv6")
+	}
+	p := netip.MustParsePrefix
+	must(t, l.pod.Addr("eth0", p("fe80::a:2/64")), l.servers.Addr("pod", p("fe80::a:1/64")))
+	serve(t, l.servers.NS, "[::]:53", named("neighbour"))
+	l.proxy(shop())
+	raw := packed(t, question("who.test.", mdns.TypeTXT, 7))
+	for _, connected := range []bool{false, true} {
+		var fd int
+		must(t, l.app(func() (err error) {
+			eth0, err := net.InterfaceByName("eth0")
+			if err != nil {
+				return err
+			}
+			if fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				return err
+			}
+			to := &unix.SockaddrInet6{Port: 53, ZoneId: uint32(eth0.Index), Addr: ip("fe80::a:1").As16()}
+			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}); err != nil {
+				return err
+			}
+			if !connected {
+				return unix.Sendto(fd, raw, 0, to)
+			}
+			if err := unix.Connect(fd, to); err != nil {
+				return err
+			}
+			_, err = unix.Write(fd, raw)
+			return err
+		}))
+		defer unix.Close(fd)
+		b := make([]byte, 1500)
+		n, from, err := unix.Recvfrom(fd, b, 0)
+		must(t, err)
+		if got := records(unpacked(t, b[:n])); !strings.HasPrefix(got, `NOERROR TXT "neighbour"`) {
+			t.Errorf("connected %v: %s from %v", connected, got, from)
+		}
+	}
+}
+
 // TestNobodyElseIsAnswered: the socket is bound to no address, and yet the pod's
 // own processes alone are heard.
 func TestNobodyElseIsAnswered(t *testing.T) { redirectors(t, testNobodyElseIsAnswered) }
