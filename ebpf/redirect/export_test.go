@@ -9,7 +9,11 @@ import (
 )
 
 // SetTTL shortens leases for a test.
-func (l *Leases) SetTTL(d time.Duration) { l.ttl = d }
+func (l *Leases) SetTTL(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ttl = d
+}
 
 // Older makes c that of another version of this program, with another layout.
 func (c *HooksConfig) Older() {
