@@ -20,7 +20,7 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	defer cancel()
 	s := &story{stopc: ctx.Done(), name: o.name, out: stdout, began: time.Now()}
 	s.chapter("Prerequisites")
-	if !s.prerequisites() {
+	if !s.prerequisites(o.redirect) {
 		return s.end()
 	}
 	s.chapter("A cluster on this machine: two nodes, the control plane, an agent and a proxy per node")

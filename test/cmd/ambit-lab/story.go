@@ -58,7 +58,7 @@ func (s *story) end() int {
 	return 0
 }
 
-func (s *story) prerequisites() bool {
+func (s *story) prerequisites(redirect string) bool {
 	for _, tool := range []struct{ name, pkg string }{{"ip", "iproute2"}, {"nft", "nftables"}, {"curl", "curl"}} {
 		path, err := exec.LookPath(tool.name)
 		if err != nil {
@@ -76,6 +76,13 @@ func (s *story) prerequisites() bool {
 		return false
 	}
 	s.check(true, "namespaces, nftables and transparent sockets work here (%s); nothing outside the lab's own namespaces is touched", mode)
+	switch {
+	case redirect == "nftables":
+	case mode.NoEBPF == "":
+		s.line("   eBPF: the kernel takes the mesh's programs")
+	default:
+		s.line("   eBPF: not available, so nftables redirects: %s", mode.NoEBPF)
+	}
 	return true
 }
 
