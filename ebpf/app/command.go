@@ -162,7 +162,7 @@ func statusCommand(args []string, stdout, stderr io.Writer) error {
 	var c Config
 	fs := newFlagSet("status", stderr)
 	commonFlags(fs, &c)
-	format := fs.String("o", "", "output `format`: json, or a table")
+	format := fs.String("o", "", "output `format`: a table, or json: {\"node\": how pods are captured and why, \"pods\": [one status each]}")
 	if err := parse(fs, args); err != nil {
 		return err
 	}

@@ -456,11 +456,11 @@ func TestAgentKilledAtAnyPoint(t *testing.T) {
 	a := m.agent("--redirect", "ebpf")
 	m.startProxy(m.proxy)
 	m.wantVia(agent.Enabled, "ebpf", "label")
-	for i := range 12 {
+	for i := range 8 {
 		a.kill()
 		m.wantCaptured("without an agent")
 		a = m.agent("--redirect", "ebpf")
-		for end := time.Now().Add(time.Duration(i) * 15 * time.Millisecond); time.Now().Before(end); {
+		for end := time.Now().Add(time.Duration(i) * 20 * time.Millisecond); time.Now().Before(end); {
 			m.wantCaptured("while the agent starts")
 		}
 	}
@@ -468,10 +468,10 @@ func TestAgentKilledAtAnyPoint(t *testing.T) {
 	m.wantVia(agent.Enabled, "ebpf", "label")
 	m.wantCaptured("in the end")
 	// The same while pods change over, when the proxy may be asked to listen again.
-	for i := range 12 {
+	for i := range 8 {
 		a.kill()
 		a = m.agent("--redirect", []string{"nftables", "ebpf"}[i%2])
-		for end := time.Now().Add(time.Duration(i+2) * 25 * time.Millisecond); time.Now().Before(end); {
+		for end := time.Now().Add(time.Duration(i+2) * 30 * time.Millisecond); time.Now().Before(end); {
 			if line, err := m.call(); err == nil && line != "15001 "+plainAddr.String() {
 				t.Fatalf("while pods change over: answered %q", line)
 			}
