@@ -152,7 +152,9 @@ func (a *Agent) wakeAttachLoop() {
 
 // Admit returns when the pod may start: at once if it is not to be in the mesh, and
 // otherwise when its connections are captured and the proxy has acknowledged it. If
-// ctx ends before, the error says what is missing.
+// ctx ends before, the error says what is missing. Before the source has listed the
+// pods nothing is decided, and at once, so that the plugin can decide by facts: a
+// source may take long after a reboot.
 func (a *Agent) Admit(ctx context.Context, at attach.Attachment) (inMesh bool, why string, err error) {
 	if at.Inode, err = a.inode(at); err != nil {
 		return false, "", err
@@ -293,7 +295,7 @@ func (a *Agent) Ready() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.synced {
-		return &attach.Refusal{Message: notSynced}
+		return &attach.Refusal{Message: notSynced, Unready: true}
 	}
 	return nil
 }
@@ -351,7 +353,7 @@ func (a *Agent) look(at attach.Attachment) view {
 	}
 	switch {
 	case !a.synced:
-		v.missing = notSynced
+		v.err = &attach.Refusal{Message: fmt.Sprintf("pod %s waits for the mesh: %s", at.Pod(), notSynced), Details: seeStatus, Unready: true}
 	case !known:
 		v.missing = "the node agent has not heard of the pod"
 		v.fix = "does the agent's --source have the pod, with this node's name in spec.nodeName and uid " + at.UID + "?"

@@ -81,12 +81,16 @@ func TestPodStartsOnceItIsServed(t *testing.T) {
 		w := newWorld(t)
 		w.hang = make(chan struct{})
 		a := w.start()
-		c := w.admit(a, w.attachment("hang", "c1"))
-		waits(t, "the agent knows no pods yet", c)
+		got := <-w.admit(a, w.attachment("hang", "c1"))
+		wantRefusal(t, "the agent knows no pods yet", got, "pod shop/web-hang", "does not know the node's pods")
+		if refusal, ok := errors.AsType[*attach.Refusal](got.err); !ok || !refusal.Unready || got.waited != 0 {
+			t.Errorf("%+v, want to be told at once that facts decide", got)
+		}
 		if a.Ready() == nil {
 			t.Error("ready before the source listed the pods")
 		}
 		w.pods <- nil
+		c := w.admit(a, w.attachment("hang", "c1"))
 		waits(t, "the source does not know the pod yet", c)
 		if err := a.Ready(); err != nil {
 			t.Error(err)
@@ -133,14 +137,12 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		a := w.start()
-		c := w.admit(a, w.attachment("a", "c1"))
-		got := <-c
-		wantRefusal(t, "no list", got, "pod shop/web-a", "does not know the node's pods")
+		w.pods <- nil
+		got := <-w.admit(a, w.attachment("a", "c1"))
+		wantRefusal(t, "unknown pod", got, "pod shop/web-a", "not heard of the pod", "--source")
 		if got.waited != 30*time.Second {
 			t.Errorf("waited %v", got.waited)
 		}
-		w.pods <- nil
-		wantRefusal(t, "unknown pod", <-w.admit(a, w.attachment("a", "c1")), "not heard of the pod", "--source")
 		p := w.starting("a")
 		p.Undecided, p.Enrolled = true, false
 		w.pods <- []agent.Pod{p}

@@ -13,7 +13,7 @@
 //     acknowledged it, or its start fails with what is missing and the runtime tries
 //     again.
 //
-// While no agent answers, after a reboot above all, the facts that it left on the
+// While no agent answers, or none that knows the pods, after a reboot above all, the facts that it left on the
 // disk decide (attach.Facts). In doubt the pod waits. Pods of excluded namespaces
 // never do: the agent and ztunnel must be able to start. What nobody can know
 // without the agent is the label of a pod that was made meanwhile: in a namespace
@@ -122,31 +122,41 @@ func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, arg
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
+	var waiting error
 	for {
 		_, err := p.client(c).Ask(ctx, attach.Request{Command: command, Attachment: a})
 		if err == nil {
 			return nil
 		}
-		if refusal, ok := errors.AsType[*attach.Refusal](err); ok {
-			code := types.ErrTryAgainLater
-			if refusal.Final {
-				code = codeRefused
-			}
-			return types.NewError(code, refusal.Message, refusal.Details)
+		if ctx.Err() != nil && waiting != nil {
+			return waiting // this time it was too late to learn more
 		}
-		if !errors.Is(err, attach.ErrAway) {
+		refusal, refused := errors.AsType[*attach.Refusal](err)
+		switch {
+		case refused && refusal.Final:
+			return types.NewError(codeRefused, refusal.Message, refusal.Details)
+		case refused && !refusal.Unready:
+			return types.NewError(types.ErrTryAgainLater, refusal.Message, refusal.Details)
+		case !refused && !errors.Is(err, attach.ErrAway):
 			return types.NewError(types.ErrInternal, err.Error(), "")
 		}
 		pass, why := alone(c, a)
-		if pass {
+		switch {
+		case pass:
 			return nil
+		case refused:
+			waiting = types.NewError(types.ErrTryAgainLater, refusal.Message, refusal.Details+"; "+why)
+		default:
+			waiting = types.NewError(types.ErrTryAgainLater,
+				fmt.Sprintf("pod %s waits for the mesh's node agent, which does not answer on %s: %s", a.Pod(), c.Socket, why),
+				fmt.Sprintf("is ambit-node running on this node? The pod starts by itself once it is (%v)", err))
 		}
 		select {
 		case <-time.After(retryInterval):
 		case <-ctx.Done():
-			return types.NewError(types.ErrTryAgainLater,
-				fmt.Sprintf("pod %s waits for the mesh's node agent, which does not answer on %s: %s", a.Pod(), c.Socket, why),
-				fmt.Sprintf("is ambit-node running on this node? The pod starts by itself once it is (%v)", err))
+		}
+		if ctx.Err() != nil {
+			return waiting
 		}
 	}
 }
@@ -159,7 +169,7 @@ func (p *Plugin) tell(ctx context.Context, c *call, a attach.Attachment) {
 	_, _ = p.client(c).Ask(ctx, attach.Request{Command: attach.Tell, Attachment: a})
 }
 
-// alone decides about a pod while no agent answers.
+// alone decides about a pod without the agent.
 func alone(c *call, a attach.Attachment) (pass bool, why string) {
 	facts, err := attach.ReadFacts(c.StateDir)
 	if err != nil {

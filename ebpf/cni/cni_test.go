@@ -255,6 +255,27 @@ func TestWithoutTheAgentFactsDecide(t *testing.T) {
 	})
 }
 
+// An agent whose source is away knows no more than its facts.
+func TestAgentThatIsNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.start()
+		n.admit = func(context.Context, attach.Attachment) error {
+			return &attach.Refusal{Message: "pod shop/web waits: nothing is listed", Details: "see there", Unready: true}
+		}
+		n.facts(attach.Facts{Namespaces: map[string]attach.Namespace{"shop": {}}})
+		began := time.Now()
+		if err := n.plugin().Add(t.Context(), n.args(podArgs)); err != nil || time.Since(began) != 0 {
+			t.Errorf("outside the mesh: %v after %v", err, time.Since(began))
+		}
+		n.facts(attach.Facts{Namespaces: map[string]attach.Namespace{"shop": {InMesh: true}}})
+		wantError(t, "in the mesh", n.plugin().Add(t.Context(), n.args(podArgs)), types.ErrTryAgainLater, "nothing is listed", "the namespace is in the mesh")
+		if d := time.Since(began); d != 30*time.Second {
+			t.Errorf("waited %v, want 30 s for the agent to become ready", d)
+		}
+	})
+}
+
 // A pod that waits starts as soon as the agent is there, in the same attempt.
 func TestAgentThatComesIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -43,6 +43,8 @@ type Answer struct {
 type Refusal struct {
 	Message string `json:"message"`           // which pod, and what is missing
 	Details string `json:"details,omitempty"` // what to do about it
+	// Unready: the agent knows no more about the pod than the facts on the disk do.
+	Unready bool `json:"unready,omitempty"`
 	// Final: asking again changes nothing, as the request itself is wrong.
 	Final bool `json:"final,omitempty"`
 }
