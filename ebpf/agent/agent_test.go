@@ -469,6 +469,9 @@ func TestCleanup(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(w.dir, "status", "a.older"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	n, err := agent.Cleanup(w.status, rules{w}, nil)
 	if n != 2 || err != nil {
 		t.Errorf("Cleanup: %d, %v; want 2 pods", n, err)
@@ -476,6 +479,9 @@ func TestCleanup(t *testing.T) {
 	w.want("rules go", "remove")
 	if left, err := w.status.List(); err != nil || len(left) != 0 {
 		t.Errorf("statuses left: %v, %v", left, err)
+	}
+	if left, err := os.ReadDir(filepath.Join(w.dir, "status")); err != nil || len(left) != 0 {
+		t.Errorf("files left: %v, %v", left, err)
 	}
 }
 

@@ -89,7 +89,7 @@ func (d *StatusDir) Write(s Status) error {
 	return nil
 }
 
-// Remove removes the pod's file, if there is one.
+// Remove removes the pod's files, if there are any.
 func (d *StatusDir) Remove(uid string) error {
 	path, err := d.path(uid)
 	if err != nil {
@@ -98,7 +98,7 @@ func (d *StatusDir) Remove(uid string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove pod status: %w", err)
 	}
-	return nil
+	return d.removeOlder(uid)
 }
 
 // RemoveExcept removes the files of all other pods, and what a crash left half written.

@@ -576,9 +576,6 @@ func (w *worker) hide() {
 		w.log.Error("pod status cannot be removed", "err", err)
 	}
 	w.older = nil
-	if err := w.agent.cfg.Status.removeOlder(w.uid); err != nil {
-		w.log.Error("what is known of older connections cannot be removed", "err", err)
-	}
 	w.mu.Lock()
 	w.shown = Status{}
 	w.mu.Unlock()
