@@ -91,15 +91,10 @@ static __always_inline int gate(struct __sk_buff *skb)
 	return TC_DROP;
 }
 
+/* Where packets leave the pod, and at the node's end of the cable, which packets also reach that pass no queue
+ * (PACKET_QDISC_BYPASS). One program for both: the verifier's work on it is most of what an enrolment costs. */
 SEC("tcx/egress")
 int pod_gate(struct __sk_buff *skb)
-{
-	return gate(skb);
-}
-
-/* At the host's end of the cable, which packets also reach that pass no queue (PACKET_QDISC_BYPASS). */
-SEC("tcx/ingress")
-int host_gate(struct __sk_buff *skb)
 {
 	return gate(skb);
 }

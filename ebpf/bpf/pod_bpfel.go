@@ -136,7 +136,6 @@ const (
 	PodMapMeshPods       = "mesh_pods"
 	PodMapMeshSettings   = "mesh_settings"
 	PodMapMeshWanted     = "mesh_wanted"
-	PodProgHostGate      = "host_gate"
 	PodProgPodGate       = "pod_gate"
 	PodProgPodLookup     = "pod_lookup"
 	PodVarDropEventType  = "drop_event_type"
@@ -185,7 +184,6 @@ type PodSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type PodProgramSpecs struct {
-	HostGate  *ebpf.ProgramSpec `ebpf:"host_gate"`
 	PodGate   *ebpf.ProgramSpec `ebpf:"pod_gate"`
 	PodLookup *ebpf.ProgramSpec `ebpf:"pod_lookup"`
 }
@@ -285,14 +283,12 @@ type PodVariables struct {
 //
 // It can be passed to LoadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PodPrograms struct {
-	HostGate  *ebpf.Program `ebpf:"host_gate"`
 	PodGate   *ebpf.Program `ebpf:"pod_gate"`
 	PodLookup *ebpf.Program `ebpf:"pod_lookup"`
 }
 
 func (p *PodPrograms) Close() error {
 	return _PodClose(
-		p.HostGate,
 		p.PodGate,
 		p.PodLookup,
 	)

@@ -317,7 +317,7 @@ func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
 		if peer == 0 {
 			continue
 		}
-		err = h.placeGate(filepath.Join(pins, hostPin(index)), h.cfg.Node, peer, coll.Programs[bpf.PodProgHostGate], ebpf.AttachTCXIngress)
+		err = h.placeGate(filepath.Join(pins, hostPin(index)), h.cfg.Node, peer, coll.Programs[bpf.PodProgPodGate], ebpf.AttachTCXIngress)
 		if err != nil {
 			return fmt.Errorf("attach the packet gate to the node's end of %s: %w", l.Attrs().Name, err)
 		}
