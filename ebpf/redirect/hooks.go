@@ -92,6 +92,8 @@ type Hooks struct {
 
 	accelerated map[uint64]*netns.NS // pods, by cookie
 	leases      *Leases              // nil: none are granted
+
+	leaseHooks sync.Mutex // leaseHooks are attached, or not, as enrolments say
 }
 
 // programs are loaded ones by their name.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -188,12 +189,7 @@ func (l *Leases) pairOf(old *held, owner lease.Events, k lease.Key, t lease.Targ
 			}
 			p.target.Share = t.Share
 			if p.owner != owner {
-				p.owner = owner
-				for _, c := range l.conns {
-					if c.pair == p {
-						c.told = false // the next sweep tells
-					}
-				}
+				l.handOver(p, owner)
 			}
 			return p
 		}
@@ -202,6 +198,21 @@ func (l *Leases) pairOf(old *held, owner lease.Events, k lease.Key, t lease.Targ
 	p := &pair{id: l.next, owner: owner, key: k, target: t}
 	l.pairs[p.id] = p
 	return p
+}
+
+// handOver gives a pair and its connections to another owner, whom the next sweep
+// tells of them.
+func (l *Leases) handOver(p *pair, owner lease.Events) {
+	for cookie, c := range l.conns {
+		if c.pair != p {
+			continue
+		}
+		if c.told && p.owner != nil {
+			p.owner.Closed(lease.Closed{Conn: cookie, Lost: true})
+		}
+		c.told = false
+	}
+	p.owner = owner
 }
 
 func (l *Leases) put(k lease.Key, hd *held) error {
@@ -513,6 +524,44 @@ func (l *Leases) Sweep() error {
 		}
 	}
 	return err
+}
+
+// enrolAccelerated attaches what leases need before a program can find one. Where
+// that fails, the pod is captured as any other.
+func (h *Hooks) enrolAccelerated(p *pod, rules PodRules) error {
+	h.leaseHooks.Lock()
+	defer h.leaseHooks.Unlock()
+	if err := h.accelerate(p); err != nil {
+		h.cfg.Logger.Warn("a pod cannot be accelerated: its connections go through the proxy", "err", err)
+		rules.Accelerate = false
+	}
+	return h.enrol(p.cookie, p.enrolment(rules))
+}
+
+// pruneLeaseHooks detaches what leases need once no pod is accelerated.
+func (h *Hooks) pruneLeaseHooks() error {
+	if _, err := os.Stat(h.path(leaseDir)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	h.leaseHooks.Lock()
+	defer h.leaseHooks.Unlock()
+	var (
+		c uint64
+		e bpf.CgroupEnrolment
+	)
+	it := h.maps[bpf.CgroupMapMeshEnrolled].Iterate()
+	for it.Next(&c, &e) {
+		if e.Flags&bpf.CgroupEnrolmentFlagENROL_ACCELERATE != 0 {
+			return nil
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read enrolments: %w", err)
+	}
+	if err := os.RemoveAll(h.path(leaseDir)); err != nil {
+		return fmt.Errorf("detach what acceleration needs: %w", err)
+	}
+	return nil
 }
 
 // accelerate keeps what it takes to end a pod's connections.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -375,6 +377,12 @@ func TestLeasesEnd(t *testing.T) {
 			check(t, s.leases.Renew(s.heard))
 			s.heard.wait(t, "its connection's end", func() bool { return len(s.heard.closed) == 1 })
 		}, false},
+		{"the agent dies", func(t *testing.T, s *pairStage) {
+			s.stopRun()
+			s.leases.SetTTL(time.Millisecond)
+			check(t, s.leases.Renew(s.heard))
+			unix.Nanosleep(&unix.Timespec{Nsec: 2_000_000}, nil) // the kernel's clock decides
+		}, true},
 		{"another agent, and nobody asks again", func(t *testing.T, s *pairStage) {
 			s.stopRun()
 			leases, err := s.hooks.NewLeases()
@@ -403,6 +411,39 @@ func TestLeasesEnd(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLeasesHooksComeAndGo: pods that are not accelerated pay for no sockops program.
+func TestLeasesHooksComeAndGo(t *testing.T) {
+	s := newPairStage(t)
+	attached := func() bool {
+		_, err := os.Stat(filepath.Join(s.cfg.Dir, "lease", "lease_sockops"))
+		return err == nil
+	}
+	check(t, s.hooks.Prune(), s.hooks.Apply(s.pod.NS, everything), s.hooks.Prune())
+	if !attached() {
+		t.Fatal("detached while a pod is accelerated")
+	}
+	check(t, s.hooks.Apply(s.client.NS, everything), s.hooks.Prune())
+	if attached() {
+		t.Error("still attached")
+	}
+}
+
+// TestLeasesNextProxy has a proxy that takes over from one that drains.
+func TestLeasesNextProxy(t *testing.T) {
+	s := newPairStage(t)
+	s.echo(t)
+	s.grant(t, leaseVIP4, s.target(clientV4, lease.All))
+	fd := s.hold(t, leaseVIP4)
+	old, next := s.heard, newHeard()
+	old.wait(t, "the connection", func() bool { return len(old.opened) == 1 })
+	s.heard = next
+	s.grant(t, leaseVIP4, s.target(clientV4, lease.All))
+	s.leases.Abandon(old)
+	check(t, s.leases.Sweep(), roundTrip(fd, "after"))
+	old.wait(t, "that it is another's", func() bool { return len(old.closed) == 1 })
+	next.wait(t, "the connection", func() bool { return len(next.opened) == 1 })
 }
 
 // TestLeasesNextAgent has a lease and a connection that outlive the agent.
@@ -489,7 +530,7 @@ func TestLeasesRace(t *testing.T) {
 		})
 	}
 	reached := 0
-	for range 150 {
+	for range 60 {
 		s.grant(t, leaseVIP4, s.target(clientV4, lease.All))
 		for range 50 {
 			if live() > 0 {

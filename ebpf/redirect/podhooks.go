@@ -164,16 +164,12 @@ func (h *Hooks) Apply(ns *netns.NS, rules PodRules) error {
 		return err
 	}
 	if rules.Accelerate {
-		if err := h.accelerate(p); err != nil {
-			return fmt.Errorf("accelerate: %w", err)
-		}
+		return h.enrolAccelerated(p, rules)
 	}
 	if err := h.enrol(p.cookie, p.enrolment(rules)); err != nil {
 		return err
 	}
-	if !rules.Accelerate {
-		h.decelerate(p.cookie, p.ns)
-	}
+	h.decelerate(p.cookie, p.ns)
 	return nil
 }
 
@@ -549,7 +545,7 @@ func (h *Hooks) Present(ns *netns.NS) (bool, error) {
 // and proxies whose cgroup is. Their programs went with them; neither cookies nor
 // cgroups' numbers are used again.
 func (h *Hooks) Prune() error {
-	if err := h.pruneProxies(); err != nil {
+	if err := errors.Join(h.pruneProxies(), h.pruneLeaseHooks()); err != nil {
 		return err
 	}
 	dirs, err := os.ReadDir(h.path(podsDir))
