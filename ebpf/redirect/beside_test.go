@@ -34,6 +34,10 @@ func foreign(t *testing.T, kind ebpf.ProgramType, at ebpf.AttachType, verdict in
 // TestHooksBesideExclusivePrograms finds a program attached as in the days before
 // several could be.
 func TestHooksBesideExclusivePrograms(t *testing.T) {
+	s := quietStage(t)
+	s.cfg.NodeCgroup = ""
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "client")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
 	for _, tc := range []struct {
 		name      string
 		flags     uint32
@@ -49,8 +53,6 @@ func TestHooksBesideExclusivePrograms(t *testing.T) {
 		{name: "one of several above the root", flags: unix.BPF_F_ALLOW_MULTI, above: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := quietStage(t)
-			s.cfg.NodeCgroup = ""
 			where := s.app.Path
 			if tc.above {
 				where = parent(where)
@@ -81,8 +83,9 @@ func TestHooksBesideExclusivePrograms(t *testing.T) {
 				t.Errorf("obstacles are %q, want %q", found, tc.obstacles)
 			}
 			check(t, h.Proxy(s.proxy.Path))
-			s.listenAll(t)
 			s.enrol(t)
+			stop := s.listenProxy(t) // after the hooks know it
+			defer stop()
 			s.wantCaptured(t, "beside the stranger")
 		})
 	}
@@ -91,10 +94,12 @@ func TestHooksBesideExclusivePrograms(t *testing.T) {
 // TestHooksBesideLookups has a foreign sk_lookup program in the pod.
 func TestHooksBesideLookups(t *testing.T) {
 	const drop, pass = 0, 1
+	s := newStage(t)
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
 	for _, before := range []bool{true, false} {
 		for name, verdict := range map[string]int32{"drops": drop, "passes": pass} {
 			t.Run(fmt.Sprintf("%s, attached before %t", name, before), func(t *testing.T) {
-				s := newStage(t)
+				defer func() { check(t, s.hooks.Remove(s.pod.NS)) }()
 				p := foreign(t, ebpf.SkLookup, ebpf.AttachSkLookup, verdict)
 				attach := func() {
 					var l *link.NetNsLink
@@ -118,7 +123,6 @@ func TestHooksBesideLookups(t *testing.T) {
 					t.Errorf("obstacles are %q, want the stranger", found)
 				}
 				stop()
-				answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
 				if c, err := connect(s.app, s.client.NS, at(podV4, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {
 					t.Errorf("without the proxy: answered %q, %v, want ECONNREFUSED", c.line, err)
 				}
@@ -130,7 +134,10 @@ func TestHooksBesideLookups(t *testing.T) {
 // TestHooksBesidePacketPrograms has foreign programs at both ends of the pod's cable.
 func TestHooksBesidePacketPrograms(t *testing.T) {
 	const next, pass, drop = -1, 0, 2
-	for _, tc := range []struct {
+	s := newStage(t)
+	w := s.watch(t)
+	s.listenProxy(t)
+	for i, tc := range []struct {
 		name    string
 		when    string // "before": ours come; "behind" or "ahead" of ours, later
 		verdict int32
@@ -146,9 +153,7 @@ func TestHooksBesidePacketPrograms(t *testing.T) {
 		{name: "drops", when: "ahead", verdict: drop, named: true},
 	} {
 		t.Run(tc.name+" "+tc.when, func(t *testing.T) {
-			s := newStage(t)
-			w := s.watch(t)
-			s.listenProxy(t)
+			defer func() { check(t, s.hooks.Remove(s.pod.NS)) }()
 			attach := func() {
 				for _, end := range []struct {
 					ns   *netns.NS
@@ -189,7 +194,7 @@ func TestHooksBesidePacketPrograms(t *testing.T) {
 				return // nothing leaves the pod at all
 			}
 			s.wantCaptured(t, "beside the strangers")
-			mark := []byte{0x77, 0xed, 0, 1}
+			mark := []byte{0x77, 0xed, 0, byte(i)}
 			f := frame{bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 0, syn(mark)))}
 			check(t, contained(s.app, s.pod.NS, func() error { return both(f.send(w, mark), w.last(mark)) }))
 			if arrived, err := w.saw(mark); err != nil || arrived != tc.leaks {
