@@ -1,7 +1,6 @@
 package netlab
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -34,7 +33,8 @@ func MustCgroups(t TB, names ...string) []*Cgroup {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
-	parent := filepath.Join(before, fmt.Sprintf("ambit-test-%d", os.Getpid()))
+	SweepCgroups(before)
+	parent := filepath.Join(before, testCgroup(os.Getpid()))
 	var out []*Cgroup
 	dirs := []string{parent}
 	for _, name := range names {

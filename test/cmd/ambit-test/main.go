@@ -66,6 +66,7 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "ambit-test:", err)
 		return 2
 	}
+	defer sweep()
 	missing := raceMissing()
 	if missing != "" {
 		fmt.Println("race detector off:", missing)

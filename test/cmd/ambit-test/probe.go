@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 
+	"github.com/ambit-mesh/ambit/ebpf/cgroup"
 	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
@@ -33,4 +34,16 @@ func eBPF(self string) (why string, err error) {
 		return "", errors.New(why)
 	}
 	return why, nil
+}
+
+// sweep takes away the cgroups of test binaries that were killed: unlike namespaces
+// they stay. Where the hierarchy is not mounted the next test that needs it does so.
+func sweep() {
+	mount, err := cgroup.Mount()
+	if err != nil {
+		return
+	}
+	if dir, err := cgroup.OfProcess(os.Getpid(), mount); err == nil {
+		netlab.SweepCgroups(dir)
+	}
 }
