@@ -28,10 +28,9 @@ func TestMain(m *testing.M) { leak.Main(m) }
 
 // agent is a Handler that does what a test says.
 type agent struct {
-	admit   func(ctx context.Context, a attach.Attachment) (bool, string, error)
-	calls   chan string
-	collect func(network string, valid []string)
-	ready   error
+	admit func(ctx context.Context, a attach.Attachment) (bool, string, error)
+	calls chan string
+	ready error
 }
 
 func (h *agent) Admit(ctx context.Context, a attach.Attachment) (bool, string, error) {
