@@ -41,6 +41,7 @@ type admission struct {
 
 // admit asks in the background, as the plugin does, for at most 30 s.
 func (w *world) admit(a *agent.Agent, at attach.Attachment) <-chan admission {
+	synctest.Wait() // until the agent has taken over what the source listed
 	c := make(chan admission, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	go func() {
