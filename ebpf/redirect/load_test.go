@@ -147,6 +147,8 @@ func TestManyInbound(t *testing.T) {
 						if err != nil {
 							return fmt.Errorf("connection %d beside %d: %w", i, l.live, err)
 						}
+						// A reset: the client's own side shall remember none, of its ports it has 28232.
+						_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 						_ = unix.Close(fd) // the call is over
 					}
 					return nil
