@@ -649,8 +649,10 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 	bpf_map_delete_elem(&mesh_handover, &key);
 }
 
-/* A dial is known from before its SYN until it is established or given up: afterwards its packets belong to a
- * socket, and the entry would let a stranger with the same addresses and ports through. */
+/* A dial out is known from before its SYN until it is established or given up: afterwards its packets belong to a
+ * socket, and the entry would let a stranger with the same addresses and ports out. One to the app is known until
+ * its end: where SYNs are answered with cookies (tcp_syncookies) the ACK looks for a listener too. What else comes
+ * with its addresses and ports meanwhile belongs to a socket. */
 static __always_inline void dialling(struct bpf_sock_ops *ctx)
 {
 	struct flow f = flow_of(ctx);
@@ -668,7 +670,10 @@ static __always_inline void dialled(struct bpf_sock_ops *ctx)
 	if (ctx->args[1] != TCP_ESTABLISHED && ctx->args[1] != TCP_CLOSE)
 		return;
 	struct flow f = flow_of(ctx);
+	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &f.netns);
 
+	if (ctx->args[1] == TCP_ESTABLISHED && e && (same(&f.remote, &e->v4) || same(&f.remote, &e->v6)))
+		return;
 	bpf_map_delete_elem(&mesh_dials, &f);
 }
 
@@ -713,7 +718,7 @@ static __always_inline void probing(struct bpf_sock_ops *ctx)
 
 static __always_inline void probed(struct bpf_sock_ops *ctx)
 {
-	if (ctx->args[1] != TCP_ESTABLISHED && ctx->args[1] != TCP_CLOSE)
+	if (ctx->args[1] != TCP_CLOSE)
 		return;
 	struct flow f = flow_of(ctx);
 	struct settings *set = settings();
