@@ -41,7 +41,6 @@ type redirector struct {
 	log    *slog.Logger
 
 	mu        sync.Mutex
-	status    agent.NodeStatus
 	obstacles []string
 }
 

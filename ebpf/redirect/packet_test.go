@@ -23,7 +23,6 @@ import (
 type frame struct {
 	name   string
 	bytes  []byte // from the Ethernet type on, or the IP header if proto is set
-	more   []byte // a second packet of the same kind
 	proto  uint16
 	raw    func(mark []byte) error // instead: a raw socket
 	limits limits
