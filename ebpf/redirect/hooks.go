@@ -212,8 +212,8 @@ func (h *Hooks) Ready() error {
 	return h.putSettings(false)
 }
 
-// hold enrols whoever has pins, in a way that lets nothing out: pins are named
-// alike in all layouts.
+// hold enrols whoever has pins, in a way that lets nothing out or in: pins are
+// named alike in all layouts.
 func (h *Hooks) hold() error {
 	dirs, err := os.ReadDir(h.path(podsDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -224,7 +224,9 @@ func (h *Hooks) hold() error {
 		if err != nil {
 			continue
 		}
-		if err := h.enrol(c, bpf.CgroupEnrolment{Flags: bpf.CgroupEnrolmentFlagENROL_HOLD}); err != nil {
+		// Both directions: the pod's programs come to this map before its Apply has written more.
+		held := bpf.CgroupEnrolment{Flags: bpf.CgroupEnrolmentFlagENROL_HOLD | bpf.CgroupEnrolmentFlagENROL_OUTBOUND | bpf.CgroupEnrolmentFlagENROL_INBOUND}
+		if err := h.enrol(c, held); err != nil {
 			return err
 		}
 	}

@@ -105,13 +105,17 @@ func (s *stage) echoing(t *testing.T) (ping func(when string)) {
 	}
 }
 
-// noPlaintext connects from the pod: captured, or refused.
+// noPlaintext connects from the pod and to it: captured, or refused.
 func (s *stage) noPlaintext(t *testing.T, when string) {
 	t.Helper()
-	for _, a := range []netip.Addr{clientV4, clientV6} {
-		c, err := connect(s.app, s.pod.NS, netip.AddrPortFrom(a, 8080), nil)
+	for _, a := range families() {
+		c, err := connect(s.app, s.pod.NS, at(a.client, 8080), nil)
 		if err == nil && !strings.HasPrefix(c.line, "15001 ") {
-			t.Errorf("%s: the pod's connection to %v was answered %q", when, a, c.line)
+			t.Errorf("%s: the pod's connection to %v was answered %q", when, a.client, c.line)
+		}
+		c, err = connect(s.app, s.client.NS, at(a.pod, 8080), nil)
+		if err == nil && !strings.HasPrefix(c.line, "15006 ") {
+			t.Errorf("%s: %v's connection to the pod was answered %q", when, a.client, c.line)
 		}
 	}
 }
@@ -121,6 +125,7 @@ func (s *stage) noPlaintext(t *testing.T, when string) {
 func TestHooksOtherVersion(t *testing.T) {
 	s := newStage(t)
 	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
 	s.enrol(t)
 	ping := s.echoing(t)
 	stop := s.listenProxy(t)
@@ -186,6 +191,7 @@ func TestHooksOtherVersion(t *testing.T) {
 func TestHooksCrashes(t *testing.T) {
 	s := newStage(t)
 	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "plain")
+	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
 	s.enrol(t)
 	ping := s.echoing(t)
 	stop := s.listenProxy(t)
