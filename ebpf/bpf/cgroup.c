@@ -112,21 +112,46 @@ static __always_inline bool is_link_local(const struct address *a)
 }
 
 /* DNS over UDP: each server that a pod asks has an alias of its own there, so that each answer seems to come
- * from the server that was asked. */
+ * from the server that was asked. All pods share the map, so one of them has ALIAS_SERVERS aliases of a family at
+ * most: who asks more servers is given what nobody used for ALIAS_IDLE, longer than a resolver waits for an answer,
+ * or is refused. It cannot have the aliases of others evicted. */
 #define ALIAS_TRIES 8
+#define ALIAS_SERVERS 2048
+#define ALIAS_IDLE 30000000000ULL
+#define ALIAS_TOUCH 1000000000ULL /* spares most uses the write */
+
+static __always_inline void dns_used(struct server *s, __u64 now)
+{
+	if (s->used + ALIAS_TOUCH < now)
+		s->used = now;
+}
 
 static __always_inline bool dns_alias(__u64 netns, const struct address *server, struct address *alias)
 {
+	struct server fresh = {.addr = *server, .used = bpf_ktime_get_ns()};
+
 	for (__u32 i = 0; i < ALIAS_TRIES; i++) {
 		__u32 h = mix(server->word[0] ^
 			      mix(server->word[1] ^ mix(server->word[2] ^ mix(server->word[3] ^ mix(i)))));
-		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(server), h)};
-		struct address *have = bpf_map_lookup_elem(&mesh_aliases, &key);
+		struct alias key = {.netns = netns, .addr = alias_of(is_ip4(server), h % ALIAS_SERVERS)};
+		struct server *have = bpf_map_lookup_elem(&mesh_aliases, &key);
 
-		if (have ? same(have, server) : bpf_map_update_elem(&mesh_aliases, &key, server, BPF_NOEXIST) == 0) {
-			*alias = key.addr;
-			return true;
+		if (!have) {
+			if (bpf_map_update_elem(&mesh_aliases, &key, &fresh, BPF_NOEXIST))
+				continue;
+		} else {
+			__u64 used = have->used;
+			bool idle = used + ALIAS_IDLE < fresh.used, is = same(&have->addr, server);
+
+			/* Of those who want an idle one at the same time one gets it, its own server's too. */
+			if (idle ? __sync_val_compare_and_swap(&have->used, used, fresh.used) != used : !is)
+				continue;
+			if (!is && bpf_map_update_elem(&mesh_aliases, &key, &fresh, BPF_ANY))
+				continue;
+			dns_used(have, fresh.used);
 		}
+		*alias = key.addr;
+		return true;
 	}
 	drop(REASON_ALIAS, &(struct flow){.netns = netns, .remote = *server, .remote_port = bpf_htons(PORT_DNS_SERVER)});
 	return false;
@@ -367,10 +392,11 @@ static __always_inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
 	if (!is_alias(&key.addr))
 		return PASS;
 	key.netns = bpf_get_netns_cookie(ctx);
-	struct address *server = bpf_map_lookup_elem(&mesh_aliases, &key);
+	struct server *server = bpf_map_lookup_elem(&mesh_aliases, &key);
 
 	if (server) {
-		set_user_address(ctx, v6, server);
+		dns_used(server, bpf_ktime_get_ns());
+		set_user_address(ctx, v6, &server->addr);
 		ctx->user_port = bpf_htons(PORT_DNS_SERVER);
 	}
 	return PASS;
@@ -537,13 +563,14 @@ static __always_inline bool mark_own(struct bpf_sock *sk)
 static __always_inline int upstream(struct bpf_sock_addr *ctx, bool v6, __u64 netns, const struct address *dst)
 {
 	struct alias key = {.netns = netns, .addr = *dst};
-	struct address *server = bpf_map_lookup_elem(&mesh_aliases, &key);
+	struct server *server = bpf_map_lookup_elem(&mesh_aliases, &key);
 
 	if (!server) {
 		drop(REASON_ALIAS, &(struct flow){.netns = netns, .remote = *dst, .remote_port = user_port(ctx)});
 		return REFUSE;
 	}
-	set_user_address(ctx, v6, server);
+	dns_used(server, bpf_ktime_get_ns());
+	set_user_address(ctx, v6, &server->addr);
 	return PASS;
 }
 

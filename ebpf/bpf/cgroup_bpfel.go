@@ -199,6 +199,12 @@ const (
 	CgroupReasonREASON_COUNT       CgroupReason = 9
 )
 
+type CgroupServer struct {
+	_    structs.HostLayout
+	Addr CgroupAddress
+	Used uint64
+}
+
 type CgroupSettings struct {
 	_      structs.HostLayout
 	Layout uint32

@@ -105,7 +105,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct alias);
-	__type(value, struct address); /* the server */
+	__type(value, struct server);
 } mesh_aliases SEC(".maps");
 
 /* Reads a field of a context where it stands. Left to itself the compiler chooses between two fields' addresses and

@@ -105,6 +105,12 @@ struct alias {
 	struct address addr;
 };
 
+/* Whom an alias of DNS stands for. */
+struct server {
+	struct address addr;
+	__u64 used; /* when last, by the clock of bpf_ktime_get_ns */
+};
+
 struct settings {
 	__u32 layout;
 	__u32 hold; /* enrolments are being written again: not for programs, but for an agent that follows */

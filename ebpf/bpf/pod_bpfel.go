@@ -111,6 +111,12 @@ const (
 	PodReasonREASON_COUNT       PodReason = 9
 )
 
+type PodServer struct {
+	_    structs.HostLayout
+	Addr PodAddress
+	Used uint64
+}
+
 type PodSettings struct {
 	_      structs.HostLayout
 	Layout uint32

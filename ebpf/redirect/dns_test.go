@@ -1,6 +1,7 @@
 package redirect_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -116,6 +117,11 @@ func connectAndAsk(fd int, to netip.AddrPort) error {
 	if local, err := localAddr(fd); err != nil || local.Addr().Unmap() != own {
 		return fmt.Errorf("getsockname tells %v, %v, want the pod's own %v", local, err, own)
 	}
+	return ask(fd, to)
+}
+
+// ask has the server that fd is connected to answer.
+func ask(fd int, to netip.AddrPort) error {
 	if _, err := unix.Write(fd, []byte("connected")); err != nil {
 		return err
 	}
@@ -222,6 +228,60 @@ func TestHooksForwardQueries(t *testing.T) {
 		}))
 		if got := <-donec; got != "forwarded" {
 			t.Errorf("the server at %v got %q from the proxy", a.client, got)
+		}
+	}
+}
+
+// TestHooksManyServers has a pod ask for more servers than all pods together have
+// aliases for: the others keep theirs, and it gets what it does not use any more.
+func TestHooksManyServers(t *testing.T) {
+	s := newStage(t)
+	s.listenProxy(t)
+	s.enrol(t, s.pod, s.near)
+	defer s.resolve(t)()
+	for _, f := range families() {
+		server := at(f.vip, 53)
+		var long int // a resolver's socket that lasts
+		check(t, in(s.app, s.pod.NS, func() (err error) {
+			if long, err = datagram(server.Addr()); err != nil {
+				return err
+			}
+			return connectAndAsk(long, server)
+		}))
+		defer unix.Close(long)
+		greedy := func(from, n int) (refused int) {
+			check(t, in(s.app, s.near.NS, func() error {
+				fd, err := datagram(server.Addr())
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				b := f.client.As16()
+				for i := range n {
+					binary.BigEndian.PutUint32(b[12:], uint32(0x0b000000+from+i))
+					to := sockaddr(at(netip.AddrFrom16(b).Unmap(), 53))
+					// Twice: the kernel evicts first what was asked for once.
+					switch err := errors.Join(unix.Connect(fd, to), unix.Connect(fd, to)); {
+					case errors.Is(err, unix.EPERM):
+						refused++
+					case err != nil:
+						return err
+					}
+				}
+				return nil
+			}))
+			return refused
+		}
+		const all = 65536 // aliases of all pods
+		if refused := greedy(0, 3*all); refused < 2*all {
+			t.Errorf("%s: %d of %d servers of one pod were refused", f.name, refused, 3*all)
+		}
+		if err := in(s.app, s.pod.NS, func() error { return ask(long, server) }); err != nil {
+			t.Errorf("%s: a pod after another one asked many servers: %v", f.name, err)
+		}
+		check(t, s.hooks.AgeAliases())
+		if refused := greedy(3*all, 100); refused != 0 {
+			t.Errorf("%s: %d of 100 servers were refused although no other is asked any more", f.name, refused)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"errors"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -31,3 +32,24 @@ func (c *HooksConfig) Crash(f func(what string) error) { c.version.step = f }
 
 // WithoutTCX makes c that of a kernel without TCX.
 func (c *HooksConfig) WithoutTCX() { c.version.noTCX = true }
+
+// AgeAliases makes all servers' aliases ones that nobody has used for long.
+func (h *Hooks) AgeAliases() error {
+	m := h.maps[bpf.CgroupMapMeshAliases]
+	var (
+		k bpf.CgroupAlias
+		v bpf.CgroupServer
+	)
+	all := map[bpf.CgroupAlias]bpf.CgroupServer{}
+	it := m.Iterate()
+	for it.Next(&k, &v) {
+		v.Used = 0
+		all[k] = v
+	}
+	for k, v := range all {
+		if err := m.Update(k, v, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	return it.Err()
+}
