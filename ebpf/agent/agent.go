@@ -187,9 +187,13 @@ type Agent struct {
 	workers      map[string]*worker // by UID
 	ready, tried stage
 	admission    admission
-	synced       bool           // the source has listed the pods; written by its goroutine
-	wg           sync.WaitGroup // workers
-	endc         chan struct{}  // closed when Run ends
+	claims       map[uint64]*worker // by number of the namespace
+	synced       bool               // the source has listed the pods; written by its goroutine
+	wg           sync.WaitGroup     // workers
+	endc         chan struct{}      // closed when Run ends
+
+	// number is the namespace's, which stands at a path; tests have one for all pods.
+	number func(inode uint64, path string) uint64
 
 	// Owned by the source's goroutine.
 	earlier map[string]Status // of an agent before this one, by UID
@@ -200,6 +204,8 @@ func New(cfg Config) *Agent {
 	cfg = cfg.withDefaults()
 	a := &Agent{
 		cfg: cfg, slots: make(chan struct{}, kernelSlots), endc: make(chan struct{}), workers: map[string]*worker{},
+		claims:    map[uint64]*worker{},
+		number:    func(inode uint64, _ string) uint64 { return inode },
 		probes:    probes{rules: cfg.Host, pods: map[string][]netip.Addr{}},
 		admission: newAdmission(),
 	}
@@ -373,7 +379,7 @@ func (a *Agent) open(path string) (*netns.NS, error) {
 
 func (a *Agent) spawnLocked(ctx context.Context, p Pod) {
 	w := &worker{
-		agent: a, uid: p.UID, wakec: make(chan struct{}, 1),
+		agent: a, uid: p.UID, name: p.Namespace + "/" + p.Name, wakec: make(chan struct{}, 1),
 		log: a.cfg.Logger.With("pod", p.Namespace+"/"+p.Name, "uid", p.UID),
 	}
 	w.desired, w.asked, w.shown = &p, 1, a.earlier[p.UID]

@@ -189,6 +189,7 @@ func (w *world) start() *agent.Agent {
 		Source: source{w}, Proxies: proxies{w}, Rules: rules{w}, Host: host{w}, Status: w.status, NodeNS: w.node, Attachments: w.store,
 		Resolves: func(*netns.NS) (bool, error) { return w.resolves.Load(), nil },
 	})
+	a.ByPath() // all pods are in the test's own namespace
 	ctx, cancel := context.WithCancel(context.Background())
 	donec := make(chan error, 1)
 	go func() { donec <- a.Run(ctx) }()

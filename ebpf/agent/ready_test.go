@@ -23,6 +23,7 @@ func (w *world) run(c agent.Config) *agent.Agent {
 	c.Source, c.Proxies, c.Rules, c.Status, c.Via = source{w}, proxies{w}, rules{w}, w.status, "ebpf"
 	c.Resolves = func(*netns.NS) (bool, error) { return false, nil }
 	a := agent.New(c)
+	a.ByPath() // all pods are in the test's own namespace
 	ctx, cancel := context.WithCancel(context.Background())
 	donec := make(chan error, 1)
 	go func() { donec <- a.Run(ctx) }()

@@ -39,6 +39,7 @@ const (
 type worker struct {
 	agent *Agent
 	uid   string
+	name  string // namespace/name
 	log   *slog.Logger
 	wakec chan struct{} // cap 1: "look again"
 
@@ -323,6 +324,9 @@ func (w *worker) open(ctx context.Context, p Pod) error {
 		}
 		return err
 	}
+	if err := w.claim(ns, p); err != nil {
+		return errors.Join(err, ns.Close())
+	}
 	w.ns, w.vanished = ns, false
 	return nil
 }
@@ -336,11 +340,13 @@ func (w *worker) forget(ctx context.Context) {
 		w.agent.cfg.Gone(w.ns)
 	}
 	w.closeNS()
+	w.cleared = false // its path may lead there again, rules and all
 }
 
 func (w *worker) closeNS() {
 	if w.ns != nil {
 		_ = w.ns.Close() // only ever entered and passed on
+		w.unclaim()
 	}
 	w.ns, w.applied, w.captured, w.acked, w.dns, w.older = nil, false, false, false, false, nil
 }
@@ -486,21 +492,26 @@ func (w *worker) remove(ctx context.Context) error {
 // proxy carries for the pod needs its time again: un-enrolment begins anew.
 func (w *worker) resume(ctx context.Context) error {
 	w.mu.Lock()
-	path := ""
+	var p Pod
 	if w.desired != nil {
-		path = w.desired.NetNS
+		p = *w.desired
 	}
 	w.mu.Unlock()
-	if path == "" {
+	if p.NetNS == "" {
 		return nil
 	}
-	ns, err := w.agent.open(path)
+	ns, err := w.agent.open(p.NetNS)
 	if err != nil {
 		return nil // no namespace, no rules
+	}
+	if w.others(ns, p) || w.claim(ns, p) != nil {
+		w.log.Warn("pod is not in the mesh, and names the network namespace of a pod that is", "path", p.NetNS)
+		return ns.Close()
 	}
 	present := false
 	err = w.agent.kernel(ctx, func() (err error) { present, err = w.agent.cfg.Rules.Present(ns); return err })
 	if err != nil || !present {
+		w.unclaim()
 		return errors.Join(err, ns.Close())
 	}
 	w.log.Info("an earlier agent left redirection in the pod")
