@@ -20,6 +20,7 @@ import (
 type conn struct {
 	key   lease.Key
 	heard bool // since the agent is connected
+	asked bool // to end it, of the agent: until it has ended, that is repeated
 	// doubtful says that its lease was ended with what lives under it, which may
 	// come before the sweep that finds the reason.
 	doubtful bool
@@ -37,6 +38,7 @@ var errUnknown = errors.New("connection under a lease that ended")
 func (k *Keeper) opened(o lease.Opened) {
 	if c := k.conns[o.Conn]; c != nil {
 		c.heard = true
+		k.cutAgain(o.Conn, c)
 		return
 	}
 	c, err := k.register(o)

@@ -309,6 +309,9 @@ func (k *Keeper) look() {
 		}
 		k.update(key, e)
 	}
+	for id, c := range k.conns {
+		k.cutAgain(id, c)
+	}
 	k.metrics.leases.Set(float64(len(k.leases)))
 	if k.up && now.Sub(k.since) > reunion {
 		for id, c := range k.conns {
@@ -447,11 +450,21 @@ func (k *Keeper) denied(v *store.View, src *mesh.Workload, ns uint64, from netip
 }
 
 func (k *Keeper) cut(id uint64) {
-	if k.conns[id] == nil {
+	c := k.conns[id]
+	if c == nil {
 		return
 	}
+	c.asked = true
 	if err := k.cfg.Agent.Cut(id); err != nil && !errors.Is(err, lease.ErrNoAgent) {
 		k.cfg.Logger.Warn("a direct connection that must end lives on until its lease does", "err", err)
+	}
+}
+
+// cutAgain ends a connection that was to end and is still there: the agent may have
+// been away, or have failed.
+func (k *Keeper) cutAgain(id uint64, c *conn) {
+	if k.up && c.asked && (c.inCtx.Err() != nil || c.outCtx.Err() != nil) {
+		k.cut(id)
 	}
 }
 

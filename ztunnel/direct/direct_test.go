@@ -306,6 +306,46 @@ func TestKeeperConnections(t *testing.T) {
 	})
 }
 
+// TestKeeperCutsUntilItIsSo has an agent that cannot end a connection, or is away.
+func TestKeeperCutsUntilItIsSo(t *testing.T) {
+	run(t, func(b *bench) {
+		b.k.Offer("src", toNear)
+		b.want("offered", granted)
+		b.open(8)
+		b.refusing(errors.New("kernel is out of memory"))
+		b.flow.CutPod("near", flow.ErrDrained)
+		b.want("cut by the table", "cut 8")
+		time.Sleep(lease.Interval)
+		b.want("still there", "cut 8")
+		b.refusing(nil)
+		time.Sleep(lease.Interval)
+		b.want("and again", "cut 8")
+		b.k.Closed(lease.Closed{Conn: 8})
+		time.Sleep(lease.Interval)
+		b.want("it has ended")
+
+		b.open(9)
+		b.refusing(lease.ErrNoAgent)
+		b.k.Disconnected()
+		b.flow.CutPod("near", flow.ErrDrained)
+		b.want("nobody is there to end it", "cut 9")
+		time.Sleep(lease.Interval)
+		b.want("nobody to ask")
+		b.refusing(nil)
+		b.k.Connected()
+		b.want("another agent", granted)
+		b.open(9)
+		b.want("which has it", "cut 9")
+		b.k.Closed(lease.Closed{Conn: 9})
+	})
+}
+
+func (b *bench) refusing(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refuse = err
+}
+
 // TestKeeperAgentFails has an agent that fails for other reasons.
 func TestKeeperAgentFails(t *testing.T) {
 	run(t, func(b *bench) {
