@@ -55,6 +55,9 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 			if p.server != nil {
 				p.server.Close()
 			}
+			if p.granter != nil {
+				p.granter.Close()
+			}
 			_ = p.home.Close() // err says more
 		}
 	}()
@@ -62,7 +65,7 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	p.server, err = handoff.Listen(handoff.ServerConfig{
 		Path: cfg.ZDSPath, Logger: boot.Scoped(log, "zds"), Registerer: p.registry,
 		// The agent is made from the server; no proxy is served before both are.
-		Admit:          func(peer handoff.Peer) error { return p.redirect.admit(peer, p.agent.NamespaceOf, p.agent.Rewrite) },
+		Admit:          func(c *handoff.Caller) error { return p.redirect.admit(c, p.agent.NamespaceOf, p.agent.Rewrite) },
 		SnapshotResult: func(uid string, err error) { p.agent.SnapshotResult(uid, err) },
 	})
 	if err != nil {
@@ -98,7 +101,6 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	if p.leases != nil {
 		p.granter, err = lease.Listen(lease.ServerConfig{Path: lease.Path(cfg.ZDSPath), Holder: p.leases, Admit: p.isProxy, Logger: boot.Scoped(log, "lease")})
 		if err != nil {
-			p.server.Close()
 			return nil, err
 		}
 	}
@@ -107,13 +109,11 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 		Dirs: dirs, Node: cfg.Node, Excluded: cfg.ExcludeNamespaces, DNS: cfg.DNSCapture, Logger: boot.Scoped(log, "source"),
 	}
 	if err := cfg.keep(&c, &d, log); err != nil {
-		p.server.Close()
 		return nil, err
 	}
 	c.Source = agent.NewDirSource(d)
 	p.agent = agent.New(c)
 	if err := p.listenCNI(cfg, log); err != nil {
-		p.server.Close()
 		return nil, err
 	}
 	return p, nil

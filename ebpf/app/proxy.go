@@ -19,7 +19,7 @@ const maxProxyProcesses = 1024
 // admit makes the cgroup of a proxy that connects the proxy's to the programs. It
 // must be the proxy's own: whatever runs in it, now or later, is believed to be
 // the proxy and captured no more.
-func (r *redirector) admit(p handoff.Peer, podOf func(inode uint64) (string, bool), rewrite func() error) error {
+func (r *redirector) admit(p *handoff.Caller, podOf func(inode uint64) (string, bool), rewrite func() error) error {
 	if r.kind == kindNFTables {
 		if err := r.admitToRules(p, podOf, rewrite); err != nil {
 			return err
@@ -37,12 +37,12 @@ func (r *redirector) admit(p handoff.Peer, podOf func(inode uint64) (string, boo
 	return err
 }
 
-func (r *redirector) learn(p handoff.Peer, podOf func(inode uint64) (string, bool)) error {
+func (r *redirector) learn(p *handoff.Caller, podOf func(inode uint64) (string, bool)) error {
 	dir, err := cgroup.OfProcess(p.PID, r.cfg.CgroupRoot)
 	if err != nil {
 		return fmt.Errorf("learn the proxy's cgroup: %w", err)
 	}
-	if err := r.alone(p, dir, podOf); err != nil {
+	if err := errors.Join(r.alone(p, dir, podOf), p.Alive()); err != nil {
 		return err
 	}
 	return r.hooks.Proxy(dir)
@@ -50,7 +50,7 @@ func (r *redirector) learn(p handoff.Peer, podOf func(inode uint64) (string, boo
 
 // admitToRules has nftables rules know the proxy by its cgroup. Where that cannot be
 // found its mark has to do: the status names that among the limits.
-func (r *redirector) admitToRules(p handoff.Peer, podOf func(inode uint64) (string, bool), rewrite func() error) error {
+func (r *redirector) admitToRules(p *handoff.Caller, podOf func(inode uint64) (string, bool), rewrite func() error) error {
 	near := r.cfg.CgroupRoot
 	if near == "" {
 		mount, err := cgroup.Mount()
@@ -62,7 +62,7 @@ func (r *redirector) admitToRules(p handoff.Peer, podOf func(inode uint64) (stri
 	}
 	dir, err := cgroup.OfProcess(p.PID, near)
 	if err == nil {
-		err = r.alone(p, dir, podOf)
+		err = errors.Join(r.alone(p, dir, podOf), p.Alive())
 	}
 	if err != nil {
 		r.log.Warn("rules know the proxy by its mark only", "err", err)
@@ -81,7 +81,7 @@ func (r *redirector) admitToRules(p handoff.Peer, podOf func(inode uint64) (stri
 }
 
 // alone returns an error if others than the proxy are in its cgroup.
-func (r *redirector) alone(p handoff.Peer, dir string, podOf func(inode uint64) (string, bool)) error {
+func (r *redirector) alone(p *handoff.Caller, dir string, podOf func(inode uint64) (string, bool)) error {
 	for _, above := range []struct{ dir, name string }{
 		{r.cfg.CgroupRoot, "the pods' cgroup root"}, {r.cfg.NodeCgroup, "the node's cgroup"},
 	} {

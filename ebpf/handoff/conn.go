@@ -82,11 +82,13 @@ func (c *conn) do(ctx context.Context, r *request) error {
 func (s *Server) serve(ctx context.Context, uc *net.UnixConn) {
 	defer uc.Close()
 	log := s.cfg.Logger
-	peer, err := PeerOf(uc)
+	caller, err := callerOf(uc)
 	if err != nil {
 		log.Warn("proxy turned away", "err", err)
 		return
 	}
+	defer caller.close()
+	peer := caller.Peer
 	log = log.With("peer_pid", peer.PID, "peer_uid", peer.UID)
 	c := &conn{
 		srv: s, uc: uc, peer: peer,
@@ -101,7 +103,7 @@ func (s *Server) serve(ctx context.Context, uc *net.UnixConn) {
 		return
 	}
 	if s.cfg.Admit != nil {
-		if err := s.cfg.Admit(peer); err != nil {
+		if err := s.cfg.Admit(caller); err != nil {
 			s.metrics.dropped(err)
 			log.Warn("proxy turned away", "err", err)
 			return

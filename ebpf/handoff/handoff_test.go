@@ -208,7 +208,7 @@ func TestWithoutProxy(t *testing.T) {
 // A proxy that the agent does not want learns of no pod.
 func TestProxyIsTurnedAway(t *testing.T) {
 	var asked atomic.Int32
-	a := startAgent(t, handoff.ServerConfig{Admit: func(p handoff.Peer) error {
+	a := startAgent(t, handoff.ServerConfig{Admit: func(p *handoff.Caller) error {
 		if p.PID != os.Getpid() {
 			t.Errorf("asked about %+v, want this process", p)
 		}

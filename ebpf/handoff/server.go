@@ -36,7 +36,7 @@ type ServerConfig struct {
 	// Admit is asked about each proxy that has greeted, before it is sent anything;
 	// an error turns the proxy away. nil: all are welcome. Proxies that come at
 	// the same time are asked about at the same time.
-	Admit func(Peer) error
+	Admit func(*Caller) error
 
 	// SnapshotResult hears how a proxy that has just connected took each pod of
 	// the snapshot. It must not block and must not call the Server.
