@@ -126,7 +126,7 @@ enum reason {
 	REASON_LEAK,	      /* a SYN that no hook has seen */
 	REASON_MALFORMED,     /* a packet whose headers do not tell */
 	REASON_FAMILY,	      /* the pod has no address of that family */
-	REASON_SQUAT,	      /* a bind to the proxy's DNS port, or a connect to its port at an alias */
+	REASON_SQUAT,	      /* a bind to the proxy's DNS port, or a connect to its port at an alias, or from elsewhere to an alias */
 	REASON_COUNT,
 };
 

@@ -5,11 +5,29 @@
 #include "maps.h"
 #include "drops.h"
 #include "packet.h"
+#include <bpf/bpf_core_read.h>
+
+#define LOOPBACK_IFINDEX 1 /* lo, in every namespace */
 
 #define TC_PASS (-1) /* TCX_NEXT: the next program decides */
 #define TC_DROP 2
 
 const volatile __u64 pod_netns = 0;
+
+struct bpf_sk_lookup___arriving {
+	__u32 ingress_ifindex;
+} __attribute__((preserve_access_index));
+
+/* Whether a packet to an alias is the pod's own. A neighbour in the network can send some too, to IPv6's
+ * aliases, and who connected to one that stands for a connection on its way to the proxy would go on in the pod's
+ * name. Before Linux 5.17 the interface is not told; there the source has to be the
+ * pod's, whose answers reach nobody else. */
+static __always_inline bool from_within(struct bpf_sk_lookup *ctx, const struct enrolment *e, const struct flow *f)
+{
+	if (bpf_core_field_exists(struct bpf_sk_lookup___arriving, ingress_ifindex))
+		return READ(ctx, ingress_ifindex) == LOOPBACK_IFINDEX;
+	return is_ip4(&f->local) || is_loopback(&f->local) || same(&f->local, &e->v6);
+}
 
 static __always_inline int steer(struct bpf_sk_lookup *ctx, __u32 port, const struct flow *f)
 {
@@ -52,6 +70,10 @@ int pod_lookup(struct bpf_sk_lookup *ctx)
 	} else {
 		f.local = from_ip4(READ(ctx, remote_ip4));
 		f.remote = from_ip4(READ(ctx, local_ip4));
+	}
+	if (is_alias(&f.remote) && !from_within(ctx, e, &f)) {
+		drop(REASON_SQUAT, &f);
+		return SK_DROP;
 	}
 	if (is_alias(&f.remote) && (ctx->local_port == PORT_OUTBOUND || ctx->local_port == PORT_DNS))
 		return steer(ctx, ctx->local_port, &f);

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // A pod's container has CAP_NET_RAW unless somebody took it away. Nothing that it
@@ -257,5 +259,30 @@ func TestHooksHandOverIsNobodyElses(t *testing.T) {
 		if !errors.Is(err, unix.EPERM) {
 			t.Errorf("connection to %s: %v, want EPERM", to, err)
 		}
+	}
+}
+
+// TestHooksAliasesAreNobodyElses has a neighbour send to the addresses that stand for a
+// pod's destinations: a network that the pod shares with others, or a route, takes
+// what is sent there to the pod.
+func TestHooksAliasesAreNobodyElses(t *testing.T) {
+	if !netlab.IPv6() {
+		t.Skip("needs IPv6: a kernel takes IPv4's loopback addresses from no network")
+	}
+	s := newStage(t)
+	s.listenProxy(t)
+	s.enrol(t)
+	check(t, s.node.Route(netlab.Route{Dst: netip.MustParsePrefix("fd16:9254:7127:a15a::/96"), Via: podV6}),
+		s.near.Route(netlab.Route{Dst: netip.MustParsePrefix("fd16:9254:7127:a15a::/96"), Via: netip.MustParseAddr("fd00:7::1")}))
+	for _, port := range append(slices.Clone(proxyPorts), 8080) {
+		to := at(netip.MustParseAddr("fd16:9254:7127:a15a::1"), port)
+		if c, err := connect(s.app, s.near.NS, to, impatient); err == nil {
+			t.Errorf("a neighbour's connection to %s was accepted: %+v", to, c)
+		}
+	}
+	// The pod's own still are.
+	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "client")
+	if c, err := connect(s.app, s.pod.NS, at(clientV6, 8080), nil); err != nil || !strings.HasPrefix(c.line, "15001 ") {
+		t.Errorf("the pod's connection was answered %q, %v", c.line, err)
 	}
 }
