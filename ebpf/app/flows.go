@@ -184,7 +184,7 @@ func flowsCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	var c Config
 	fs := newFlagSet("flows", stderr)
 	commonFlags(fs, &c)
-	format := fs.String("o", "", "output `format`: json, or a table")
+	format := fs.String("o", "", "output `format`: a table, or json: {\"flows\": [one each], \"more\": left out by --limit}; with --watch a flow a line, its \"event\" open or close")
 	pod := fs.String("pod", "", "only this one: `NAMESPACE/NAME`")
 	limit := fs.Int("limit", 1000, "print at most `N` flows; 0: all")
 	watch := fs.Bool("watch", false, "print flows as they open and close, until interrupted; one that lives shorter than --interval may be missed")

@@ -78,6 +78,17 @@ func (l *lab) transports(dst string, from *int) map[string]int {
 	return got
 }
 
+// liveFlow is what `ambit-node flows -o json` tells of a connection.
+type liveFlow struct{ Pod, Direction, Source, Destination, Decision, State string }
+
+// flows are a pod's open connections with that decision, as the node's agent lists them.
+func (l *lab) flows(node, pod, decision string) (got []liveFlow) {
+	l.t.Helper()
+	var all struct{ Flows []liveFlow }
+	l.decode(&all, "exec", node, "--", "ambit-node", "flows", "-o", "json", "--pod", pod)
+	return slices.DeleteFunc(all.Flows, func(f liveFlow) bool { return f.Decision != decision || f.State != "established" })
+}
+
 // TestAcceleration has connections between pods of a node go without the proxy,
 // and no longer than they may.
 func TestAcceleration(t *testing.T) {
@@ -109,6 +120,10 @@ func TestAcceleration(t *testing.T) {
 	l.until("connections that live", func() (bool, string) {
 		out := l.must("exec", "node-1", "--", "curl", "-s", "http://127.0.0.1:15020/metrics")
 		return strings.Contains(out, "ambit_ztunnel_direct_connections 3"), out
+	})
+	l.until("ambit-node flows tells of them", func() (bool, string) {
+		got := l.flows("node-1", "default/client", "direct")
+		return len(got) == 3 && got[0].Destination == near && got[0].Direction == "outbound", fmt.Sprint(got)
 	})
 	l.apply(denyNear)
 	l.until("the denial", func() (bool, string) {
