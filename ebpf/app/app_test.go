@@ -116,7 +116,7 @@ func (n *node) run(args ...string) (stop func()) {
 func (n *node) wantStatus(uid string, want agent.Redirection) {
 	n.t.Helper()
 	last := []byte(nil)
-	for range 2000 {
+	for range patience {
 		data, err := os.ReadFile(n.file("status/" + uid + ".json"))
 		last = data
 		if errors.Is(err, os.ErrNotExist) && want == "" {
@@ -133,7 +133,7 @@ func (n *node) wantStatus(uid string, want agent.Redirection) {
 
 func (n *node) wantRules(ns *netns.NS, want bool) {
 	n.t.Helper()
-	for range 2000 {
+	for range patience {
 		present, err := n.rules.Present(ns)
 		check(n.t, err)
 		if present == want {
@@ -253,7 +253,7 @@ func TestRestartOfEitherSide(t *testing.T) {
 	n.run()
 	z.want(t, "snapshot 1")
 	n.wantStatus("u1", agent.Enabled)
-	for range 2000 {
+	for range patience {
 		if n.rules.Check(pod.NS, redirect.PodRules{}) == nil {
 			return
 		}
