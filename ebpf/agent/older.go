@@ -106,7 +106,7 @@ func (w *worker) meetOlder(ctx context.Context, rules redirect.PodRules) {
 		Boot: bootID(), NetNS: w.ns.Inode(), Since: time.Now().UTC().Truncate(time.Second), Sockets: cookies(found.Connections),
 	})
 	if len(found.Connections)+halfOpen > 0 {
-		w.log.Info("pod has connections that are older than its enrolment", "connections", len(found.Connections), "half-open, reset", halfOpen)
+		w.log.Info("pod has connections that are older than its enrolment", "connections", len(found.Connections), "half_open_reset", halfOpen)
 	}
 }
 
@@ -142,7 +142,7 @@ func (w *worker) tendOlder(ctx context.Context, p Pod, rules redirect.PodRules, 
 			return err
 		}
 		w.agent.older.resets.Add(float64(n))
-		w.log.Info("older connections were reset", "connections", n, "on-enrol", p.OnEnrol.String())
+		w.log.Info("older connections were reset", "connections", n, "on_enrol", p.OnEnrol.String())
 		left = nil
 		return nil
 	})
