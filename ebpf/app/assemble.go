@@ -99,7 +99,7 @@ func assemble(cfg Config, log *slog.Logger) (_ *parts, err error) {
 	c.Verify = func() { verify(); p.writeNode(cfg, lacking) }
 	p.writeNode(cfg, lacking)
 	if p.leases != nil {
-		p.granter, err = lease.Listen(lease.ServerConfig{Path: lease.Path(cfg.ZDSPath), Holder: p.leases, Admit: p.isProxy, Logger: boot.Scoped(log, "lease")})
+		p.granter, err = lease.Listen(lease.ServerConfig{Path: lease.Path(cfg.ZDSPath), Holder: p.leases, Admit: p.isProxy, Logger: boot.Scoped(log, "lease"), Registerer: p.registry})
 		if err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package lease_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
@@ -21,9 +23,10 @@ import (
 
 // kernel is a Holder that tells what it is asked for.
 type kernel struct {
-	askedc chan any
-	owner  lease.Events
-	refuse atomic.Bool
+	metrics *prometheus.Registry
+	askedc  chan any
+	owner   lease.Events
+	refuse  atomic.Bool
 }
 
 func (k *kernel) Grant(o lease.Events, g lease.Grant) error {
@@ -61,7 +64,8 @@ func start(t *testing.T, admit func(handoff.Peer) error) (*kernel, *proxy, *leas
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "lease.sock")
-	srv, err := lease.Listen(lease.ServerConfig{Path: path, Holder: k, Admit: admit})
+	k.metrics = prometheus.NewRegistry()
+	srv, err := lease.Listen(lease.ServerConfig{Path: path, Holder: k, Admit: admit, Registerer: k.metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,10 +137,34 @@ func TestLeaseRequestsAndEvents(t *testing.T) {
 	if got := receive(t, p.heardc); got != o {
 		t.Errorf("heard %+v, want %+v", got, o)
 	}
+	k.wantMetrics(t, 1, 0)
 	cl := lease.Closed{Conn: 11, Sent: 5, Received: 6, RTT: 7 * time.Microsecond, Retransmits: 1, Took: time.Second, Failed: true}
 	k.owner.Closed(cl)
 	if got := receive(t, p.heardc); got != cl {
 		t.Errorf("heard %+v, want %+v", got, cl)
+	}
+	k.wantMetrics(t, 0, 0)
+	o.Conn = 12
+	k.owner.Opened(o)
+	k.owner.Closed(lease.Closed{Conn: 12, Lost: true})
+	k.wantMetrics(t, 0, 1)
+}
+
+// wantMetrics compares the agent's live connections and those that were lost.
+func (k *kernel) wantMetrics(t *testing.T, live, lost float64) {
+	t.Helper()
+	all, err := k.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range all {
+		m := f.GetMetric()[0]
+		got[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+	}
+	want := map[string]float64{"ambit_node_direct_connections": live, "ambit_node_direct_connections_lost_total": lost}
+	if !maps.Equal(got, want) {
+		t.Errorf("metrics are %v, want %v", got, want)
 	}
 }
 

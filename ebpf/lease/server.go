@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
@@ -38,12 +40,15 @@ type ServerConfig struct {
 	// Admit says whether a process is the node's proxy.
 	Admit  func(handoff.Peer) error
 	Logger *slog.Logger // nil: none
+
+	Registerer prometheus.Registerer
 }
 
 // Server takes requests of proxies.
 type Server struct {
-	cfg ServerConfig
-	ln  *net.UnixListener
+	cfg     ServerConfig
+	ln      *net.UnixListener
+	metrics *metrics
 }
 
 // Listen makes the socket, for the owner only.
@@ -62,7 +67,7 @@ func Listen(cfg ServerConfig) (*Server, error) {
 		_ = ln.Close() // err says more
 		return nil, fmt.Errorf("restrict lease socket: %w", err)
 	}
-	return &Server{cfg: cfg, ln: ln}, nil
+	return &Server{cfg: cfg, ln: ln, metrics: newMetrics(cfg.Registerer)}, nil
 }
 
 // removeStale removes the socket of an agent that is gone, and nothing else.
@@ -138,7 +143,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		return
 	}
 	log := s.cfg.Logger.With("peer_pid", peer.PID)
-	ss := &serverSession{conn: c, holder: s.cfg.Holder, eventc: make(chan proto.Message, maxEvents), donec: make(chan struct{})}
+	ss := &serverSession{conn: c, holder: s.cfg.Holder, metrics: s.metrics, eventc: make(chan proto.Message, maxEvents), donec: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	log.Info("proxy connected for leases")
@@ -152,6 +157,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		return // the next agent takes over
 	}
 	s.cfg.Holder.Abandon(ss)
+	s.metrics.live.Add(-ss.live.Swap(0)) // nobody tells it any more
 	log.Warn("proxy's leases have ended: it disconnected", "err", err)
 }
 
@@ -172,10 +178,12 @@ func (s *Server) admit(ctx context.Context, p handoff.Peer) (err error) {
 
 // serverSession is one proxy's connection, and the owner of its leases.
 type serverSession struct {
-	conn   *net.UnixConn
-	holder Holder
-	eventc chan proto.Message
-	donec  chan struct{}
+	conn    *net.UnixConn
+	holder  Holder
+	metrics *metrics
+	live    atomic.Int64 // of metrics.live, its own
+	eventc  chan proto.Message
+	donec   chan struct{}
 }
 
 func (s *serverSession) run() error {
@@ -217,10 +225,21 @@ func (s *serverSession) handle(req *wire.Request) error {
 }
 
 // Opened implements Events.
-func (s *serverSession) Opened(o Opened) { s.send(o.message()) }
+func (s *serverSession) Opened(o Opened) {
+	s.metrics.live.Add(1)
+	s.live.Add(1)
+	s.send(o.message())
+}
 
 // Closed implements Events.
-func (s *serverSession) Closed(c Closed) { s.send(c.message()) }
+func (s *serverSession) Closed(c Closed) {
+	s.metrics.live.Add(-1)
+	s.live.Add(-1)
+	if c.Lost {
+		s.metrics.lost.Inc()
+	}
+	s.send(c.message())
+}
 
 // send never blocks: a proxy that leaves so much unread is as good as gone.
 func (s *serverSession) send(m proto.Message) {
