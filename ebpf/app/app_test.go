@@ -316,7 +316,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--source", "kube:"}, 1, "--node is required"},
 		{[]string{"--probe-ipv4", "x"}, 1, "--probe-ipv4"},
 		{[]string{"status", "--status-dir", filepath.Join(dir, "nowhere")}, 1, "has the agent run"},
-		{[]string{"status", "-o", "xml"}, 1, "want json or table"},
+		{[]string{"status", "-o", "xml"}, 2, "want json or table"},
 	} {
 		if code, out := run(tc.args...); code != tc.code || !strings.Contains(out, tc.say) {
 			t.Errorf("%v: status %d, %q; want %d and %q", tc.args, code, out, tc.code, tc.say)

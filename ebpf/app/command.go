@@ -65,7 +65,7 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return 0
 	case errors.Is(err, errUsage):
-		return 2 // the flag package has said it
+		return 2 // it has been said
 	default:
 		fmt.Fprintf(stderr, "ambit-node %s: %v\n", name, err)
 		return 1
@@ -86,6 +86,12 @@ func parse(fs *flag.FlagSet, args []string) error {
 		return errUsage
 	}
 	return nil
+}
+
+// wrong says what is wrong with a flag's value.
+func wrong(fs *flag.FlagSet, format string, args ...any) error {
+	fmt.Fprintf(fs.Output(), fs.Name()+": "+format+"\n", args...)
+	return errUsage
 }
 
 func newFlagSet(name string, stderr io.Writer) *flag.FlagSet {
@@ -167,7 +173,7 @@ func statusCommand(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if *format != "" && *format != "json" && *format != "table" {
-		return fmt.Errorf("-o %s: want json or table", *format)
+		return wrong(fs, "-o %s: want json or table", *format)
 	}
 	if _, err := os.Stat(c.StatusDir); err != nil {
 		return fmt.Errorf("read status directory (has the agent run, with the same --status-dir?): %w", err)

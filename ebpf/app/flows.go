@@ -193,13 +193,13 @@ func flowsCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		return err
 	}
 	if *format != "" && *format != "json" && *format != "table" {
-		return fmt.Errorf("-o %s: want json or table", *format)
+		return wrong(fs, "-o %s: want json or table", *format)
 	}
 	if *pod != "" && strings.Count(*pod, "/") != 1 {
-		return fmt.Errorf("--pod %s: want NAMESPACE/NAME", *pod)
+		return wrong(fs, "--pod %s: want NAMESPACE/NAME", *pod)
 	}
 	if *interval < 10*time.Millisecond {
-		return fmt.Errorf("--interval %v: want 10ms or more", *interval)
+		return wrong(fs, "--interval %v: want 10ms or more", *interval)
 	}
 	l, err := openFlows(c, *pod)
 	if err != nil {

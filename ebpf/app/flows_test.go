@@ -63,10 +63,10 @@ func TestFlowsCommandLine(t *testing.T) {
 		{[]string{"--status-dir", dir}, 0, "no pod in the mesh has a connection"},
 		{[]string{"--status-dir", dir, "-o", "json"}, 0, `"flows": []`},
 		{[]string{"--status-dir", dir, "--pod", "shop/web"}, 1, "no such pod"},
-		{[]string{"--status-dir", dir, "--pod", "web"}, 1, "want NAMESPACE/NAME"},
+		{[]string{"--status-dir", dir, "--pod", "web"}, 2, "want NAMESPACE/NAME"},
 		{[]string{"--status-dir", dir + "/none"}, 1, "has the agent run"},
-		{[]string{"-o", "xml"}, 1, "want json or table"},
-		{[]string{"--interval", "1ns"}, 1, "want 10ms or more"},
+		{[]string{"-o", "xml"}, 2, "want json or table"},
+		{[]string{"--interval", "1ns"}, 2, "want 10ms or more"},
 		{[]string{"extra"}, 2, "extra"},
 	} {
 		var out bytes.Buffer
