@@ -146,5 +146,5 @@ func cookieAt(path string) (uint64, error) {
 		return 0, err
 	}
 	defer ns.Close()
-	return redirect.Cookie(ns)
+	return ns.Cookie()
 }

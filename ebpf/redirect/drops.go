@@ -14,7 +14,6 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/ambit-mesh/ambit/ebpf/bpf"
-	"github.com/ambit-mesh/ambit/ebpf/netns"
 )
 
 // dropReasons are the drop counters' names and what an operator should know.
@@ -97,6 +96,3 @@ func endpoint(a bpf.CgroupAddress, port uint16) netip.AddrPort {
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), binary.BigEndian.Uint16(p[:]))
 }
-
-// Cookie is the number that programs know ns by. The kernel never uses one twice.
-func Cookie(ns *netns.NS) (uint64, error) { return cookie(ns) }

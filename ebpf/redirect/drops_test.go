@@ -19,7 +19,7 @@ func TestHooksTellDrops(t *testing.T) {
 	told, donec := make(chan redirect.Drop, 100), make(chan error, 1)
 	go func() { donec <- s.hooks.WatchDrops(ctx, func(d redirect.Drop) { told <- d }) }()
 	defer func() { cancel(); check(t, <-donec) }()
-	cookie, err := redirect.Cookie(s.pod.NS)
+	cookie, err := s.pod.NS.Cookie()
 	check(t, err)
 	syn := []byte{0x80, 0x01, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0}
 	leak := func() {

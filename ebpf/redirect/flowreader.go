@@ -114,7 +114,7 @@ func (r *FlowReader) List(ns *netns.NS) ([]Flow, error) {
 	}
 	v := view{r: r, there: map[ends]bool{}, listens: map[uint16]bool{}, taken: map[netip.AddrPort]bool{}}
 	if m := r.maps[bpf.CgroupMapMeshEnrolled]; m != nil {
-		c, err := cookie(ns)
+		c, err := ns.Cookie()
 		if err != nil {
 			return nil, err
 		}

@@ -129,7 +129,7 @@ func (h *Hooks) open() error {
 		h.cfg.version.alter(node, h.pod)
 	}
 	if h.cfg.Node != nil {
-		if h.nodeID, err = cookie(h.cfg.Node); err != nil {
+		if h.nodeID, err = h.cfg.Node.Cookie(); err != nil {
 			return err
 		}
 	}
@@ -262,22 +262,4 @@ func (h *Hooks) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// cookie is the number that programs know a namespace by.
-func cookie(ns *netns.NS) (uint64, error) {
-	var v uint64
-	err := ns.Do(func() error {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		v, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("read the namespace's cookie: %w", err)
-	}
-	return v, nil
 }

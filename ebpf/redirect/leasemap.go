@@ -17,19 +17,11 @@ func rawKey(k lease.Key) bpf.CgroupLeaseKey {
 }
 
 func keyOf(k bpf.CgroupLeaseKey) lease.Key {
-	return lease.Key{NetNS: k.Netns, Addr: addrPortOf(k.Addr, k.Port)}
+	return lease.Key{NetNS: k.Netns, Addr: endpoint(k.Addr, k.Port)}
 }
 
 // port16 is a port in network order, in a number of the machine's order.
 func port16(a netip.AddrPort) uint16 { return bits.ReverseBytes16(a.Port()) }
-
-func addrPortOf(a bpf.CgroupAddress, port uint16) netip.AddrPort {
-	var b [16]byte
-	for i, w := range a.Word {
-		binary.NativeEndian.PutUint32(b[i*4:], w)
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), bits.ReverseBytes16(port))
-}
 
 func decodeEvent(raw []byte, e *bpf.CgroupDirectEvent) error {
 	if err := binary.Read(bytes.NewReader(raw), binary.NativeEndian, e); err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/ebpf/bpf"
 	"github.com/ambit-mesh/ambit/ebpf/lease"
 	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ebpf/sockdiag"
 )
 
 const (
@@ -76,7 +77,9 @@ type directConn struct {
 // unless a proxy asks for it again. A kernel that cannot end connections from
 // outside has no leases: *UnsupportedError.
 func (h *Hooks) NewLeases() (*Leases, error) {
-	if err := canDestroy(); err != nil {
+	if err := sockdiag.CanDestroy(); errors.Is(err, sockdiag.ErrNoDestroy) {
+		return nil, &UnsupportedError{Feature: "ending connections from outside (CONFIG_INET_DIAG_DESTROY)", Err: err}
+	} else if err != nil {
 		return nil, err
 	}
 	l := &Leases{h: h, log: h.cfg.Logger, held: map[lease.Key]*held{}, pairs: map[uint64]*pair{}, conns: map[uint64]*directConn{},
@@ -93,7 +96,7 @@ func (h *Hooks) NewLeases() (*Leases, error) {
 		hd := &held{until: l.next + uint64(l.ttl)}
 		for _, t := range v.Target {
 			if t.Id != 0 {
-				p := &pair{id: t.Id, key: key, target: lease.Target{NetNS: t.Netns, Addr: addrPortOf(t.Addr, t.Port)}}
+				p := &pair{id: t.Id, key: key, target: lease.Target{NetNS: t.Netns, Addr: endpoint(t.Addr, t.Port)}}
 				hd.pairs = append(hd.pairs, p)
 				l.pairs[t.Id] = p
 			}
@@ -368,27 +371,29 @@ func (l *Leases) kill(cookie uint64, d *bpf.CgroupDirect) error {
 	if d.Flow.Netns == 0 {
 		return nil
 	}
-	local, remote := addrPortOf(d.Flow.Local, d.Flow.LocalPort), addrPortOf(d.Flow.Remote, d.Flow.RemotePort)
-	errs := []error{l.killEnd(d.Flow.Netns, local, remote), l.killEnd(d.To, remote, local)}
-	if errors.Is(errs[0], errNoSocket) {
+	local, remote := endpoint(d.Flow.Local, d.Flow.LocalPort), endpoint(d.Flow.Remote, d.Flow.RemotePort)
+	errs := []error{l.killEnd(d.Flow.Netns, local, remote, cookie), l.killEnd(d.To, remote, local, 0)}
+	if errors.Is(errs[0], sockdiag.ErrNoSocket) {
 		// Its entry outlived it, or will go with its last event.
 		if err := l.h.maps[bpf.CgroupMapMeshDirect].Delete(cookie); err == nil {
 			l.closed(lease.Closed{Conn: cookie, Lost: true})
 		}
 		errs[0] = nil
 	}
-	if errors.Is(errs[1], errNoSocket) {
+	if errors.Is(errs[1], sockdiag.ErrNoSocket) {
 		errs[1] = nil
 	}
 	return errors.Join(errs...)
 }
 
-func (l *Leases) killEnd(cookie uint64, local, remote netip.AddrPort) error {
-	ns := l.h.acceleratedNS(cookie)
+// killEnd ends the socket of a pod by its addresses; socket is its number, 0 where
+// the kernel's table does not have it.
+func (l *Leases) killEnd(pod uint64, local, remote netip.AddrPort, socket uint64) error {
+	ns := l.h.acceleratedNS(pod)
 	if ns == nil {
-		return errNoSocket // gone, or going with all that is in it
+		return sockdiag.ErrNoSocket // gone, or going with all that is in it
 	}
-	return destroy(ns, local, remote)
+	return sockdiag.DestroyConnection(ns, local, remote, socket)
 }
 
 // Run hears of connections and ends leases that nobody renews, until ctx ends.
@@ -470,7 +475,7 @@ func (l *Leases) opened(cookie uint64, d *bpf.CgroupDirect, now uint64) {
 	}
 	c.told = true
 	c.pair.owner.Opened(lease.Opened{Conn: cookie, Key: c.pair.key, Target: d.To, Age: time.Duration(now - d.Since),
-		Src: addrPortOf(d.Flow.Local, d.Flow.LocalPort), Dst: addrPortOf(d.Flow.Remote, d.Flow.RemotePort)})
+		Src: endpoint(d.Flow.Local, d.Flow.LocalPort), Dst: endpoint(d.Flow.Remote, d.Flow.RemotePort)})
 }
 
 func (l *Leases) closed(e lease.Closed) {
@@ -628,7 +633,7 @@ func (h *Hooks) decelerate(cookie uint64, ns *netns.NS) {
 // Gone ends what is held of a namespace that is being given up: it would not end
 // while somebody holds it.
 func (h *Hooks) Gone(ns *netns.NS) {
-	c, err := cookie(ns)
+	c, err := ns.Cookie()
 	if err != nil {
 		h.cfg.Logger.Warn("a namespace that is gone is held", "err", err)
 		return

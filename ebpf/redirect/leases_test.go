@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/lease"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
+	"github.com/ambit-mesh/ambit/ebpf/sockdiag"
 	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
@@ -47,9 +49,9 @@ func newPairStage(t testing.TB) *pairStage {
 	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
 	s.accelerated.Accelerate = true
 	var err error
-	s.podID, err = redirect.Cookie(s.pod.NS)
+	s.podID, err = s.pod.NS.Cookie()
 	check(t, err)
-	s.clientID, err = redirect.Cookie(s.client.NS)
+	s.clientID, err = s.client.NS.Cookie()
 	check(t, err)
 	s.listenProxy(t)
 	for _, port := range []string{"15001", "15006", "15008"} {
@@ -145,6 +147,17 @@ func (h *heard) wait(t testing.TB, what string, f func() bool) {
 			t.Fatalf("%s: not heard of (%d opened, %d closed)", what, len(h.opened), len(h.closed))
 		}
 	}
+}
+
+// listening counts the listeners of both pods.
+func (s *pairStage) listening(t testing.TB) (n int) {
+	t.Helper()
+	for _, ns := range []*netns.NS{s.pod.NS, s.client.NS} {
+		all, err := sockdiag.List(ns, sockdiag.Of(sockdiag.Listen))
+		check(t, err)
+		n += len(all)
+	}
+	return n
 }
 
 // hold opens a connection of the pod's application and keeps it.
@@ -401,7 +414,12 @@ func TestLeasesEnd(t *testing.T) {
 				t.Fatalf("%d connections reached the application directly, want 1", live())
 			}
 			s.heard.wait(t, "the connection", func() bool { return len(s.heard.opened) == 1 })
+			listening := s.listening(t)
 			tc.end(t, s)
+			// The kernel finds a listener where the connection is gone.
+			if after := s.listening(t); after != listening {
+				t.Errorf("%d sockets listen in both pods, before it were %d", after, listening)
+			}
 			if err := roundTrip(fd, "after"); (err == nil) != tc.lives {
 				t.Errorf("the live connection says %v, want it alive: %v", err, tc.lives)
 			}

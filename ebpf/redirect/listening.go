@@ -18,7 +18,7 @@ import (
 // made before its cgroup was (see Proxy), or for maps that were rebuilt since, are
 // not: it has to listen again.
 func (h *Hooks) Listening(ns *netns.NS) (bool, error) {
-	c, err := cookie(ns)
+	c, err := ns.Cookie()
 	if err != nil {
 		return false, err
 	}

@@ -50,7 +50,7 @@ type pod struct {
 func inspect(ns *netns.NS) (*pod, error) {
 	p := &pod{ns: ns}
 	var err error
-	if p.cookie, err = cookie(ns); err != nil {
+	if p.cookie, err = ns.Cookie(); err != nil {
 		return nil, err
 	}
 	nl, err := routeNetlink(ns, &p.ipv6)
@@ -467,7 +467,7 @@ func (h *Hooks) enrol(cookie uint64, e bpf.CgroupEnrolment) error {
 // Release stops capturing new connections and keeps what the established ones
 // need to find their way, so that the proxy can drain.
 func (h *Hooks) Release(ns *netns.NS) error {
-	c, err := cookie(ns)
+	c, err := ns.Cookie()
 	if err != nil {
 		return err
 	}
@@ -524,7 +524,7 @@ func (h *Hooks) Check(ns *netns.NS, rules PodRules) error {
 
 // Present reports whether ns has redirection of any sort.
 func (h *Hooks) Present(ns *netns.NS) (bool, error) {
-	c, err := cookie(ns)
+	c, err := ns.Cookie()
 	if err != nil {
 		return false, err
 	}
@@ -607,7 +607,7 @@ func (h *Hooks) pruneProxies() error {
 
 // Remove takes everything away. Doing it twice is no error.
 func (h *Hooks) Remove(ns *netns.NS) error {
-	c, err := cookie(ns)
+	c, err := ns.Cookie()
 	if err != nil {
 		return err
 	}

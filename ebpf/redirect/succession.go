@@ -177,7 +177,7 @@ func (h *Hooks) Yield(ns *netns.NS) error {
 	if err != nil || !present {
 		return err
 	}
-	c, err := cookie(ns)
+	c, err := ns.Cookie()
 	if err != nil {
 		return err
 	}

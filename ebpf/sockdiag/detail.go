@@ -38,7 +38,7 @@ const (
 // ListDetail returns ns's TCP sockets in one of the states, with what socket
 // storage maps, by descriptor, have of each.
 func ListDetail(ns *netns.NS, states States, storages ...int) ([]Detail, error) {
-	c, err := dial(ns)
+	c, err := dial(ns, maxReply)
 	if err != nil {
 		return nil, err
 	}

@@ -102,8 +102,12 @@ const (
 	sockDestroy      = 21
 )
 
-// maxReply holds what the kernel puts into one datagram of a dump.
-const maxReply = 64 << 10
+const (
+	// maxReply holds what the kernel puts into one datagram of a dump.
+	maxReply = 64 << 10
+	// maxAnswer holds an acknowledgement, which repeats what was asked, or a socket.
+	maxAnswer = 4 << 10
+)
 
 // patience bounds each wait for the kernel, which answers while it is asked.
 var patience = unix.Timeval{Sec: 10}
@@ -111,9 +115,12 @@ var patience = unix.Timeval{Sec: 10}
 // ErrNoDestroy reports a kernel without CONFIG_INET_DIAG_DESTROY.
 var ErrNoDestroy = errors.New("the kernel cannot reset connections (CONFIG_INET_DIAG_DESTROY)")
 
+// ErrNoSocket reports a connection that is not there, or no more.
+var ErrNoSocket = errors.New("no such connection")
+
 // List returns ns's TCP sockets in one of the states.
 func List(ns *netns.NS, states States) ([]Socket, error) {
-	c, err := dial(ns)
+	c, err := dial(ns, maxReply)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +143,7 @@ func Destroy(ns *netns.NS, sockets []Socket) (int, error) {
 	if len(sockets) == 0 {
 		return 0, nil
 	}
-	c, err := dial(ns)
+	c, err := dial(ns, maxAnswer)
 	if err != nil {
 		return 0, err
 	}
@@ -160,12 +167,76 @@ func Destroy(ns *netns.NS, sockets []Socket) (int, error) {
 	return n, nil
 }
 
+// DestroyConnection resets the socket of ns with these addresses, if its number is
+// cookie; with a cookie of 0 whichever has them.
+func DestroyConnection(ns *netns.NS, local, remote netip.AddrPort, cookie uint64) error {
+	c, err := dial(ns, maxAnswer)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	s := exactly(local, remote, cookie)
+	if cookie == 0 {
+		// The kernel finds a listener where the connection is gone, and would end it.
+		s, err = find(ns, s)
+	}
+	if err == nil {
+		err = c.destroy(s)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrNoSocket), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESTALE):
+		return ErrNoSocket
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return ErrNoDestroy
+	default:
+		return fmt.Errorf("reset %v to %v: %w", local, remote, err)
+	}
+}
+
+// exactly is a socket to ask for; the kernel finds IPv4 in IPv6 sockets too.
+func exactly(local, remote netip.AddrPort, cookie uint64) Socket {
+	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	remote = netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
+	s := Socket{Local: local, Remote: remote, Cookie: cookie, family: unix.AF_INET6}
+	if local.Addr().Is4() {
+		s.family = unix.AF_INET
+	}
+	if cookie == 0 {
+		cookie = ^uint64(0) // INET_DIAG_NOCOOKIE, twice
+	}
+	binary.BigEndian.PutUint16(s.id[0:], local.Port())
+	binary.BigEndian.PutUint16(s.id[2:], remote.Port())
+	copy(s.id[4:20], local.Addr().AsSlice())
+	copy(s.id[20:36], remote.Addr().AsSlice())
+	binary.NativeEndian.PutUint32(s.id[40:], uint32(cookie))
+	binary.NativeEndian.PutUint32(s.id[44:], uint32(cookie>>32))
+	return s
+}
+
+// CanDestroy returns ErrNoDestroy if the kernel resets no connections. It asks for
+// one that cannot be.
+func CanDestroy() error {
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	none := netip.MustParseAddrPort("127.0.0.1:1")
+	if err := DestroyConnection(ns, none, none, 1); !errors.Is(err, ErrNoSocket) {
+		return err
+	}
+	return nil
+}
+
 type conn struct {
 	fd  int
 	buf []byte
 }
 
-func dial(ns *netns.NS) (*conn, error) {
+// dial opens a socket that hears replies of up to reply bytes.
+func dial(ns *netns.NS, reply int) (*conn, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
@@ -180,7 +251,7 @@ func dial(ns *netns.NS) (*conn, error) {
 		}
 		return nil, fmt.Errorf("open socket monitoring: %w", err)
 	}
-	return &conn{fd: fd, buf: make([]byte, maxReply)}, nil
+	return &conn{fd: fd, buf: make([]byte, reply)}, nil
 }
 
 func (c *conn) close() { _ = unix.Close(c.fd) } // only asked
@@ -200,6 +271,20 @@ func (c *conn) list(all []Socket, family uint8, states States) ([]Socket, error)
 			return all, err
 		}
 	}
+}
+
+// find looks for the connection that has want's addresses.
+func find(ns *netns.NS, want Socket) (Socket, error) {
+	all, err := List(ns, Connections|HalfOpen)
+	if err != nil {
+		return Socket{}, err
+	}
+	for _, s := range all {
+		if s.Local == want.Local && s.Remote == want.Remote {
+			return s, nil
+		}
+	}
+	return Socket{}, ErrNoSocket
 }
 
 func (c *conn) destroy(s Socket) error {

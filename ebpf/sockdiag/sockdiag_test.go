@@ -17,6 +17,50 @@ import (
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
+func TestDestroyConnection(t *testing.T) {
+	pod := netlab.MustHost(t, "pod")
+	if err := CanDestroy(); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := pod.NS.Listen(t.Context(), &net.ListenConfig{}, "tcp", "[::]:0") // IPv4 in an IPv6 socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for _, known := range []bool{false, true} {
+		c, err := pod.NS.Dial(t.Context(), &net.Dialer{}, "tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), ln.Addr().(*net.TCPAddr).AddrPort().Port()).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		s, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		local := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), c.RemoteAddr().(*net.TCPAddr).AddrPort().Port())
+		remote := netip.AddrPortFrom(local.Addr(), c.LocalAddr().(*net.TCPAddr).AddrPort().Port())
+		cookie := uint64(0)
+		if known {
+			all, err := List(pod.NS, Connections)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(all, func(s Socket) bool { return s.Local == local && s.Remote == remote })
+			cookie = all[i].Cookie
+		}
+		if err := DestroyConnection(pod.NS, local, remote, cookie); err != nil {
+			t.Fatalf("by number: %t: %v", known, err)
+		}
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+			t.Errorf("the socket's owner was told %v, want ECONNABORTED", err)
+		}
+		if err := DestroyConnection(pod.NS, local, remote, cookie); !errors.Is(err, ErrNoSocket) {
+			t.Errorf("again: %v, want ErrNoSocket", err)
+		}
+	}
+}
+
 func TestListAndDestroy(t *testing.T) {
 	pod := netlab.MustHost(t, "pod")
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"} {
@@ -51,6 +95,9 @@ func TestListAndDestroy(t *testing.T) {
 			i := slices.IndexFunc(all, func(s Socket) bool { return s.Local == to })
 			if i < 0 || all[i].Remote.String() != c.LocalAddr().String() || all[i].State != Established || all[i].Inode == 0 || all[i].Cookie == 0 {
 				t.Fatalf("sockets are %+v, want one from %v to %v", all, to, c.LocalAddr())
+			}
+			if err := DestroyConnection(pod.NS, all[i].Local, all[i].Remote, all[i].Cookie+1); !errors.Is(err, ErrNoSocket) {
+				t.Errorf("another socket with these addresses: %v, want ErrNoSocket", err)
 			}
 			n, err := Destroy(pod.NS, all[i:i+1])
 			if err != nil || n != 1 {
