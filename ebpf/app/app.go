@@ -38,7 +38,6 @@ type Config struct {
 	StateDir          string // what outlives a reboot; "" for none
 	Redirect          string // auto, ebpf, nftables
 	CgroupRoot        string // cgroup2 directory above all pods; "": kubelet's
-	NodeCgroup        string // cgroup2 directory above the node's own processes; "": the hierarchy's root
 	BPFFSDir          string // where programs are pinned
 	HealthAddr        string // "" for none
 	ExcludeNamespaces []string

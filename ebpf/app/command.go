@@ -118,7 +118,6 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	fs.StringVar(&c.ZDSPath, "zds-path", "/var/run/ztunnel/ztunnel.sock", "`socket` on which ztunnel gets pods")
 	fs.StringVar(&c.Redirect, "redirect", kindAuto, "how pods are captured: ebpf, nftables, or auto, which is eBPF where the node has all it takes")
 	fs.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup2 `directory` above all pods and ztunnel's pod (default: kubelet's)")
-	fs.StringVar(&c.NodeCgroup, "node-cgroup", "", "cgroup2 `directory` above the node's own processes, for their probes (default: where cgroup2 is mounted)")
 	fs.StringVar(&c.HealthAddr, "health-addr", "127.0.0.1:15022", "`address` of /healthz/ready, /metrics, /logging and /debug; empty: none")
 	fs.BoolVar(&c.HostProbes, "host-probes", true, "let the node's own connections (kubelet probes) reach enrolled pods outside the mesh")
 	fs.BoolVar(&c.DNSCapture, "dns-capture", true, "pods' DNS goes through ztunnel where it answers DNS; the pod annotation ambient.istio.io/dns-capture wins")

@@ -332,7 +332,7 @@ func (m *meshed) agentAs(role string, args ...string) *process {
 		"--source", "dir:" + m.file("source"), "--node", "n1", "--zds-path", m.file("zds.sock"),
 		"--cni-socket", m.file("cni.sock"), "--state-dir", m.file("state"),
 		"--status-dir", m.file("status"), "--health-addr", "", "--bpffs-dir", m.bpffs,
-		"--cgroup-root", m.root, "--node-cgroup", m.root, "--host-probes=false", "--dns-capture=false",
+		"--cgroup-root", m.root, "--host-probes=false", "--dns-capture=false",
 		"--unenrol-propagation", "10ms", "--unenrol-drain", "10ms",
 	}, args...)...)
 }

@@ -161,7 +161,7 @@ func (r *runtimeNode) agentOn(redirect string) *process {
 		"--source", "dir:"+r.file("source"), "--node", "n1", "--zds-path", r.file("zds.sock"),
 		"--cni-socket", r.file("cni.sock"), "--state-dir", r.file("state"),
 		"--status-dir", r.file("status"), "--health-addr", "", "--bpffs-dir", r.bpffs, "--redirect", redirect,
-		"--cgroup-root", r.root, "--node-cgroup", r.root, "--dns-capture=false",
+		"--cgroup-root", r.root, "--dns-capture=false",
 		"--unenrol-propagation", "10ms", "--unenrol-drain", "10ms")
 }
 

@@ -82,12 +82,8 @@ func (r *redirector) admitToRules(p *handoff.Caller, podOf func(inode uint64) (s
 
 // alone returns an error if others than the proxy are in its cgroup.
 func (r *redirector) alone(p *handoff.Caller, dir string, podOf func(inode uint64) (string, bool)) error {
-	for _, above := range []struct{ dir, name string }{
-		{r.cfg.CgroupRoot, "the pods' cgroup root"}, {r.cfg.NodeCgroup, "the node's cgroup"},
-	} {
-		if above.dir != "" && cgroup.Within(above.dir, dir) {
-			return fmt.Errorf("the proxy (process %d) is in cgroup %s, which holds %s %s: run it in a cgroup of its own", p.PID, dir, above.name, above.dir)
-		}
+	if r.cfg.CgroupRoot != "" && cgroup.Within(r.cfg.CgroupRoot, dir) {
+		return fmt.Errorf("the proxy (process %d) is in cgroup %s, which holds the pods' cgroup root %s: run it in a cgroup of its own", p.PID, dir, r.cfg.CgroupRoot)
 	}
 	// Whatever comes to be below it would be the proxy as well: at the hierarchy's
 	// root, everybody.

@@ -112,31 +112,22 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 // open opens the programs and says why they cannot or should not be used; then
 // r.hooks may be there all the same, for the state they have.
 func (r *redirector) open(cfg Config, home *netns.NS, log *slog.Logger) error {
-	hc := redirect.HooksConfig{CgroupRoot: cfg.CgroupRoot, Dir: cfg.BPFFSDir, Node: home, Logger: boot.Scoped(log, "redirect")}
-	mount, err := cgroup.Mount()
-	if err != nil && (cfg.CgroupRoot == "" || cfg.NodeCgroup == "") {
-		return fmt.Errorf("%w (--cgroup-root and --node-cgroup name directories elsewhere)", err)
-	}
+	hc := redirect.HooksConfig{CgroupRoot: cfg.CgroupRoot, Dir: cfg.BPFFSDir, Node: home, Probes: cfg.HostProbes, Logger: boot.Scoped(log, "redirect")}
+	var err error
 	if hc.CgroupRoot == "" {
-		if hc.CgroupRoot, err = cgroup.Pods(mount); err != nil {
+		mount, err := cgroup.Mount()
+		if err == nil {
+			hc.CgroupRoot, err = cgroup.Pods(mount)
+		}
+		if err != nil {
 			return fmt.Errorf("%w (--cgroup-root names another)", err)
 		}
 	}
-	if cfg.HostProbes {
-		if hc.NodeCgroup = cfg.NodeCgroup; hc.NodeCgroup == "" {
-			hc.NodeCgroup = mount
-		}
+	if hc.CgroupRoot, err = filepath.Abs(hc.CgroupRoot); err == nil {
+		hc.CgroupRoot, err = filepath.EvalSymlinks(hc.CgroupRoot)
 	}
-	for _, dir := range []*string{&hc.CgroupRoot, &hc.NodeCgroup} {
-		if *dir == "" {
-			continue
-		}
-		if *dir, err = filepath.Abs(*dir); err == nil {
-			*dir, err = filepath.EvalSymlinks(*dir)
-		}
-		if err != nil {
-			return fmt.Errorf("find cgroup: %w", err)
-		}
+	if err != nil {
+		return fmt.Errorf("find cgroup: %w", err)
 	}
 	if err := makeBPFDir(cfg.BPFFSDir); err != nil {
 		return err
@@ -271,6 +262,8 @@ func (r *redirector) nodeStatus(requested string, missing []string) agent.NodeSt
 		for _, l := range r.table.Limits() {
 			s.Limits = append(s.Limits, string(l))
 		}
+	} else if slices.Contains(r.hooks.Limits(), redirect.LimitProbes) {
+		s.Limits = append(s.Limits, string(redirect.LimitProbes))
 	}
 	return s
 }

@@ -36,7 +36,7 @@ func newChoice(t *testing.T) *choice {
 	t.Helper()
 	cg := netlab.MustCgroups(t, "proxy")
 	c := &choice{pod: netlab.MustHost(t, "pod"), cfg: Config{
-		CgroupRoot: filepath.Dir(cg[0].Path), NodeCgroup: filepath.Dir(cg[0].Path), BPFFSDir: filepath.Join(netlab.MustBPFFS(t), "ambit"),
+		CgroupRoot: filepath.Dir(cg[0].Path), BPFFSDir: filepath.Join(netlab.MustBPFFS(t), "ambit"),
 	}}
 	home, err := netns.Current()
 	check(t, err)

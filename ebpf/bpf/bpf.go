@@ -6,7 +6,8 @@
 //	lease.h   connections that need no proxy, with maps of their own
 //	drops.h   what was refused, counted and told
 //	origin.h  who opened a connection
-//	cgroup.c  programs at the pods' cgroup root and at the proxy's cgroup, per node
+//	probe.h   the node's own connections to pods
+//	cgroup.c  programs at the pods' cgroup root, at the proxy's cgroup and at cables, per node
 //	pod.c     sk_lookup and the packet gate, one instance per pod
 //
 // `go generate` wants clang, llvm-strip, libbpf's and Linux's headers (Debian:

@@ -1,6 +1,7 @@
 //go:build ignore
 
-/* Programs at the pods' cgroup root (pod_*) and at the proxy's cgroup (proxy_*), one set per node.
+/* Programs at the pods' cgroup root (pod_*), at the proxy's cgroup (proxy_*) and where pods' cables begin (node_*),
+ * one set per node.
  *
  *	app: connect ── pod_connect ──▶ alias:15001, the destination kept with the socket
  *	                           └──▶ mesh_handover[alias] ── proxy_sockops ──▶ kept with the accepted socket
@@ -78,6 +79,7 @@ static __always_inline __be16 user_port(struct bpf_sock_addr *ctx)
 #include "drops.h"
 #include "lease.h"
 #include "origin.h"
+#include "probe.h"
 
 static __always_inline __u32 mix(__u32 h)
 {
@@ -96,13 +98,6 @@ static __always_inline struct address alias_of(bool ip4, __u32 h)
 		return from_ip4(bpf_htonl(h));
 	}
 	return (struct address){{bpf_htonl(ALIAS6_0), bpf_htonl(ALIAS6_1), bpf_htonl(ALIAS6_2), bpf_htonl(h | 1)}};
-}
-
-static __always_inline struct settings *settings(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&mesh_settings, &zero);
 }
 
 /* A neighbour's IPv6 address is known by its interface too, which an alias does not tell. */
@@ -234,19 +229,6 @@ static __always_inline bool keep(void *sk, struct capture *capture)
 	return kept;
 }
 
-/* A connect of a namespace that is not enrolled, which most are. */
-static __always_inline int stranger(struct bpf_sock_addr *ctx, __u64 netns, bool tcp)
-{
-	struct settings *set = settings();
-	__u32 one = 1;
-
-	if (!tcp || !set || set->node != netns)
-		return PASS;
-	struct bpf_sock *sk = ctx->sk;
-
-	return sk && bpf_sk_storage_get(&mesh_guests, sk, &one, BPF_SK_STORAGE_GET_F_CREATE) ? PASS : REFUSE;
-}
-
 static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 {
 	__u32 protocol = ctx->protocol;
@@ -258,7 +240,7 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
 
 	if (!e)
-		return stranger(ctx, netns, tcp);
+		return PASS;
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!sk)
@@ -677,19 +659,18 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx)
 }
 
 /* A dial out is known from before its SYN until it is established or given up: afterwards its packets belong to a
- * socket, and the entry would let a stranger with the same addresses and ports out. One to the app is known until
- * its end: where SYNs are answered with cookies (tcp_syncookies) the ACK looks for a listener too. What else comes
- * with its addresses and ports meanwhile belongs to a socket. */
+ * socket, and the entry would let a stranger with the same addresses and ports out. One to the app is known for
+ * a moment longer: where SYNs are answered with cookies (tcp_syncookies) the ACK looks for a listener too. */
 static __always_inline void dialling(struct bpf_sock_ops *ctx)
 {
 	struct flow f = flow_of(ctx);
-	__u32 one = 1;
+	__u64 forever = 0;
 
 	if (!bpf_map_lookup_elem(&mesh_enrolled, &f.netns))
 		return;
 	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG))
 		return;
-	bpf_map_update_elem(&mesh_dials, &f, &one, BPF_ANY);
+	bpf_map_update_elem(&mesh_dials, &f, &forever, BPF_ANY);
 }
 
 static __always_inline void dialled(struct bpf_sock_ops *ctx)
@@ -699,8 +680,12 @@ static __always_inline void dialled(struct bpf_sock_ops *ctx)
 	struct flow f = flow_of(ctx);
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &f.netns);
 
-	if (ctx->args[1] == TCP_ESTABLISHED && e && (same(&f.remote, &e->v4) || same(&f.remote, &e->v6)))
+	if (ctx->args[1] == TCP_ESTABLISHED && e && (same(&f.remote, &e->v4) || same(&f.remote, &e->v6))) {
+		__u64 until = bpf_ktime_get_ns() + DIAL_TIME;
+
+		bpf_map_update_elem(&mesh_dials, &f, &until, BPF_EXIST);
 		return;
+	}
 	bpf_map_delete_elem(&mesh_dials, &f);
 }
 
@@ -724,55 +709,12 @@ int proxy_sockops(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-/* The node's own connections to its pods, which are kubelet's probes: they meet no policy and keep the node's
- * address. What is translated on its way arrives with other addresses and is captured like a stranger's. */
-static __always_inline void probing(struct bpf_sock_ops *ctx)
+/* At the node's end of each enrolled pod's cable, for what goes to the pod. */
+SEC("tcx/egress")
+int node_probe(struct __sk_buff *skb)
 {
-	struct flow f = flow_of(ctx);
-	struct settings *set = settings();
-	struct bpf_sock *sk = ctx->sk;
-	__u32 one = 1;
-
-	if (!set || f.netns != set->node || !sk || bpf_sk_storage_get(&mesh_guests, sk, 0, 0))
-		return;
-	__u64 *netns = bpf_map_lookup_elem(&mesh_pods, &f.remote);
-
-	if (!netns || bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG))
-		return;
-	f.netns = *netns;
-	bpf_map_update_elem(&mesh_dials, &f, &one, BPF_ANY);
-}
-
-static __always_inline void probed(struct bpf_sock_ops *ctx)
-{
-	if (ctx->args[1] != TCP_CLOSE)
-		return;
-	struct flow f = flow_of(ctx);
-	struct settings *set = settings();
-
-	if (!set || f.netns != set->node)
-		return;
-	__u64 *netns = bpf_map_lookup_elem(&mesh_pods, &f.remote);
-
-	if (!netns)
-		return;
-	f.netns = *netns;
-	bpf_map_delete_elem(&mesh_dials, &f);
-}
-
-/* At the cgroup root of the whole node; programs of the pods' root run before it. */
-SEC("sockops")
-int node_sockops(struct bpf_sock_ops *ctx)
-{
-	switch (ctx->op) {
-	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		probing(ctx);
-		break;
-	case BPF_SOCK_OPS_STATE_CB:
-		probed(ctx);
-		break;
-	}
-	return 1;
+	probe(skb);
+	return TC_PASS;
 }
 
 SEC("cgroup/getsockopt")

@@ -209,7 +209,6 @@ type CgroupSettings struct {
 	_      structs.HostLayout
 	Layout uint32
 	Hold   uint32
-	Node   uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -224,7 +223,6 @@ const (
 	CgroupMapMeshDropSums       = "mesh_drop_sums"
 	CgroupMapMeshDrops          = "mesh_drops"
 	CgroupMapMeshEnrolled       = "mesh_enrolled"
-	CgroupMapMeshGuests         = "mesh_guests"
 	CgroupMapMeshHandover       = "mesh_handover"
 	CgroupMapMeshLeased         = "mesh_leased"
 	CgroupMapMeshLeases         = "mesh_leases"
@@ -232,12 +230,13 @@ const (
 	CgroupMapMeshOriginal       = "mesh_original"
 	CgroupMapMeshOwn            = "mesh_own"
 	CgroupMapMeshPods           = "mesh_pods"
+	CgroupMapMeshRoot           = "mesh_root"
 	CgroupMapMeshSettings       = "mesh_settings"
 	CgroupMapMeshWanted         = "mesh_wanted"
 	CgroupProgLeaseGetpeername4 = "lease_getpeername4"
 	CgroupProgLeaseGetpeername6 = "lease_getpeername6"
 	CgroupProgLeaseSockops      = "lease_sockops"
-	CgroupProgNodeSockops       = "node_sockops"
+	CgroupProgNodeProbe         = "node_probe"
 	CgroupProgPodBind4          = "pod_bind4"
 	CgroupProgPodBind6          = "pod_bind6"
 	CgroupProgPodConnect4       = "pod_connect4"
@@ -307,7 +306,7 @@ type CgroupProgramSpecs struct {
 	LeaseGetpeername4 *ebpf.ProgramSpec `ebpf:"lease_getpeername4"`
 	LeaseGetpeername6 *ebpf.ProgramSpec `ebpf:"lease_getpeername6"`
 	LeaseSockops      *ebpf.ProgramSpec `ebpf:"lease_sockops"`
-	NodeSockops       *ebpf.ProgramSpec `ebpf:"node_sockops"`
+	NodeProbe         *ebpf.ProgramSpec `ebpf:"node_probe"`
 	PodBind4          *ebpf.ProgramSpec `ebpf:"pod_bind4"`
 	PodBind6          *ebpf.ProgramSpec `ebpf:"pod_bind6"`
 	PodConnect4       *ebpf.ProgramSpec `ebpf:"pod_connect4"`
@@ -342,7 +341,6 @@ type CgroupMapSpecs struct {
 	MeshDropSums     *ebpf.MapSpec `ebpf:"mesh_drop_sums"`
 	MeshDrops        *ebpf.MapSpec `ebpf:"mesh_drops"`
 	MeshEnrolled     *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshGuests       *ebpf.MapSpec `ebpf:"mesh_guests"`
 	MeshHandover     *ebpf.MapSpec `ebpf:"mesh_handover"`
 	MeshLeased       *ebpf.MapSpec `ebpf:"mesh_leased"`
 	MeshLeases       *ebpf.MapSpec `ebpf:"mesh_leases"`
@@ -350,6 +348,7 @@ type CgroupMapSpecs struct {
 	MeshOriginal     *ebpf.MapSpec `ebpf:"mesh_original"`
 	MeshOwn          *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPods         *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshRoot         *ebpf.MapSpec `ebpf:"mesh_root"`
 	MeshSettings     *ebpf.MapSpec `ebpf:"mesh_settings"`
 	MeshWanted       *ebpf.MapSpec `ebpf:"mesh_wanted"`
 }
@@ -390,7 +389,6 @@ type CgroupMaps struct {
 	MeshDropSums     *ebpf.Map `ebpf:"mesh_drop_sums"`
 	MeshDrops        *ebpf.Map `ebpf:"mesh_drops"`
 	MeshEnrolled     *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshGuests       *ebpf.Map `ebpf:"mesh_guests"`
 	MeshHandover     *ebpf.Map `ebpf:"mesh_handover"`
 	MeshLeased       *ebpf.Map `ebpf:"mesh_leased"`
 	MeshLeases       *ebpf.Map `ebpf:"mesh_leases"`
@@ -398,6 +396,7 @@ type CgroupMaps struct {
 	MeshOriginal     *ebpf.Map `ebpf:"mesh_original"`
 	MeshOwn          *ebpf.Map `ebpf:"mesh_own"`
 	MeshPods         *ebpf.Map `ebpf:"mesh_pods"`
+	MeshRoot         *ebpf.Map `ebpf:"mesh_root"`
 	MeshSettings     *ebpf.Map `ebpf:"mesh_settings"`
 	MeshWanted       *ebpf.Map `ebpf:"mesh_wanted"`
 }
@@ -412,7 +411,6 @@ func (m *CgroupMaps) Close() error {
 		m.MeshDropSums,
 		m.MeshDrops,
 		m.MeshEnrolled,
-		m.MeshGuests,
 		m.MeshHandover,
 		m.MeshLeased,
 		m.MeshLeases,
@@ -420,6 +418,7 @@ func (m *CgroupMaps) Close() error {
 		m.MeshOriginal,
 		m.MeshOwn,
 		m.MeshPods,
+		m.MeshRoot,
 		m.MeshSettings,
 		m.MeshWanted,
 	)
@@ -440,7 +439,7 @@ type CgroupPrograms struct {
 	LeaseGetpeername4 *ebpf.Program `ebpf:"lease_getpeername4"`
 	LeaseGetpeername6 *ebpf.Program `ebpf:"lease_getpeername6"`
 	LeaseSockops      *ebpf.Program `ebpf:"lease_sockops"`
-	NodeSockops       *ebpf.Program `ebpf:"node_sockops"`
+	NodeProbe         *ebpf.Program `ebpf:"node_probe"`
 	PodBind4          *ebpf.Program `ebpf:"pod_bind4"`
 	PodBind6          *ebpf.Program `ebpf:"pod_bind6"`
 	PodConnect4       *ebpf.Program `ebpf:"pod_connect4"`
@@ -468,7 +467,7 @@ func (p *CgroupPrograms) Close() error {
 		p.LeaseGetpeername4,
 		p.LeaseGetpeername6,
 		p.LeaseSockops,
-		p.NodeSockops,
+		p.NodeProbe,
 		p.PodBind4,
 		p.PodBind6,
 		p.PodConnect4,

@@ -199,11 +199,11 @@ static __always_inline void lease_connect(struct bpf_sock_ops *ctx, const struct
 		lease_tell(cookie, d, DIRECT_VOID);
 		return;
 	}
-	__u32 one = 1;
+	__u64 forever = 0;
 	struct flow in = lease_arriving(f, s->netns);
 
-	bpf_map_update_elem(&mesh_dials, &in, &one, BPF_ANY);
-	bpf_map_update_elem(&mesh_dials, f, &one, BPF_ANY);
+	bpf_map_update_elem(&mesh_dials, &in, &forever, BPF_ANY);
+	bpf_map_update_elem(&mesh_dials, f, &forever, BPF_ANY);
 }
 
 /* The app is told whom it asked for. */

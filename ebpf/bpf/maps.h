@@ -10,6 +10,9 @@
 #define AF_INET 2
 #define AF_INET6 10
 
+#define TC_PASS (-1) /* TCX_NEXT: the next program decides */
+#define TC_DROP 2
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -77,22 +80,25 @@ struct {
 	__type(value, __u64);
 } mesh_pods SEC(".maps");
 
-/* Sockets in the node's namespace that belong to pods (hostNetwork): no business of the node's. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, __u32);
-} mesh_guests SEC(".maps");
-
 /* Connections that the proxy is opening: they may leave the pod and reach the app. So may those that the node's own
- * processes open to a pod (probes). */
+ * processes open to a pod (probes). The value is until when; 0: until somebody deletes it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
 	__type(key, struct flow);
-	__type(value, __u32);
+	__type(value, __u64); /* by the clock of bpf_ktime_get_ns */
 } mesh_dials SEC(".maps");
+
+/* Longer than a SYN takes from the node to the pod, and the ACK that ends a handshake with cookies. A SYN that takes
+ * longer is sent again: RFC 6298 section 2. */
+#define DIAL_TIME 1000000000ULL
+
+static __always_inline bool is_dial(const struct flow *f)
+{
+	__u64 *until = bpf_map_lookup_elem(&mesh_dials, f);
+
+	return until && (!*until || bpf_ktime_get_ns() < *until);
+}
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

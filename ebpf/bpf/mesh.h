@@ -114,7 +114,6 @@ struct server {
 struct settings {
 	__u32 layout;
 	__u32 hold; /* enrolments are being written again: not for programs, but for an agent that follows */
-	__u64 node; /* cookie of the node's own network namespace, 0 if there is none to exempt */
 };
 
 enum reason {

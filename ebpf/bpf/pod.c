@@ -9,9 +9,6 @@
 
 #define LOOPBACK_IFINDEX 1 /* lo, in every namespace */
 
-#define TC_PASS (-1) /* TCX_NEXT: the next program decides */
-#define TC_DROP 2
-
 const volatile __u64 pod_netns = 0;
 
 struct bpf_sk_lookup___arriving {
@@ -79,7 +76,7 @@ int pod_lookup(struct bpf_sk_lookup *ctx)
 		return steer(ctx, ctx->local_port, &f);
 	if (is_loopback(&f.remote) || same(&f.local, &f.remote))
 		return SK_PASS; /* the app with itself */
-	if (!(e->flags & ENROL_INBOUND) || excluded(e->inside, ctx->local_port) || bpf_map_lookup_elem(&mesh_dials, &f))
+	if (!(e->flags & ENROL_INBOUND) || excluded(e->inside, ctx->local_port) || is_dial(&f))
 		return SK_PASS;
 	return steer(ctx, ctx->local_port == PORT_HBONE ? PORT_HBONE : PORT_INBOUND, &f);
 }
@@ -107,7 +104,7 @@ static __always_inline int gate(struct __sk_buff *skb)
 		return TC_PASS;
 	}
 	/* The proxy wraps nothing. */
-	if (!p.wrapped && (excluded(e->outside, bpf_ntohs(f.remote_port)) || bpf_map_lookup_elem(&mesh_dials, &f)))
+	if (!p.wrapped && (excluded(e->outside, bpf_ntohs(f.remote_port)) || is_dial(&f)))
 		return TC_PASS;
 	drop(REASON_LEAK, &f);
 	return TC_DROP;

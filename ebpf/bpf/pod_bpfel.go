@@ -121,7 +121,6 @@ type PodSettings struct {
 	_      structs.HostLayout
 	Layout uint32
 	Hold   uint32
-	Node   uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -134,7 +133,6 @@ const (
 	PodMapMeshDropSums   = "mesh_drop_sums"
 	PodMapMeshDrops      = "mesh_drops"
 	PodMapMeshEnrolled   = "mesh_enrolled"
-	PodMapMeshGuests     = "mesh_guests"
 	PodMapMeshHandover   = "mesh_handover"
 	PodMapMeshListeners  = "mesh_listeners"
 	PodMapMeshOriginal   = "mesh_original"
@@ -204,7 +202,6 @@ type PodMapSpecs struct {
 	MeshDropSums   *ebpf.MapSpec `ebpf:"mesh_drop_sums"`
 	MeshDrops      *ebpf.MapSpec `ebpf:"mesh_drops"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshGuests     *ebpf.MapSpec `ebpf:"mesh_guests"`
 	MeshHandover   *ebpf.MapSpec `ebpf:"mesh_handover"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshOriginal   *ebpf.MapSpec `ebpf:"mesh_original"`
@@ -248,7 +245,6 @@ type PodMaps struct {
 	MeshDropSums   *ebpf.Map `ebpf:"mesh_drop_sums"`
 	MeshDrops      *ebpf.Map `ebpf:"mesh_drops"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshGuests     *ebpf.Map `ebpf:"mesh_guests"`
 	MeshHandover   *ebpf.Map `ebpf:"mesh_handover"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshOriginal   *ebpf.Map `ebpf:"mesh_original"`
@@ -266,7 +262,6 @@ func (m *PodMaps) Close() error {
 		m.MeshDropSums,
 		m.MeshDrops,
 		m.MeshEnrolled,
-		m.MeshGuests,
 		m.MeshHandover,
 		m.MeshListeners,
 		m.MeshOriginal,

@@ -35,7 +35,6 @@ func foreign(t *testing.T, kind ebpf.ProgramType, at ebpf.AttachType, verdict in
 // several could be.
 func TestHooksBesideExclusivePrograms(t *testing.T) {
 	s := quietStage(t)
-	s.cfg.NodeCgroup = ""
 	answer(t, listen(t, s.app, s.client.NS, "[::]:8080", nil), "client")
 	answer(t, listen(t, s.app, s.pod.NS, "[::]:8080", nil), "app")
 	for _, tc := range []struct {

@@ -123,6 +123,20 @@ func removeClsact(ns *netns.NS, index int) error {
 	return nil
 }
 
+// removeFilter takes one of ours away, if it is there.
+func removeFilter(ns *netns.NS, index int, parent uint32) error {
+	ipv6 := false
+	nl, err := routeNetlink(ns, &ipv6)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	if ours, _, err := gateFilters(nl, index, parent); err != nil || !ours {
+		return err
+	}
+	return nl.FilterDel(gateFilter(index, parent, nil))
+}
+
 // removeGates takes filters away from the pod's ends of its cables, and from the
 // node's.
 func (h *Hooks) removeGates(ns *netns.NS) error {

@@ -89,7 +89,7 @@ func TestHooksWithoutTCX(t *testing.T) {
 	s.listenProxy(t)
 	s.enrol(t)
 	s.wantCaptured(t, "enrolled")
-	want("enrolled", 2, 1, true)
+	want("enrolled", 2, 2, true)
 	sent := uint32(0)
 	dropped := func(when string) {
 		t.Helper()
@@ -114,13 +114,13 @@ func TestHooksWithoutTCX(t *testing.T) {
 	s.open(t)
 	dropped("with nobody there")
 	s.enrol(t)
-	want("upgraded", 2, 1, true)
+	want("upgraded", 2, 2, true)
 	s.wantCaptured(t, "upgraded")
 	for _, end := range []struct {
 		h    *netlab.Host
 		name string
 		at   uint32
-	}{{s.pod, "eth0", netlink.HANDLE_MIN_EGRESS}, {s.node, "pod", netlink.HANDLE_MIN_INGRESS}} {
+	}{{s.pod, "eth0", netlink.HANDLE_MIN_EGRESS}, {s.node, "pod", netlink.HANDLE_MIN_INGRESS}, {s.node, "pod", netlink.HANDLE_MIN_EGRESS}} {
 		check(t, end.h.NS.Do(func() error {
 			l, err := netlink.LinkByName(end.name)
 			if err != nil {
@@ -154,5 +154,5 @@ func TestHooksWithoutTCX(t *testing.T) {
 		}
 	}
 	check(t, redirect.CleanPod(s.pod.NS))
-	want("cleaned", 1, 1, true)
+	want("cleaned", 1, 2, true)
 }

@@ -19,41 +19,31 @@ import (
 // the listener and back (run with -benchtime=40x).
 func BenchmarkUnenrolled(b *testing.B) {
 	const connections = 1500
-	for _, bc := range []struct {
-		name string
-		node bool
-	}{{"pods' root", false}, {"pods' and node's root", true}} {
-		b.Run(bc.name, func(b *testing.B) {
-			s := quietStage(b)
-			if !bc.node {
-				s.cfg.NodeCgroup = ""
-			}
-			discard(b, listen(b, s.app, s.client.NS, "[::]:8080", nil))
-			to := netip.AddrPortFrom(clientV4, 8080)
-			without := func() cost { return connects(b, s.app, s.pod.NS, to, connections) }
-			with := func() cost {
-				s.open(b)
-				c := connects(b, s.app, s.pod.NS, to, connections)
-				check(b, s.hooks.Uninstall(), s.hooks.Close())
-				return c
-			}
-			without()
-			var wall, cpu []float64
-			for b.Loop() {
-				var plain, hooked cost
-				if len(wall)%2 == 0 {
-					plain, hooked = without(), with()
-				} else {
-					hooked, plain = with(), without()
-				}
-				wall = append(wall, float64(plain.wall)/float64(hooked.wall))
-				cpu = append(cpu, float64(plain.cpu)/float64(hooked.cpu))
-			}
-			b.ReportMetric(median(wall), "x-rate")
-			b.ReportMetric(median(cpu), "x-cpu-rate")
-			b.ReportMetric(0, "ns/op")
-		})
+	s := quietStage(b)
+	discard(b, listen(b, s.app, s.client.NS, "[::]:8080", nil))
+	to := netip.AddrPortFrom(clientV4, 8080)
+	without := func() cost { return connects(b, s.app, s.pod.NS, to, connections) }
+	with := func() cost {
+		s.open(b)
+		c := connects(b, s.app, s.pod.NS, to, connections)
+		check(b, s.hooks.Uninstall(), s.hooks.Close())
+		return c
 	}
+	without()
+	var wall, cpu []float64
+	for b.Loop() {
+		var plain, hooked cost
+		if len(wall)%2 == 0 {
+			plain, hooked = without(), with()
+		} else {
+			hooked, plain = with(), without()
+		}
+		wall = append(wall, float64(plain.wall)/float64(hooked.wall))
+		cpu = append(cpu, float64(plain.cpu)/float64(hooked.cpu))
+	}
+	b.ReportMetric(median(wall), "x-rate")
+	b.ReportMetric(median(cpu), "x-cpu-rate")
+	b.ReportMetric(0, "ns/op")
 }
 
 type cost struct{ wall, cpu time.Duration }

@@ -53,3 +53,16 @@ func (h *Hooks) AgeAliases() error {
 	}
 	return it.Err()
 }
+
+// Probes counts the connections that are known as the node's own.
+func (h *Hooks) Probes() (n int, err error) {
+	var f bpf.CgroupFlow
+	var until uint64
+	it := h.maps[bpf.CgroupMapMeshDials].Iterate()
+	for it.Next(&f, &until) {
+		if until != 0 {
+			n++
+		}
+	}
+	return n, it.Err()
+}

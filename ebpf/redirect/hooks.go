@@ -24,7 +24,7 @@ type HooksConfig struct {
 	CgroupRoot string       // cgroup2 directory above all pods
 	Dir        string       // directory on a BPF file system, of this node alone
 	Node       *netns.NS    // the node's own namespace, where the pods' cables end; the caller's. nil: no gates there, no probes
-	NodeCgroup string       // cgroup2 directory above the node's own processes, for their probes; "": none
+	Probes     bool         // connections that the node's own processes open to pods reach the app
 	Logger     *slog.Logger // nil: none
 
 	version version
@@ -81,14 +81,14 @@ type Hooks struct {
 	pod     *ebpf.CollectionSpec // of the programs that every pod has its own of
 	root    programs
 	proxy   programs
-	node    programs
+	node    programs // at the node's end of cables
 	lease   programs
-	nodeID  uint64 // the node's namespace, by cookie; 0: none
 	rebuilt bool
 	noTCX   atomic.Bool // found out by the first gate
 
 	mu      sync.Mutex
 	current map[uint64]bool // pods, by cookie, whose programs are of this process
+	blind   map[uint64]bool // pods whose cables' node ends are not known
 
 	accelerated map[uint64]*netns.NS // pods, by cookie
 	leases      *Leases              // nil: none are granted
@@ -108,7 +108,7 @@ func OpenHooks(cfg HooksConfig) (*Hooks, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("configure eBPF redirection: %w", err)
 	}
-	h := &Hooks{cfg: cfg, maps: map[string]*ebpf.Map{}, current: map[uint64]bool{}, accelerated: map[uint64]*netns.NS{}}
+	h := &Hooks{cfg: cfg, maps: map[string]*ebpf.Map{}, current: map[uint64]bool{}, blind: map[uint64]bool{}, accelerated: map[uint64]*netns.NS{}}
 	h.noTCX.Store(cfg.version.noTCX)
 	if err := h.open(); err != nil {
 		_ = h.Close() // err says more
@@ -128,12 +128,10 @@ func (h *Hooks) open() error {
 	if h.cfg.version.alter != nil {
 		h.cfg.version.alter(node, h.pod)
 	}
-	if h.cfg.Node != nil {
-		if h.nodeID, err = h.cfg.Node.Cookie(); err != nil {
-			return err
-		}
-	}
 	if err := h.openMaps(node.Maps); err != nil {
+		return err
+	}
+	if err := h.putRoot(); err != nil {
 		return err
 	}
 	coll, err := ebpf.NewCollectionWithOptions(node, ebpf.CollectionOptions{MapReplacements: h.maps})
@@ -142,9 +140,7 @@ func (h *Hooks) open() error {
 	}
 	defer coll.Close()
 	h.root, h.proxy, h.node, h.lease = programs{}, programs{}, programs{}, programs{}
-	for _, a := range nodeHooks {
-		h.node[a.program] = coll.DetachProgram(a.program)
-	}
+	h.node[bpf.CgroupProgNodeProbe] = coll.DetachProgram(bpf.CgroupProgNodeProbe)
 	for _, a := range leaseHooks {
 		h.lease[a.program] = coll.DetachProgram(a.program)
 	}
@@ -159,13 +155,6 @@ func (h *Hooks) open() error {
 	}
 	// What a connect began with the old programs is accepted by the old ones.
 	if err := h.moveProxies(); err != nil {
-		return err
-	}
-	if h.cfg.NodeCgroup != "" {
-		if err := h.attachCgroup(h.cfg.NodeCgroup, h.path(nodeDir), nodeHooks, h.node); err != nil {
-			return err
-		}
-	} else if err := os.RemoveAll(h.path(nodeDir)); err != nil { // an earlier start had one
 		return err
 	}
 	if err := h.publishMaps(); err != nil {
@@ -234,12 +223,25 @@ func (h *Hooks) hold() error {
 }
 
 func (h *Hooks) putSettings(hold bool) error {
-	s := bpf.CgroupSettings{Layout: h.cfg.version.layout, Node: h.nodeID}
+	s := bpf.CgroupSettings{Layout: h.cfg.version.layout}
 	if hold {
 		s.Hold = 1
 	}
 	if err := h.maps[bpf.CgroupMapMeshSettings].Put(uint32(0), s); err != nil {
 		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}
+
+// putRoot tells the programs which processes are pods'.
+func (h *Hooks) putRoot() error {
+	root, err := os.Open(h.cfg.CgroupRoot)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := h.maps[bpf.CgroupMapMeshRoot].Put(uint32(0), uint32(root.Fd())); err != nil {
+		return fmt.Errorf("write the pods' cgroup root: %w", err)
 	}
 	return nil
 }

@@ -15,6 +15,9 @@ const (
 	LimitPorts  Limit = "a pod that listens on the proxy's ports (15001, 15006, 15008, 15053) before the proxy does, or beside it, gets connections that no policy has seen"
 )
 
+// What the node notices.
+const LimitProbes Limit = "probes of some pods meet the mesh as strangers' connections do: the node's end of the pod's cable, where the node's own connections are known by, was not found (it is no veth, or ends elsewhere)"
+
 // What applications notice.
 const (
 	LimitDevice   Limit = "a socket bound to an interface (SO_BINDTODEVICE) cannot connect"
@@ -36,5 +39,14 @@ func (d *Dataplane) Limits() []Limit {
 	return limits
 }
 
-// Limits names what the programs cannot do.
-func (h *Hooks) Limits() []Limit { return slices.Clone(hooksLimits) }
+// Limits names what the programs cannot do. That of probes is there while a pod is
+// that it is about.
+func (h *Hooks) Limits() []Limit {
+	limits := slices.Clone(hooksLimits)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.cfg.Probes && len(h.blind) > 0 {
+		limits = append(limits, LimitProbes)
+	}
+	return limits
+}

@@ -45,7 +45,7 @@ func Pinned(dir string) (found bool, pods int, err error) {
 	if !onBPFFS(dir) {
 		return false, 0, nil // names alone are no pins
 	}
-	for _, sub := range []string{mapsDir, nextDir, rootDir, leaseDir, nodeDir, proxyDir, podsDir} {
+	for _, sub := range []string{mapsDir, nextDir, rootDir, leaseDir, proxyDir, podsDir} {
 		_, err := os.Stat(filepath.Join(dir, sub))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, 0, fmt.Errorf("look for pinned programs: %w", err)

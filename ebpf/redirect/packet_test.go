@@ -73,7 +73,7 @@ func TestPacketsPastTheHooks(t *testing.T) {
 // something else than IP.
 func TestHooksGateInThePodAlone(t *testing.T) {
 	s := quietStage(t)
-	s.cfg.Node, s.cfg.NodeCgroup = nil, ""
+	s.cfg.Node = nil
 	s.open(t)
 	t.Cleanup(func() { check(t, s.hooks.Uninstall(), s.hooks.Close()) })
 	w := s.watch(t)

@@ -21,9 +21,8 @@ import (
 //	maps-next/NAME          their successors, while programs are being moved over
 //	root/PROGRAM            links at the pods' cgroup root
 //	lease/PROGRAM           links at the pods' cgroup root, of acceleration
-//	node/PROGRAM            links at the node's cgroup root
 //	proxy/CGROUP/PROGRAM    links at a proxy's cgroup, by its number
-//	pods/COOKIE/{lookup,gate-INDEX,host-INDEX}   links of one pod, by the index of its interface
+//	pods/COOKIE/{lookup,gate-INDEX,host-INDEX,probe-INDEX}   links of one pod, by the index of its interface
 //
 // That file system takes no name with a dot in it (EPERM).
 const (
@@ -31,7 +30,6 @@ const (
 	nextDir  = "maps-next"
 	rootDir  = "root"
 	leaseDir = "lease"
-	nodeDir  = "node"
 	proxyDir = "proxy"
 	podsDir  = "pods"
 )
@@ -70,8 +68,6 @@ var leaseHooks = []attachment{
 	{bpf.CgroupProgLeaseGetpeername4, ebpf.AttachCgroupInet4GetPeername},
 	{bpf.CgroupProgLeaseGetpeername6, ebpf.AttachCgroupInet6GetPeername},
 }
-
-var nodeHooks = []attachment{{bpf.CgroupProgNodeSockops, ebpf.AttachCGroupSockOps}}
 
 var proxyHooks = []attachment{
 	{bpf.CgroupProgProxySockops, ebpf.AttachCGroupSockOps},
@@ -329,7 +325,7 @@ func (h *Hooks) Uninstall() error {
 			return fmt.Errorf("detach %s: %w", rootHooks[i].program, err)
 		}
 	}
-	for _, dir := range []string{podsDir, leaseDir, proxyDir, nodeDir, rootDir, nextDir, mapsDir} {
+	for _, dir := range []string{podsDir, leaseDir, proxyDir, rootDir, nextDir, mapsDir} {
 		if err := os.RemoveAll(h.path(dir)); err != nil {
 			return fmt.Errorf("unpin %s: %w", dir, err)
 		}

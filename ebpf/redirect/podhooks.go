@@ -284,7 +284,8 @@ func (h *Hooks) applyPrograms(p *pod) error {
 		return err
 	}
 	err = sweep(pins, func(name string) bool {
-		return name == "lookup" || strings.HasPrefix(name, "gate-") || strings.HasPrefix(name, "host-")
+		return name == "lookup" || strings.HasPrefix(name, "gate-") || strings.HasPrefix(name, "host-") ||
+			h.cfg.Probes && strings.HasPrefix(name, "probe-")
 	})
 	if err != nil {
 		return err
@@ -298,8 +299,10 @@ func (h *Hooks) applyPrograms(p *pod) error {
 	return nil
 }
 
-// placeGates attaches the packet gate to both ends of the pod's cables.
+// placeGates attaches the packet gate to both ends of the pod's cables, and at the
+// node's ends what knows the node's probes.
 func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
+	blind := true
 	for _, l := range p.links {
 		index := l.Attrs().Index
 		err := h.placeGate(filepath.Join(pins, gatePin(index)), p.ns, index, coll.Programs[bpf.PodProgPodGate], ebpf.AttachTCXEgress)
@@ -317,6 +320,27 @@ func (h *Hooks) placeGates(p *pod, pins string, coll *ebpf.Collection) error {
 		if err != nil {
 			return fmt.Errorf("attach the packet gate to the node's end of %s: %w", l.Attrs().Name, err)
 		}
+		if err := h.placeProbe(filepath.Join(pins, probePin(index)), peer); err != nil {
+			return fmt.Errorf("exempt the node's probes at its end of %s: %w", l.Attrs().Name, err)
+		}
+		blind = false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if delete(h.blind, p.cookie); blind {
+		h.blind[p.cookie] = true
+	}
+	return nil
+}
+
+// placeProbe attaches what knows the node's probes. A pin that is not wanted any more
+// is swept, which a filter is not.
+func (h *Hooks) placeProbe(pin string, peer int) error {
+	if h.cfg.Probes {
+		return h.placeGate(pin, h.cfg.Node, peer, h.node[bpf.CgroupProgNodeProbe], ebpf.AttachTCXEgress)
+	}
+	if h.noTCX.Load() {
+		return removeFilter(h.cfg.Node, peer, netlink.HANDLE_MIN_EGRESS)
 	}
 	return nil
 }
@@ -393,6 +417,8 @@ func gatePin(index int) string { return "gate-" + strconv.Itoa(index) }
 
 func hostPin(index int) string { return "host-" + strconv.Itoa(index) }
 
+func probePin(index int) string { return "probe-" + strconv.Itoa(index) }
+
 func (h *Hooks) isCurrent(cookie uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -412,8 +438,12 @@ func (h *Hooks) checkPins(p *pod) error {
 		}{
 			{p.ns, gatePin(l.Attrs().Index), ebpf.AttachTCXEgress, false},
 			{h.cfg.Node, hostPin(l.Attrs().Index), ebpf.AttachTCXIngress, true},
+			{h.cfg.Node, probePin(l.Attrs().Index), ebpf.AttachTCXEgress, true},
 		} {
 			index := l.Attrs().Index
+			if !h.cfg.Probes && end.pin == probePin(index) {
+				continue
+			}
 			if end.peer {
 				var err error
 				if index, err = h.peer(p, l); err != nil {
@@ -637,6 +667,18 @@ func removeAliases(ns *netns.NS) error {
 	return nil
 }
 
+// detachProbes detaches the program that pods share before its pins go, after which
+// it would be some time: a pod that comes back finds it in its place (EEXIST).
+func (h *Hooks) detachProbes(c uint64) {
+	pins, _ := filepath.Glob(h.path(podsDir, strconv.FormatUint(c, 10), "probe-*"))
+	for _, pin := range pins {
+		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+			_ = l.Detach() // of an interface that is gone it is
+			_ = l.Close()
+		}
+	}
+}
+
 // forget ends a pod's enrolment and unpins its programs.
 func (h *Hooks) forget(c uint64) error {
 	if err := h.maps[bpf.CgroupMapMeshEnrolled].Delete(c); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -648,7 +690,9 @@ func (h *Hooks) forget(c uint64) error {
 	h.decelerate(c, nil)
 	h.mu.Lock()
 	delete(h.current, c)
+	delete(h.blind, c)
 	h.mu.Unlock()
+	h.detachProbes(c)
 	if err := os.RemoveAll(h.path(podsDir, strconv.FormatUint(c, 10))); err != nil {
 		return fmt.Errorf("unpin the pod's programs: %w", err)
 	}

@@ -150,7 +150,7 @@ func quietStage(t testing.TB) *stage {
 	cg := netlab.MustCgroups(t, "pods", "proxy", "host")
 	s := &stage{topology: newTopology(t), kind: byHooks, app: cg[0], proxy: cg[1], host: cg[2]}
 	s.cfg = redirect.HooksConfig{
-		CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t), Node: s.node.NS, NodeCgroup: parent(s.app.Path),
+		CgroupRoot: s.app.Path, Dir: netlab.MustBPFFS(t), Node: s.node.NS, Probes: true,
 	}
 	return s
 }

@@ -71,7 +71,7 @@ type Redirect struct {
 	Flag string // ambit-node's --redirect
 	// Cgroups of a node's pods and of one node process or pod; nil: processes have none.
 	Pods func(node string) string
-	Root string // cgroup directory above all of the lab's processes
+	Root string // cgroup directory above all of the lab's processes; "": there are no cgroups
 	BPF  string // directory above each node's BPF file system, where there are any
 }
 
@@ -161,13 +161,11 @@ func (m *Mesh) node(n *fabric.Machine) {
 		fmt.Sprintf("READINESS_ADDR=:%d", 15021+sideStep)}
 }
 
-// flags are an agent's. Both nodes' programs watch from the same cgroup for the
-// node's own connections, as from the root of a machine: the lab's kubelet, one
-// process, probes the pods of all nodes.
+// flags are an agent's.
 func (r Redirect) flags(node string) []string {
 	out := []string{"--redirect", r.Flag, "--bpffs-dir", filepath.Join(r.BPF, node)}
 	if r.Pods != nil {
-		out = append(out, "--cgroup-root", r.Pods(node), "--node-cgroup", r.Root)
+		out = append(out, "--cgroup-root", r.Pods(node))
 	}
 	return out
 }
