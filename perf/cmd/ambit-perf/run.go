@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/perf/report"
+	"github.com/ambit-mesh/ambit/perf/scenario"
+	"github.com/ambit-mesh/ambit/perf/topo"
+	"github.com/ambit-mesh/ambit/xds/boot"
+)
+
+// options are the flags of run.
+type options struct {
+	set         scenario.Set
+	settings    report.Settings
+	modes       []string
+	peers       map[string]string
+	json, html  string
+	output      string
+	bin         string
+	words       []string
+	self        string
+	accessLog   string
+	quick, more bool
+}
+
+func runOptions(args []string, stderr io.Writer) (options, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return options{}, err
+	}
+	o := options{peers: map[string]string{}, self: self, set: scenario.Core}
+	fs := flag.NewFlagSet("run", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.BoolVar(&o.quick, "quick", false, "the quick set, short runs: less than a minute without peers")
+	fs.BoolVar(&o.more, "all", false, "every scenario")
+	modes := fs.String("modes", "", "comma-separated `list`; default: "+strings.Join(topo.BuiltIn, ",")+" and all peers")
+	fs.Func("peer", "`NAME=PROGRAM`: another node proxy that speaks as Istio's, measured as mode NAME; may be repeated", func(s string) error {
+		return o.peer(s)
+	})
+	fs.IntVar(&o.settings.Rounds, "rounds", 0, "rounds; default: of the set")
+	fs.DurationVar(&o.settings.For, "for", 0, "length of a run; default: of the set")
+	fs.DurationVar(&o.settings.Warm, "warm", 0, "time before it that is not measured; default: of the set")
+	fs.Float64Var(&o.settings.MaxSteal, "max-steal", 0.01, "share of CPU time that may be stolen before a run is repeated")
+	fs.StringVar(&o.accessLog, "access-log", "on", "`on|off` for all node proxies")
+	fs.Func("env", "`NAME=VALUE` for all node proxies; may be repeated", func(s string) error {
+		if !strings.Contains(s, "=") {
+			return errors.New("want NAME=VALUE")
+		}
+		o.settings.Env = append(o.settings.Env, s)
+		return nil
+	})
+	fs.StringVar(&o.json, "json", "", "keep the report in this `file`, as JSON")
+	fs.StringVar(&o.html, "html", "", "write the page with plots to this `file`")
+	fs.StringVar(&o.output, "o", "table", "what is printed: `table|json`")
+	fs.StringVar(&o.bin, "bin", filepath.Dir(self), "`directory` of ambit-lab, ztunnel and the others")
+	if err := parse(fs, &args); err != nil {
+		return o, err
+	}
+	o.words = args
+	return o, o.finish(*modes)
+}
+
+// peer takes NAME=PROGRAM. The name becomes a namespace's.
+func (o *options) peer(s string) error {
+	name, program, ok := strings.Cut(s, "=")
+	if !ok || name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return errors.New("want NAME=PROGRAM, the name of small letters, digits and -")
+	}
+	if slices.Contains(topo.BuiltIn, name) || slices.Contains([]string{"plain", "accelerated", "default"}, name) {
+		return fmt.Errorf("%q is taken: choose another name", name)
+	}
+	program, err := filepath.Abs(program)
+	if err != nil {
+		return err
+	}
+	if err := unix.Access(program, unix.X_OK); err != nil {
+		return fmt.Errorf("run %s: %w", program, err)
+	}
+	o.peers[name] = program
+	return nil
+}
+
+func (o *options) finish(modes string) error {
+	switch {
+	case o.quick && o.more:
+		return fmt.Errorf("%w: --quick and --all exclude each other", errUsage)
+	case o.quick:
+		o.set = scenario.Quick
+	case o.more:
+		o.set = scenario.All
+	}
+	rounds, warm, length := scenario.Defaults(o.set)
+	if o.settings.Rounds == 0 {
+		o.settings.Rounds = rounds
+	}
+	if o.settings.For == 0 {
+		o.settings.For = length
+	}
+	if o.settings.Warm == 0 {
+		o.settings.Warm = warm
+	}
+	if o.settings.Rounds < 1 || o.settings.For <= 0 || o.settings.Warm < 0 {
+		return fmt.Errorf("%w: --rounds, --for and --warm want positive values", errUsage)
+	}
+	if o.output != "table" && o.output != "json" {
+		return fmt.Errorf("%w: -o %s: want table or json", errUsage, o.output)
+	}
+	switch o.accessLog {
+	case "on":
+		o.settings.AccessLog = true
+	case "off":
+		// Both our proxy and its reference know this target.
+		o.settings.Env = append(o.settings.Env, "RUST_LOG=info,access=off")
+	default:
+		return fmt.Errorf("%w: --access-log %s: want on or off", errUsage, o.accessLog)
+	}
+	o.modes = topo.BuiltIn
+	for name := range o.peers {
+		o.modes = append(slices.Clip(o.modes), name)
+	}
+	slices.Sort(o.modes[len(topo.BuiltIn):])
+	if modes != "" {
+		o.modes = strings.Split(modes, ",")
+		for _, m := range o.modes {
+			if !slices.Contains(topo.BuiltIn, m) && o.peers[m] == "" {
+				return fmt.Errorf("%w: mode %q is neither one of %s nor a --peer", errUsage, m, strings.Join(topo.BuiltIn, ", "))
+			}
+		}
+	}
+	return nil
+}
+
+func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := runOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	list, err := scenario.Select(scenario.Catalog(), o.set, o.words)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	machine, err := thisMachine()
+	if err != nil {
+		return err
+	}
+	r := &report.Report{Format: report.Format, Started: time.Now(), Command: append([]string{"ambit-perf", "run"}, args...), Machine: machine, Settings: o.settings}
+	var version strings.Builder
+	if err := boot.PrintVersion(&version, "ambit-perf", nil); err != nil {
+		return err
+	}
+	r.Version = strings.TrimSpace(version.String())
+	fmt.Fprintf(stderr, "starting a lab with %s\n", strings.Join(o.modes, ", "))
+	lab, err := topo.Start(ctx, topo.Config{Bin: o.bin, Self: o.self, Modes: o.modes, Peers: o.peers, Env: o.settings.Env, Out: stderr})
+	if err != nil {
+		return err
+	}
+	defer lab.Close()
+	progress := newProgress(stderr)
+	runner := &scenario.Runner{Network: lab, Modes: o.modes, Settings: o.settings, Progress: progress.step}
+	fmt.Fprintf(stderr, "%d scenarios, about %s\n", len(list), seconds(runner.Estimate(list)))
+	var failed error
+	r.Rows, failed = runner.Run(ctx, list)
+	progress.end()
+	r.Took = time.Since(r.Started)
+	r.Paths = paths(lab, o.modes, list)
+	if len(r.Rows) == 0 {
+		return failed
+	}
+	return errors.Join(failed, o.write(r, stdout))
+}
+
+// write gives the report its forms; what was measured before an interruption is
+// worth keeping too.
+func (o *options) write(r *report.Report, stdout io.Writer) error {
+	var errs []error
+	if o.json != "" {
+		errs = append(errs, writeFile(o.json, r.Encode))
+	}
+	if o.html != "" {
+		errs = append(errs, writeFile(o.html, r.HTML))
+	}
+	if o.output == "json" {
+		errs = append(errs, r.Encode(stdout))
+	} else {
+		errs = append(errs, r.Text(stdout))
+	}
+	return errors.Join(errs...)
+}
+
+// paths describes the modes where they were used.
+func paths(lab *topo.Lab, modes []string, list []scenario.Scenario) []report.Path {
+	var out []report.Path
+	for _, p := range []topo.Placement{topo.Cross, topo.Same} {
+		if !slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.Placement == p }) {
+			continue
+		}
+		for _, m := range modes {
+			if path, ok := lab.Path(m, p); ok {
+				out = append(out, report.Path{Mode: m, Placement: string(p), About: path.About, Version: path.Version, Commands: path.Commands, TLS: lab.Agreed(path)})
+			}
+		}
+	}
+	return out
+}
+
+func thisMachine() (m report.Machine, err error) {
+	m.CPUs, m.Go = runtime.NumCPU(), runtime.Version()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return m, os.NewSyscallError("uname", err)
+	}
+	m.Kernel = unix.ByteSliceToString(u.Release[:])
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return m, os.NewSyscallError("sysinfo", err)
+	}
+	m.Memory = uint64(info.Totalram) * uint64(info.Unit)
+	m.CPU = "unknown CPU"
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, after, ok := strings.Cut(string(b), "model name\t: "); ok {
+			m.CPU, _, _ = strings.Cut(after, "\n")
+		}
+	}
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		first, _, _ := strings.Cut(string(b), " ")
+		m.LoadAvg, _ = strconv.ParseFloat(first, 64) // the kernel's own format
+	}
+	return m, nil
+}

@@ -1,0 +1,176 @@
+package load
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// Agreed is what a server chose in a TLS handshake.
+type Agreed struct {
+	Server netip.AddrPort `json:"server"`
+	Suite  string         `json:"suite"`
+	Group  string         `json:"group"` // key exchange; "" when the message names none
+}
+
+func (a Agreed) String() string { return a.Suite + ", " + a.Group }
+
+// Hellos watches all interfaces of the network namespace and writes what each
+// server agrees to, one line of JSON per handshake, until ctx ends. ServerHello is
+// the one message of TLS 1.3 that says it in clear text, whoever the peers are.
+func Hellos(ctx context.Context, out io.Writer) error {
+	prog, err := bpf.Assemble(helloFilter)
+	if err != nil {
+		return fmt.Errorf("assemble filter: %w", err)
+	}
+	var raw []unix.SockFilter
+	for _, i := range prog {
+		raw = append(raw, unix.SockFilter{Code: i.Op, Jt: i.Jt, Jf: i.Jf, K: i.K})
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // receives nothing before it is bound
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(raw)), Filter: &raw[0]}); err != nil {
+		return os.NewSyscallError("attach filter", err)
+	}
+	all := uint16(unix.ETH_P_ALL)
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8}); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	enc := json.NewEncoder(out)
+	if err := enc.Encode(Started{PID: os.Getpid()}); err != nil {
+		return err
+	}
+	b := make([]byte, 64<<10)
+	for ctx.Err() == nil {
+		n, _, err := unix.Recvfrom(fd, b, 0)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("recvfrom", err)
+		}
+		if a, ok := serverHello(b[:n]); ok {
+			if err := enc.Encode(a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// helloFilter lets pass IPv4 TCP segments whose payload starts with a handshake
+// record that starts with a ServerHello.
+var helloFilter = []bpf.Instruction{
+	0:  bpf.LoadAbsolute{Off: 0, Size: 1},
+	1:  bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
+	2:  bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 14},
+	3:  bpf.LoadAbsolute{Off: 9, Size: 1},
+	4:  bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 12},
+	5:  bpf.LoadMemShift{Off: 0},
+	6:  bpf.LoadIndirect{Off: 12, Size: 1}, // data offset in the upper half: words of 4 bytes
+	7:  bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xf0},
+	8:  bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 2},
+	9:  bpf.ALUOpX{Op: bpf.ALUOpAdd},
+	10: bpf.TAX{},
+	11: bpf.LoadIndirect{Off: 0, Size: 1},
+	12: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: recordHandshake, SkipTrue: 4},
+	13: bpf.LoadIndirect{Off: 5, Size: 1},
+	14: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeServerHello, SkipTrue: 2},
+	15: bpf.RetConstant{Val: 4096},
+	16: bpf.RetConstant{Val: 0},
+	17: bpf.RetConstant{Val: 0},
+}
+
+const (
+	recordHandshake = 22 // RFC 8446 §5.1
+	typeServerHello = 2  // RFC 8446 §4
+	extKeyShare     = 51 // RFC 8446 §4.2
+)
+
+// serverHello reads an IPv4 packet whose TCP payload starts with one. The packet
+// comes from the network: nothing in it is believed about lengths.
+func serverHello(p []byte) (a Agreed, ok bool) {
+	if len(p) < 20 || p[0]>>4 != 4 {
+		return a, false
+	}
+	header := int(p[0]&15) * 4
+	if header < 20 || len(p) < header+20 || p[9] != unix.IPPROTO_TCP {
+		return a, false
+	}
+	tcp := p[header:]
+	a.Server = netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), binary.BigEndian.Uint16(tcp))
+	offset := int(tcp[12]>>4) * 4
+	if offset < 20 || len(tcp) < offset {
+		return a, false
+	}
+	r := reader{tcp[offset:]}
+	if r.byte() != recordHandshake {
+		return a, false
+	}
+	r.skip(4) // version and length of the record
+	if r.byte() != typeServerHello {
+		return a, false
+	}
+	r.skip(3 + 2 + 32)    // length, version, random (RFC 8446 §4.1.3)
+	r.skip(int(r.byte())) // session id
+	suite := r.short()
+	r.skip(1) // compression
+	ext := r.take(int(r.short()))
+	if r.b == nil {
+		return a, false
+	}
+	a.Suite = tls.CipherSuiteName(suite)
+	for len(ext.b) > 0 {
+		kind := ext.short()
+		body := ext.take(int(ext.short()))
+		if kind == extKeyShare && len(body.b) >= 2 {
+			a.Group = tls.CurveID(body.short()).String()
+		}
+	}
+	return a, true
+}
+
+// reader takes bytes off the front; when there are too few, b becomes nil and
+// everything read from then on is zero.
+type reader struct{ b []byte }
+
+func (r *reader) take(n int) reader {
+	if n > len(r.b) || r.b == nil {
+		r.b = nil
+		return reader{}
+	}
+	out := r.b[:n]
+	r.b = r.b[n:]
+	return reader{out}
+}
+
+func (r *reader) skip(n int) { r.take(n) }
+
+func (r *reader) byte() byte {
+	if t := r.take(1); len(t.b) == 1 {
+		return t.b[0]
+	}
+	return 0
+}
+
+func (r *reader) short() uint16 {
+	if t := r.take(2); len(t.b) == 2 {
+		return binary.BigEndian.Uint16(t.b)
+	}
+	return 0
+}

@@ -1,0 +1,300 @@
+// Package report is what a measurement found, and its forms: a table for people,
+// JSON for machines, a page with plots, and the comparison of two of them. It
+// computes nothing that is not in the runs. Everything here is pure.
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+)
+
+// Format is the version of the JSON form; readers refuse others.
+const Format = 1
+
+// Report is one invocation.
+type Report struct {
+	Format   int           `json:"format"`
+	Started  time.Time     `json:"started"`
+	Took     time.Duration `json:"took"`
+	Command  []string      `json:"command"`
+	Version  string        `json:"version"`
+	Machine  Machine       `json:"machine"`
+	Settings Settings      `json:"settings"`
+	Paths    []Path        `json:"paths"`
+	Rows     []Row         `json:"rows"`
+}
+
+// Machine is where it ran.
+type Machine struct {
+	CPU     string  `json:"cpu"`
+	CPUs    int     `json:"cpus"`
+	Memory  uint64  `json:"memory"`
+	Kernel  string  `json:"kernel"`
+	Go      string  `json:"go"`
+	LoadAvg float64 `json:"loadAvg"` // of the last minute, before it began
+}
+
+// Settings are equal for all modes.
+type Settings struct {
+	Rounds    int           `json:"rounds"`
+	Warm      time.Duration `json:"warm"`
+	For       time.Duration `json:"for"`
+	MaxSteal  float64       `json:"maxSteal"` // share of all CPU time above which a run is repeated
+	AccessLog bool          `json:"accessLog"`
+	Env       []string      `json:"env,omitempty"` // of all node proxies
+}
+
+// Path is what a mode is, between two pods.
+type Path struct {
+	Mode      string   `json:"mode"`
+	Placement string   `json:"placement"`
+	About     string   `json:"about"`
+	Version   string   `json:"version,omitempty"`
+	Commands  []string `json:"commands,omitempty"`
+	TLS       []string `json:"tls,omitempty"` // cipher suite and key exchange, as seen on the wire
+}
+
+// Scenario is what was asked of every mode.
+type Scenario struct {
+	Name      string    `json:"name"`
+	Title     string    `json:"title"`
+	Placement string    `json:"placement"`
+	Load      load.Spec `json:"load"`
+}
+
+// Row is a mode in a scenario.
+type Row struct {
+	Scenario Scenario `json:"scenario"`
+	Mode     string   `json:"mode"`
+	Runs     []Run    `json:"runs"` // in the order of rounds
+}
+
+// Run is one of them.
+type Run struct {
+	Round    int         `json:"round"`
+	Repeated int         `json:"repeated,omitempty"` // times it was thrown away because CPU was stolen
+	Stolen   bool        `json:"stolen,omitempty"`   // kept although CPU was stolen, after the last repetition
+	Failed   string      `json:"failed,omitempty"`   // why there is no result
+	Result   load.Result `json:"result"`
+}
+
+// Metric is one figure of a run.
+type Metric struct {
+	Name   string
+	Unit   string
+	Better int // +1: more is better, -1: less, 0: neither
+	Of     func(load.Spec, load.Result) (float64, bool)
+}
+
+func quantile(q float64) func(load.Spec, load.Result) (float64, bool) {
+	return func(_ load.Spec, r load.Result) (float64, bool) {
+		v, ok := r.Latency.Quantile(q)
+		return float64(v) / 1e3, ok
+	}
+}
+
+// perWork is an amount per GB of a bulk load and per 1000 requests of others.
+func perWork(amount func(load.Result) float64) func(load.Spec, load.Result) (float64, bool) {
+	return func(s load.Spec, r load.Result) (float64, bool) {
+		work := float64(r.Ops) / 1000
+		if bulk(s) {
+			work = float64(r.Bytes) / 1e9
+		}
+		if work == 0 || s.Kind == load.Idle {
+			return 0, false
+		}
+		return amount(r) / work, true
+	}
+}
+
+func bulk(s load.Spec) bool { return s.Kind == load.Up || s.Kind == load.Down }
+
+// proxies adds up something over the proxies; ok is false where there are none.
+func proxies(r load.Result, of func(load.Usage) float64) (sum float64, ok bool) {
+	for _, u := range r.Usage {
+		if u.Proxy {
+			sum, ok = sum+of(u), true
+		}
+	}
+	return sum, ok
+}
+
+func ofProxies(of func(load.Usage) float64) func(load.Spec, load.Result) (float64, bool) {
+	return func(s load.Spec, r load.Result) (float64, bool) {
+		sum, ok := proxies(r, of)
+		if !ok {
+			return 0, false
+		}
+		return perWork(func(load.Result) float64 { return sum })(s, r)
+	}
+}
+
+// Names of metrics that others refer to.
+const (
+	MetricRate = "rate"
+	MetricP50  = "p50"
+	MetricP99  = "p99"
+	MetricCPU  = "cpu"
+)
+
+// Metrics are the figures of a kind of load, in the order of columns.
+func Metrics(kind string) []Metric {
+	unit := "k"
+	if kind == load.Up || kind == load.Down {
+		unit = "GB"
+	}
+	cpu := []Metric{
+		{MetricCPU, "CPU-s/" + unit + " proxies", -1, ofProxies(func(u load.Usage) float64 { return u.CPU.Seconds() })},
+		{"machine", "CPU-s/" + unit + " machine", -1, perWork(func(r load.Result) float64 { return r.Machine.Busy.Seconds() })},
+		{"switches", "switches/" + unit, -1, ofProxies(func(u load.Usage) float64 { return float64(u.Voluntary + u.Involuntary) })},
+	}
+	rss := Metric{"rss", "RSS MiB proxies", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+		sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.RSS) })
+		return sum / (1 << 20), ok
+	}}
+	logged := Metric{"logged", "log lines", 0, func(_ load.Spec, r load.Result) (float64, bool) {
+		return proxies(r, func(u load.Usage) float64 { return float64(u.LogLines) })
+	}}
+	failed := Metric{"errors", "errors", -1, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Errors), true }}
+	tails := []Metric{
+		{MetricP50, "p50 µs", -1, quantile(0.5)}, {"p90", "p90 µs", -1, quantile(0.9)},
+		{MetricP99, "p99 µs", -1, quantile(0.99)}, {"p99.9", "p99.9 µs", -1, quantile(0.999)},
+	}
+	perSecond := Metric{MetricRate, "per s", +1, func(_ load.Spec, r load.Result) (float64, bool) {
+		return float64(r.Ops) / r.Elapsed.Seconds(), r.Elapsed > 0
+	}}
+	switch kind {
+	case load.Up, load.Down:
+		rate := Metric{MetricRate, "GB/s", +1, func(_ load.Spec, r load.Result) (float64, bool) {
+			return float64(r.Bytes) / 1e9 / r.Elapsed.Seconds(), r.Elapsed > 0
+		}}
+		return slices.Concat([]Metric{rate}, cpu, []Metric{rss, logged, failed})
+	case load.Idle:
+		return []Metric{
+			{"open", "connections", 0, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Ops), true }},
+			{"perconn", "KiB/conn proxies", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+				sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.Grown) })
+				return sum / 1024 / float64(max(r.Ops, 1)), ok
+			}},
+			{"kernel", "KiB/conn kernel", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+				return float64(r.Machine.Kernel) / 1024 / float64(max(r.Ops, 1)), true
+			}},
+			rss, logged, failed,
+		}
+	case load.Rate:
+		perSecond.Better = 0 // it is set
+	}
+	return slices.Concat([]Metric{perSecond}, tails, cpu, []Metric{rss, logged, failed})
+}
+
+// Values are a metric's of all runs that have it.
+func (r Row) Values(m Metric) []float64 {
+	var out []float64
+	for _, run := range r.Runs {
+		if v, ok := run.value(r.Scenario.Load, m); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func (run Run) value(s load.Spec, m Metric) (float64, bool) {
+	if run.Failed != "" {
+		return 0, false
+	}
+	return m.Of(s, run.Result)
+}
+
+// Repeated counts the runs that were thrown away, Stolen those that were kept
+// although CPU was stolen, Failed those without result.
+func (r Row) Repeated() (n int) {
+	for _, run := range r.Runs {
+		n += run.Repeated
+	}
+	return n
+}
+
+// Ratios are a row's figures divided by another's, round by round: what ran next
+// to each other is compared with each other.
+func Ratios(a, b Row, m Metric) []float64 {
+	var out []float64
+	for _, x := range a.Runs {
+		for _, y := range b.Runs {
+			if x.Round != y.Round {
+				continue
+			}
+			p, okP := x.value(a.Scenario.Load, m)
+			q, okQ := y.value(b.Scenario.Load, m)
+			if okP && okQ && q > 0 {
+				out = append(out, p/q)
+			}
+		}
+	}
+	return out
+}
+
+// Group is a scenario with its rows, in the order of the report.
+type Group struct {
+	Scenario Scenario
+	Rows     []Row
+}
+
+// Groups gathers rows by scenario.
+func (r *Report) Groups() []Group {
+	var out []Group
+	for _, row := range r.Rows {
+		i := slices.IndexFunc(out, func(g Group) bool { return g.Scenario.Name == row.Scenario.Name })
+		if i < 0 {
+			out = append(out, Group{Scenario: row.Scenario})
+			i = len(out) - 1
+		}
+		out[i].Rows = append(out[i].Rows, row)
+	}
+	return out
+}
+
+// subjects are the modes that are compared with all others.
+var subjects = []string{"ambit", "ambit-accelerated"}
+
+// Pair is two rows of one scenario.
+type Pair struct{ Subject, Other Row }
+
+// Pairs lists the comparisons of a scenario.
+func (g Group) Pairs() []Pair {
+	var out []Pair
+	for _, s := range g.Rows {
+		if !slices.Contains(subjects, s.Mode) {
+			continue
+		}
+		for _, o := range g.Rows {
+			if o.Mode != s.Mode && !slices.Contains(subjects, o.Mode) {
+				out = append(out, Pair{s, o})
+			}
+		}
+	}
+	return out
+}
+
+// Encode writes the JSON form.
+func (r *Report) Encode(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", " ")
+	return enc.Encode(r)
+}
+
+// Decode reads it.
+func Decode(rd io.Reader) (*Report, error) {
+	var r Report
+	if err := json.NewDecoder(rd).Decode(&r); err != nil {
+		return nil, fmt.Errorf("read report: %w", err)
+	}
+	if r.Format != Format {
+		return nil, fmt.Errorf("read report: format %d, want %d: measure again with this version", r.Format, Format)
+	}
+	return &r, nil
+}

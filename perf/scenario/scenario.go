@@ -1,0 +1,157 @@
+// Package scenario declares what is measured and measures it: each load over each
+// mode in turn, round by round, so that what is compared ran next to each other.
+package scenario
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+	"github.com/ambit-mesh/ambit/perf/report"
+	"github.com/ambit-mesh/ambit/perf/topo"
+)
+
+// Set says how much is measured.
+type Set int
+
+// Sets; each contains those before it.
+const (
+	Quick Set = iota // under a minute with the built-in modes
+	Core             // what the bars are about
+	All              // every size and number of connections
+)
+
+// Scenario is a load between two pods. Of the load, times and addresses are set
+// when it runs.
+type Scenario struct {
+	Name, Title string
+	Placement   topo.Placement
+	Load        load.Spec
+	Set         Set
+}
+
+// described is the scenario in a report.
+func (s Scenario) described() report.Scenario {
+	return report.Scenario{Name: s.Name, Title: s.Title, Placement: string(s.Placement), Load: s.Load}
+}
+
+const kib = 1 << 10
+
+// Catalog lists all scenarios.
+func Catalog() []Scenario {
+	var out []Scenario
+	for _, p := range []topo.Placement{topo.Cross, topo.Same} {
+		add := func(set Set, name, title string, s load.Spec) {
+			out = append(out, Scenario{Name: string(p) + "/" + name, Title: title, Placement: p, Load: s, Set: set})
+		}
+		cross := p == topo.Cross
+		for _, kind := range []string{load.Up, load.Down} {
+			for _, conns := range []int{1, 4, 16, 64} {
+				for _, size := range []int{1, 16, 64, 256} {
+					add(bulkSet(cross, kind, conns, size), fmt.Sprintf("%s-%dx%dk", kind, conns, size),
+						fmt.Sprintf("%s, %s, %d KiB writes", map[string]string{load.Up: "bulk up", load.Down: "bulk down"}[kind], connections(conns), size),
+						load.Spec{Kind: kind, Conns: conns, Size: size * kib})
+				}
+			}
+		}
+		for _, conns := range []int{1, 16, 64} {
+			set := Core
+			if conns == 1 || conns == 16 && cross {
+				set = Quick
+			}
+			add(set, fmt.Sprintf("ask-%d", conns), fmt.Sprintf("request and response of 1 KiB, %s", connections(conns)), load.Spec{Kind: load.Ask, Conns: conns, Size: kib})
+		}
+		for _, conns := range []int{1, 16} {
+			set := Core
+			if conns == 16 && cross {
+				set = Quick
+			}
+			add(set, fmt.Sprintf("connect-%d", conns), fmt.Sprintf("connect, 64 B request and response, close, %d at a time", conns), load.Spec{Kind: load.Connect, Conns: conns, Size: 64})
+		}
+		for _, rate := range []int{500, 2000, 8000} {
+			set := All
+			if rate == 2000 {
+				set = Core
+				if cross {
+					set = Quick
+				}
+			}
+			add(set, fmt.Sprintf("rate-%d", rate), fmt.Sprintf("%d requests of 1 KiB per second at fixed times, 16 connections", rate),
+				load.Spec{Kind: load.Rate, Conns: 16, Size: kib, PerSec: rate})
+		}
+		for _, n := range []int{500, 10000} {
+			set := All
+			if n == 10000 && cross {
+				set = Core
+			}
+			add(set, fmt.Sprintf("idle-%d", n), fmt.Sprintf("%d idle connections", n), load.Spec{Kind: load.Idle, Conns: n, Size: 64})
+		}
+	}
+	return out
+}
+
+func bulkSet(cross bool, kind string, conns, size int) Set {
+	switch {
+	case kind == load.Up && conns == 1 && size == 64:
+		return Quick
+	case cross && kind == load.Up && conns == 16 && size == 64:
+		return Quick
+	case conns == 1 && size == 64, cross && kind == load.Up && (conns == 1 && size == 1 || conns == 64 && size == 64):
+		return Core
+	}
+	return All
+}
+
+func connections(n int) string {
+	if n == 1 {
+		return "1 connection"
+	}
+	return fmt.Sprintf("%d connections", n)
+}
+
+// Select is the part of a catalog that belongs to a set and whose names match.
+// With expressions the set does not matter.
+func Select(all []Scenario, set Set, names []string) ([]Scenario, error) {
+	var out []Scenario
+	if len(names) == 0 {
+		for _, s := range all {
+			if s.Set <= set {
+				out = append(out, s)
+			}
+		}
+		return out, nil
+	}
+	seen := map[string]bool{}
+	for _, name := range names {
+		re, err := regexp.Compile(name)
+		if err != nil {
+			return nil, fmt.Errorf("scenario %q: %w", name, err)
+		}
+		found := false
+		for _, s := range all {
+			if re.MatchString(s.Name) {
+				found = true
+				if !seen[s.Name] {
+					seen[s.Name] = true
+					out = append(out, s)
+				}
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("no scenario matches %q; ambit-perf list names them", name)
+		}
+	}
+	return out, nil
+}
+
+// Defaults are a set's rounds and times.
+func Defaults(set Set) (rounds int, warm, length time.Duration) {
+	switch set {
+	case Quick:
+		return 2, 80 * time.Millisecond, 300 * time.Millisecond
+	case Core:
+		return 5, 300 * time.Millisecond, 1500 * time.Millisecond
+	}
+	return 3, 300 * time.Millisecond, 1500 * time.Millisecond
+}

@@ -1,0 +1,287 @@
+package topo
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+)
+
+// tunnelPort is where node proxies meet.
+const tunnelPort = 15008
+
+// lay makes what a mode has between two pods and says what it is.
+func (l *Lab) lay(ctx context.Context, mode string, e end, to Placement) (Path, error) {
+	node, ip := e.far, e.farIP
+	if to == Same {
+		node, ip = e.near, e.nearIP
+	}
+	p := Path{Mode: mode, Placement: to, Namespace: e.namespace, Server: fmt.Sprintf("%s:%d", ip, load.Port)}
+	p.Watch = []load.Process{{Name: "server", PID: e.serverPID[to]}}
+	var err error
+	switch mode {
+	case None:
+		p.About = "client to server"
+	case Relay:
+		err = l.layRelay(ctx, &p, e.near, node)
+	case TLS:
+		err = l.layTLS(ctx, &p, e.near, node)
+	default:
+		err = l.layMesh(ctx, &p, e.near, node, ip)
+	}
+	return p, err
+}
+
+// layRelay puts a hop on each node; two pods of one node share it, as they share a
+// node proxy.
+func (l *Lab) layRelay(ctx context.Context, p *Path, near, far string) error {
+	p.About = "a Go relay on each node, plain TCP, splice"
+	if near == far {
+		p.About = "one Go relay on the node, plain TCP, splice"
+		return l.addHop(ctx, p, near, load.Hop{To: p.Server})
+	}
+	if err := l.addHop(ctx, p, far, load.Hop{To: p.Server}); err != nil {
+		return err
+	}
+	return l.addHop(ctx, p, near, load.Hop{To: p.Server})
+}
+
+func (l *Lab) layTLS(ctx context.Context, p *Path, near, far string) error {
+	p.About = "a Go relay for each side, mutual crypto/tls between them, 64 KiB buffers, no resumption"
+	pair, err := load.NewPair()
+	if err != nil {
+		return err
+	}
+	if err := l.addHop(ctx, p, far, load.Hop{To: p.Server, TLSIn: true, Pair: pair}); err != nil {
+		return err
+	}
+	p.TLSServer = p.Server
+	return l.addHop(ctx, p, near, load.Hop{To: p.Server, TLSOut: true, Pair: pair})
+}
+
+// addHop starts a hop on a node and makes it what the path's client dials.
+func (l *Lab) addHop(ctx context.Context, p *Path, node string, h load.Hop) error {
+	addr, err := l.nodeAddr(ctx, node)
+	if err != nil {
+		return err
+	}
+	h.Listen = addr + ":0"
+	b, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	started, _, err := l.begin(ctx, node, Hop, string(b))
+	if err != nil {
+		return err
+	}
+	p.Server = started.Addr
+	p.Watch = append(p.Watch, load.Process{Name: "hop@" + node, PID: started.PID, Proxy: true})
+	p.Commands = append(p.Commands, filepath.Base(l.Self)+" "+Hop)
+	p.Version = "as " + filepath.Base(l.Self)
+	return nil
+}
+
+func (l *Lab) nodeAddr(ctx context.Context, node string) (string, error) {
+	out, err := l.do(ctx, "", "get", "node", node, "-o", "json")
+	if err != nil {
+		return "", err
+	}
+	var n struct {
+		Status struct {
+			Addresses []struct{ Type, Address string }
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &n); err != nil {
+		return "", fmt.Errorf("read node %s: %w", node, err)
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type == "InternalIP" && !strings.Contains(a.Address, ":") {
+			return a.Address, nil
+		}
+	}
+	return "", fmt.Errorf("node %s has no IPv4 address", node)
+}
+
+// begin starts a verb of ours on a node and reads its first line; what follows is
+// for the caller to read.
+func (l *Lab) begin(ctx context.Context, node string, verb ...string) (load.Started, *bufio.Reader, error) {
+	var s load.Started
+	// It ends with the lab, not with ctx: the lab's end is what stops it.
+	cmd := l.command(context.WithoutCancel(ctx), append([]string{"exec", node, "--", l.Self}, verb...)...)
+	var said bytes.Buffer // the lab's end is no news
+	cmd.Stderr = &said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return s, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return s, nil, err
+	}
+	r := bufio.NewReader(out)
+	line, err := r.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &s)
+	}
+	if err != nil {
+		_ = cmd.Wait() // what it said tells more
+		return s, nil, fmt.Errorf("start %s on %s: %w: %s", verb[0], node, err, bytes.TrimSpace(said.Bytes()))
+	}
+	l.behind = append(l.behind, cmd)
+	return s, r, nil
+}
+
+// watchHandshakes listens on every node for what servers agree to.
+func (l *Lab) watchHandshakes(ctx context.Context) error {
+	nodes := map[string]bool{}
+	for _, e := range l.ends {
+		nodes[e.near], nodes[e.far] = true, true
+	}
+	for node := range nodes {
+		_, r, err := l.begin(ctx, node, Hellos)
+		if err != nil {
+			return err
+		}
+		go func() { // ends with its process
+			for dec := json.NewDecoder(r); ; {
+				var a load.Agreed
+				if dec.Decode(&a) != nil {
+					return
+				}
+				l.mu.Lock()
+				if !slices.Contains(l.agreed, a) {
+					l.agreed = append(l.agreed, a)
+				}
+				l.mu.Unlock()
+			}
+		}()
+	}
+	return nil
+}
+
+// layMesh finds the node proxies.
+func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error {
+	out, err := l.do(ctx, "", "status", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var status struct {
+		Redirect []struct{ Node, Redirector string } `json:"redirect"`
+		Parts    []struct {
+			Name string `json:"name"`
+			PID  int    `json:"pid"`
+		} `json:"components"`
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		return fmt.Errorf("read the lab's status: %w", err)
+	}
+	nodes := slices.Compact([]string{near, far})
+	for _, node := range nodes {
+		name := "ztunnel@" + node
+		for _, c := range status.Parts {
+			if c.Name == name {
+				p.Watch = append(p.Watch, load.Process{Name: name, PID: c.PID, Proxy: true})
+			}
+		}
+	}
+	if len(p.Watch) != 1+len(nodes) {
+		return fmt.Errorf("no node proxy runs on %s", strings.Join(nodes, " or "))
+	}
+	for _, r := range status.Redirect {
+		if r.Node == near {
+			p.About = "HBONE between node proxies, redirected by " + r.Redirector
+		}
+	}
+	program := filepath.Join(l.Bin, "ztunnel")
+	if peer := l.Peers[p.Mode]; peer != "" {
+		program = peer
+	}
+	switch {
+	case p.Mode == Accelerated:
+		p.About = "authorized by the node proxy once, then pod to pod under a lease"
+	case near == far:
+		// What a proxy does between pods of its own node is its business; a
+		// handshake is reported where there is one.
+		p.About = strings.Replace(p.About, "HBONE between node proxies", "the node's proxy", 1)
+		fallthrough
+	default:
+		p.TLSServer = fmt.Sprintf("%s:%d", ip, tunnelPort)
+	}
+	p.Commands = []string{program}
+	p.Version = version(ctx, program)
+	return nil
+}
+
+// version is what a program says of itself.
+func version(ctx context.Context, program string) string {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	for _, arg := range []string{"version", "--version"} {
+		out, err := exec.CommandContext(ctx, program, arg).Output()
+		if line := strings.Join(strings.Fields(string(out)), " "); err == nil && line != "" {
+			return line
+		}
+	}
+	return "unknown"
+}
+
+// prove runs small loads until the path is what it claims to be: encrypted where
+// it says so, without the proxy where it says so.
+func (l *Lab) prove(ctx context.Context, p Path) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("30 seconds were not enough"))
+	defer cancel()
+	var last error
+	for {
+		err := l.tryPath(ctx, p)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
+		}
+	}
+}
+
+func (l *Lab) tryPath(ctx context.Context, p Path) error {
+	r, err := l.Run(ctx, p, load.Spec{Kind: load.Connect, Conns: 1, Size: 64, For: 30 * time.Millisecond})
+	if err != nil {
+		return err
+	}
+	if r.Ops == 0 || r.Errors > 0 {
+		return fmt.Errorf("%d requests, %d errors: %s", r.Ops, r.Errors, r.Error)
+	}
+	if p.Placement == Cross && p.TLSServer != "" && len(l.Agreed(p)) == 0 {
+		return fmt.Errorf("a TLS handshake of %s: %w", p.TLSServer, errNotProved)
+	}
+	if p.Mode == Accelerated {
+		return l.direct(ctx, p)
+	}
+	return nil
+}
+
+// direct proves that the proxy has no part in the path: it sleeps while bytes flow.
+func (l *Lab) direct(ctx context.Context, p Path) error {
+	r, err := l.Run(ctx, p, load.Spec{Kind: load.Down, Conns: 1, Size: 64 << 10, For: 50 * time.Millisecond})
+	if err != nil {
+		return err
+	}
+	for _, u := range r.Usage {
+		if u.Proxy && u.CPU > r.Elapsed/10 {
+			return fmt.Errorf("a direct connection, the proxy was busy for %s of %s: %w", u.CPU, r.Elapsed, errNotProved)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,330 @@
+// Package topo puts the things that are compared into one network: nodes and pods
+// of a lab (test/lab), and per mode whatever stands between a client and a server.
+//
+//	              node-1                        node-2              node-3 and on, per peer
+//	none          client ─────────────────────▶ server
+//	relay, tls    client ─▶ hop ──────────────▶ hop ─▶ server
+//	ambit         client ─▶ ztunnel ══════════▶ ztunnel ─▶ server
+//	peer          as ambit, with its program in ztunnel's place      client, server
+//
+// Everything runs at the same time in the same lab, so that modes can be measured
+// in turn; what is not being measured is idle. Peers are configured by the same
+// control plane and certificate authority as our own proxy. The lab is driven by
+// its command line, as its users do. A Lab's methods are for one goroutine.
+package topo
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+)
+
+// Placement says where client and server are.
+type Placement string
+
+// Placements.
+const (
+	Cross Placement = "cross-node"
+	Same  Placement = "same-node"
+)
+
+// Built-in modes. Peers have the names that users give them.
+const (
+	None        = "none"
+	Relay       = "relay"
+	TLS         = "tls"
+	Ambit       = "ambit"
+	Accelerated = "ambit-accelerated"
+)
+
+// BuiltIn are the modes that need no other program, in the order of reports.
+var BuiltIn = []string{None, Relay, TLS, Ambit, Accelerated}
+
+// Config is what a Lab is made of.
+type Config struct {
+	Bin   string // directory of the mesh's and the lab's programs
+	Self  string // the program with the verbs Client, Serve, Hop and Hellos
+	Modes []string
+	Peers map[string]string // mode → program that speaks as the reference's node proxy
+	Env   []string          // further settings of all node proxies
+	Out   io.Writer         // what the lab says while it starts
+}
+
+// Verbs of the program's runs inside the lab.
+const (
+	Client = "in-pod-client"
+	Serve  = "in-pod-server"
+	Hop    = "in-node-hop"
+	Hellos = "in-node-hellos"
+)
+
+// Lab is a running one.
+type Lab struct {
+	Config
+	name   string
+	meshed bool
+
+	ends  map[string]end  // mode → its pods
+	paths map[string]Path // mode and placement
+
+	mu     sync.Mutex
+	agreed []load.Agreed // guarded by mu
+	behind []*exec.Cmd   // hops and watchers, in the order of their start
+}
+
+// end is where a mode's pods are.
+type end struct {
+	namespace   string
+	near, far   string            // nodes
+	nearIP      string            // of the server beside the client
+	farIP       string            // of the other one
+	serverPID   map[Placement]int // in the lab's process namespace
+	accelerated bool
+}
+
+// Path is one mode between one pair of pods.
+type Path struct {
+	Mode      string
+	Placement Placement
+	Namespace string // of the client
+	Server    string // what the client dials
+	Watch     []load.Process
+	TLSServer string // address whose handshakes are this path's; "" when it has none
+	About     string
+	Commands  []string // of the proxies
+	Version   string
+}
+
+// Supports reports whether a mode exists for a placement.
+func Supports(mode string, p Placement) bool { return mode != Accelerated || p == Same }
+
+// Start brings everything up. The caller must call Close.
+func Start(ctx context.Context, cfg Config) (*Lab, error) {
+	l := &Lab{Config: cfg, name: fmt.Sprintf("perf-%d", os.Getpid()), ends: map[string]end{}, paths: map[string]Path{}}
+	args := []string{"up"}
+	nodes := 2
+	for _, m := range cfg.Modes {
+		program, peer := cfg.Peers[m]
+		if peer {
+			for range 2 {
+				nodes++
+				args = append(args, "--ztunnel", fmt.Sprintf("node-%d=%s", nodes, program))
+			}
+		} else if !slices.Contains(BuiltIn, m) {
+			return nil, fmt.Errorf("mode %q is neither built in (%s) nor a --peer", m, strings.Join(BuiltIn, ", "))
+		}
+		l.meshed = l.meshed || peer || m == Ambit || m == Accelerated
+	}
+	args = append(args, "--nodes", fmt.Sprint(nodes))
+	if !l.meshed {
+		args = append(args, "--no-mesh")
+	}
+	for _, e := range cfg.Env {
+		args = append(args, "--env", e)
+	}
+	if _, err := l.do(ctx, "", args...); err != nil {
+		return nil, fmt.Errorf("start the lab: %w", err)
+	}
+	if err := l.fill(ctx); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Close ends the lab and everything in it.
+func (l *Lab) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, _ = l.do(ctx, "", "down") // with it ends what was started in it
+	for _, c := range l.behind {
+		_ = c.Wait() // killed, by then
+	}
+}
+
+// command is one of the lab's.
+func (l *Lab) command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, filepath.Join(l.Bin, "ambit-lab"), append([]string{"--name", l.name}, args...)...)
+}
+
+func (l *Lab) do(ctx context.Context, stdin string, args ...string) (string, error) {
+	var out, errs bytes.Buffer
+	cmd := l.command(ctx, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("ambit-lab %s: %w: %s", args[0], cmp.Or(context.Cause(ctx), err), strings.TrimSpace(errs.String()))
+	}
+	if l.Out != nil && errs.Len() > 0 && args[0] != "exec" {
+		_, _ = l.Out.Write(errs.Bytes()) // as any program that prints
+	}
+	return out.String(), nil
+}
+
+// fill makes the pods and, per mode, what stands between them.
+func (l *Lab) fill(ctx context.Context) error {
+	node := 2
+	plain := end{namespace: "plain", near: "node-1", far: "node-2"}
+	for _, m := range l.Modes {
+		switch {
+		case l.Peers[m] != "":
+			l.ends[m] = end{namespace: m, near: fmt.Sprintf("node-%d", node+1), far: fmt.Sprintf("node-%d", node+2)}
+			node += 2
+		case m == Ambit:
+			l.ends[m] = end{namespace: "ambit", near: "node-1", far: "node-2"}
+		case m == Accelerated:
+			l.ends[m] = end{namespace: "accelerated", near: "node-1", far: "node-2", accelerated: true}
+		default:
+			l.ends[m] = plain
+		}
+	}
+	manifests := map[string]string{}
+	for _, e := range l.ends {
+		manifests[e.namespace] = e.manifest(l.Self)
+	}
+	for _, ns := range slices.Sorted(maps.Keys(manifests)) {
+		if _, err := l.do(ctx, manifests[ns], "apply", "-f", "-"); err != nil {
+			return err
+		}
+	}
+	for _, ns := range slices.Sorted(maps.Keys(manifests)) {
+		if _, err := l.do(ctx, "", "wait", "-n", ns, "--timeout", "60s"); err != nil {
+			return err
+		}
+	}
+	if err := l.watchHandshakes(ctx); err != nil {
+		return err
+	}
+	for _, m := range l.Modes {
+		e, err := l.locate(ctx, l.ends[m])
+		if err != nil {
+			return err
+		}
+		for _, p := range []Placement{Cross, Same} {
+			if !Supports(m, p) {
+				continue
+			}
+			path, err := l.lay(ctx, m, e, p)
+			if err != nil {
+				return fmt.Errorf("prepare %s, %s: %w", m, p, err)
+			}
+			l.paths[m+string(p)] = path
+		}
+	}
+	for _, m := range l.Modes {
+		for _, p := range []Placement{Cross, Same} {
+			if path, ok := l.paths[m+string(p)]; ok {
+				if err := l.prove(ctx, path); err != nil {
+					return fmt.Errorf("prove %s, %s: %w", m, p, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// manifest is a mode's namespace: a client, a server beside it, a server away.
+func (e end) manifest(self string) string {
+	labels, notes := "", ""
+	if e.namespace != "plain" {
+		labels = `, labels: {istio.io/dataplane-mode: ambient}`
+	}
+	if e.accelerated {
+		notes = `, annotations: {ambit.dev/accelerate: "true"}`
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "apiVersion: v1\nkind: Namespace\nmetadata: {name: %s%s%s}\n", e.namespace, labels, notes)
+	for _, pod := range []struct{ name, node, command string }{
+		{"client", e.near, `ambit-sample, pause`}, {"near", e.near, fmt.Sprintf("%q, %s", self, Serve)}, {"far", e.far, fmt.Sprintf("%q, %s", self, Serve)},
+	} {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s}\nspec:\n  nodeName: %s\n  terminationGracePeriodSeconds: 1\n  containers:\n"+
+			"  - {name: c, image: ambit-sample, command: [%s]}\n", pod.name, e.namespace, pod.node, pod.command)
+	}
+	return b.String()
+}
+
+// locate asks for addresses and processes.
+func (l *Lab) locate(ctx context.Context, e end) (end, error) {
+	e.serverPID = map[Placement]int{}
+	for pod, to := range map[string]Placement{"near": Same, "far": Cross} {
+		out, err := l.do(ctx, "", "get", "pod", pod, "-n", e.namespace, "-o", "json")
+		if err != nil {
+			return e, err
+		}
+		var p struct {
+			Status struct {
+				PodIP             string
+				ContainerStatuses []struct{ ContainerID string }
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &p); err != nil {
+			return e, fmt.Errorf("read pod %s: %w", pod, err)
+		}
+		if len(p.Status.ContainerStatuses) != 1 {
+			return e, fmt.Errorf("pod %s/%s has no container", e.namespace, pod)
+		}
+		var pid int
+		if _, err := fmt.Sscanf(p.Status.ContainerStatuses[0].ContainerID, "lab://%d", &pid); err != nil {
+			return e, fmt.Errorf("read process of pod %s/%s: %w", e.namespace, pod, err)
+		}
+		if e.serverPID[to] = pid; to == Same {
+			e.nearIP = p.Status.PodIP
+		} else {
+			e.farIP = p.Status.PodIP
+		}
+	}
+	return e, nil
+}
+
+// Path is how a mode connects two pods.
+func (l *Lab) Path(mode string, p Placement) (Path, bool) {
+	path, ok := l.paths[mode+string(p)]
+	return path, ok
+}
+
+// Run runs a load over a path; the spec's server and processes are filled in.
+func (l *Lab) Run(ctx context.Context, p Path, s load.Spec) (load.Result, error) {
+	s.Server, s.Watch = p.Server, p.Watch
+	b, err := json.Marshal(s)
+	if err != nil {
+		return load.Result{}, err
+	}
+	out, err := l.do(ctx, "", "exec", "client", "-n", p.Namespace, "--", l.Self, Client, string(b))
+	if err != nil {
+		return load.Result{}, err
+	}
+	var r load.Result
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		return r, fmt.Errorf("read what the client measured: %w", err)
+	}
+	return r, nil
+}
+
+// Agreed is what TLS the path's server agreed to, each answer once.
+func (l *Lab) Agreed(p Path) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []string
+	for _, a := range l.agreed {
+		if s := a.String(); a.Server.String() == p.TLSServer && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+var errNotProved = errors.New("not seen")
