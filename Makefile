@@ -8,7 +8,7 @@ LDFLAGS  := -s -w -X github.com/ambit-mesh/ambit/xds/boot.Version=$(VERSION)
 
 export CGO_ENABLED
 
-.PHONY: help build cross generate lint test interop fuzz demo lab bench check-go clean
+.PHONY: help build cross generate lint test interop fuzz demo lab bench perf check-go clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,11 @@ BENCH ?= .
 BENCHTIME ?= 1s
 bench: check-go ## benchmarks beside the code; BENCH=regexp BENCHTIME=1s COUNT=1
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -count $(or $(COUNT),1) -benchmem ./xds/... ./ebpf/... ./ztunnel/...
+
+# PERF holds what to measure: PERF=--all, PERF='--peer ztunnel=/path/to/ztunnel'.
+PERF ?= --quick
+perf: build ## load scenarios, side by side with no mesh: a table, perf.json and perf.html in bin/
+	bin/ambit-perf run $(PERF) --json bin/perf.json --html bin/perf.html
 
 clean: ## remove bin/
 	rm -rf bin

@@ -90,7 +90,6 @@ func (p *Pair) config() (*tls.Config, error) {
 
 // Run relays until ctx ends. It first writes a line that says where it listens.
 func (h Hop) Run(ctx context.Context, out io.Writer) error {
-	tune()
 	var cfg *tls.Config
 	if h.TLSIn || h.TLSOut {
 		var err error

@@ -126,7 +126,6 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	if err := s.Validate(); err != nil {
 		return Result{}, err
 	}
-	tune()
 	debug.SetGCPercent(400) // loads allocate next to nothing; none of it should cost others
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -1,6 +1,222 @@
 package report
 
-import "io"
+import (
+	_ "embed"
+	"fmt"
+	"html/template"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
 
-// HTML is a placeholder
-func (r *Report) HTML(w io.Writer) error { return nil }
+	"github.com/ambit-mesh/ambit/perf/load"
+)
+
+//go:embed page.html
+var pageSource string
+
+var page = template.Must(template.New("page").Parse(pageSource))
+
+// view is what the page shows.
+type view struct {
+	*Report
+	When   string
+	TookS  string
+	Groups []groupView
+}
+
+type groupView struct {
+	Scenario Scenario
+	Plots    []template.HTML
+	Head     []string
+	Rows     [][]string
+	Ratios   [][]string
+	Remarks  string
+}
+
+// HTML writes one page that needs nothing else: plots are SVG, colours follow the
+// reader's scheme, and it prints.
+func (r *Report) HTML(w io.Writer) error {
+	v := view{Report: r, When: r.Started.Format("2006-01-02 15:04 MST"), TookS: r.Took.Round(time.Second).String()}
+	colours := colours(r)
+	for _, g := range r.Groups() {
+		v.Groups = append(v.Groups, g.view(colours))
+	}
+	if err := page.Execute(w, v); err != nil {
+		return fmt.Errorf("write page: %w", err)
+	}
+	return nil
+}
+
+// colours gives each mode the number of a colour of the page, the same everywhere.
+func colours(r *Report) map[string]int {
+	out := map[string]int{}
+	for _, row := range r.Rows {
+		if _, ok := out[row.Mode]; !ok {
+			out[row.Mode] = len(out) % 8
+		}
+	}
+	return out
+}
+
+func (g Group) view(colours map[string]int) groupView {
+	v := groupView{Scenario: g.Scenario, Head: []string{"mode"}}
+	metrics := Metrics(g.Scenario.Load.Kind)
+	for _, m := range metrics {
+		v.Head = append(v.Head, m.Unit)
+	}
+	for _, row := range g.Rows {
+		line := []string{row.Mode}
+		for _, m := range metrics {
+			line = append(line, SpreadOf(row.Values(m)).String())
+		}
+		v.Rows = append(v.Rows, line)
+	}
+	for _, pair := range g.Pairs() {
+		line := []string{pair.Subject.Mode + " / " + pair.Other.Mode}
+		for _, m := range metrics {
+			cell := ""
+			if m.Better != 0 && m.Name != "errors" {
+				if s := SpreadOf(Ratios(pair.Subject, pair.Other, m)); s.N > 0 {
+					cell = s.String()
+				}
+			}
+			line = append(line, cell)
+		}
+		v.Ratios = append(v.Ratios, line)
+	}
+	v.Plots = g.plots(metrics, colours)
+	var b strings.Builder
+	p := &printer{w: &b}
+	for _, row := range g.Rows {
+		p.remarks(row)
+	}
+	v.Remarks = b.String()
+	return v
+}
+
+// plots are bars of the first figure that differs, of CPU, and percentiles.
+func (g Group) plots(metrics []Metric, colours map[string]int) []template.HTML {
+	wanted := []string{MetricRate, MetricCPU, "machine"}
+	switch g.Scenario.Load.Kind {
+	case load.Idle:
+		wanted = []string{"perconn"}
+	case load.Rate:
+		wanted = wanted[1:] // the rate is given
+	}
+	var out []template.HTML
+	for _, m := range metrics {
+		if slices.Contains(wanted, m.Name) {
+			out = append(out, g.bars(m, colours))
+		}
+	}
+	if tails := g.tails(colours); tails != "" {
+		out = append(out, tails)
+	}
+	return out
+}
+
+// Sizes of plots, in SVG's units.
+const (
+	plotWidth, labelWidth, barHeight, topMargin = 460, 130, 22, 26
+)
+
+// bars draws a metric's medians, with a line from the lower to the upper quartile.
+func (g Group) bars(m Metric, colours map[string]int) template.HTML {
+	top := 0.0
+	for _, row := range g.Rows {
+		top = max(top, SpreadOf(row.Values(m)).High)
+	}
+	if top == 0 {
+		top = 1
+	}
+	var b strings.Builder
+	height := topMargin + barHeight*len(g.Rows) + 4
+	direction := map[int]string{-1: ", less is better", +1: ", more is better"}[m.Better]
+	begin(&b, height, m.Unit+direction)
+	x := func(v float64) float64 { return labelWidth + max(v, 0)/top*(plotWidth-labelWidth-70) }
+	for i, row := range g.Rows {
+		y := topMargin + i*barHeight
+		s := SpreadOf(row.Values(m))
+		text(&b, labelWidth-6, y+15, "end", row.Mode)
+		if s.N == 0 {
+			text(&b, labelWidth+4, y+15, "start", "–")
+			continue
+		}
+		fmt.Fprintf(&b, `<rect class="c%d" x="%d" y="%d" width="%.1f" height="%d"/>`, colours[row.Mode], labelWidth, y+3, x(s.Median)-labelWidth, barHeight-7)
+		if s.N > 1 {
+			fmt.Fprintf(&b, `<path class="q" d="M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8"/>`, x(s.Low), y+10, x(s.High), x(s.Low), y+6, x(s.High), y+6)
+		}
+		text(&b, int(x(s.High))+6, y+15, "start", figure(s.Median))
+	}
+	b.WriteString("</svg>")
+	return template.HTML(b.String()) // every text in it was escaped
+}
+
+// tails draws percentiles of latency on a logarithmic scale, one line per mode.
+func (g Group) tails(colours map[string]int) template.HTML {
+	quantiles := []struct {
+		name string
+		q    float64
+	}{{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}}
+	values := make([][]float64, len(g.Rows))
+	low, high := 0.0, 0.0
+	for i, row := range g.Rows {
+		for _, q := range quantiles {
+			s := SpreadOf(row.Values(Metric{Of: quantile(q.q)}))
+			if s.N == 0 || s.Median <= 0 {
+				break
+			}
+			values[i] = append(values[i], s.Median)
+			high = max(high, s.Median)
+			if low == 0 || s.Median < low {
+				low = s.Median
+			}
+		}
+	}
+	if high == 0 {
+		return ""
+	}
+	const height, bottom = 240, 30
+	first, last := int(math.Floor(math.Log10(low))), int(math.Floor(math.Log10(high)))+1
+	var b strings.Builder
+	begin(&b, height, "latency, µs, logarithmic")
+	y := func(v float64) float64 {
+		return height - bottom - (math.Log10(v)-float64(first))/float64(last-first)*(height-bottom-topMargin-6)
+	}
+	x := func(i int) int { return 70 + i*80 }
+	for d := first; d <= last; d++ {
+		v := math.Pow10(d)
+		fmt.Fprintf(&b, `<path class="g" d="M60 %.1fH%d"/>`, y(v), x(3)+10)
+		text(&b, 54, int(y(v))+4, "end", figure(v))
+	}
+	for i, q := range quantiles {
+		text(&b, x(i), height-10, "middle", q.name)
+	}
+	for i, row := range g.Rows {
+		if len(values[i]) == 0 {
+			continue
+		}
+		var d strings.Builder
+		for k, v := range values[i] {
+			fmt.Fprintf(&d, "%s%d %.1f", map[bool]string{true: "M", false: "L"}[k == 0], x(k), y(v))
+			fmt.Fprintf(&b, `<circle class="c%d" cx="%d" cy="%.1f" r="3"/>`, colours[row.Mode], x(k), y(v))
+		}
+		fmt.Fprintf(&b, `<path class="l%d" d="%s"/>`, colours[row.Mode], d.String())
+		at := topMargin + 12 + 17*i
+		fmt.Fprintf(&b, `<rect class="c%d" x="%d" y="%d" width="10" height="10"/>`, colours[row.Mode], x(3)+24, at-9)
+		text(&b, x(3)+38, at, "start", row.Mode)
+	}
+	b.WriteString("</svg>")
+	return template.HTML(b.String()) // every text in it was escaped
+}
+
+func begin(b *strings.Builder, height int, title string) {
+	fmt.Fprintf(b, `<svg viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-label="%s">`, plotWidth, height, plotWidth, height, template.HTMLEscapeString(title))
+	fmt.Fprintf(b, `<text class="t" x="4" y="15">%s</text>`, template.HTMLEscapeString(title))
+}
+
+func text(b *strings.Builder, x, y int, anchor, s string) {
+	fmt.Fprintf(b, `<text x="%d" y="%d" text-anchor="%s">%s</text>`, x, y, anchor, template.HTMLEscapeString(s))
+}

@@ -181,7 +181,7 @@ func Metrics(kind string) []Metric {
 				sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.Grown) })
 				return sum / 1024 / float64(max(r.Ops, 1)), ok
 			}},
-			{"kernel", "KiB/conn kernel", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			{"kernel", "KiB/conn kernel", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 				return float64(r.Machine.Kernel) / 1024 / float64(max(r.Ops, 1)), true
 			}},
 			rss, logged, failed,

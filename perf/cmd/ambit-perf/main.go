@@ -163,6 +163,7 @@ func clientCommand(ctx context.Context, args []string, stdout, _ io.Writer) erro
 	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &s) != nil {
 		return fmt.Errorf("%w: this verb is used by ambit-perf itself", errUsage)
 	}
+	load.Tune()
 	r, err := load.Run(ctx, s)
 	if err != nil {
 		return err
@@ -171,6 +172,7 @@ func clientCommand(ctx context.Context, args []string, stdout, _ io.Writer) erro
 }
 
 func serveCommand(ctx context.Context, _ []string, _, _ io.Writer) error {
+	load.Tune()
 	return load.Serve(ctx, fmt.Sprintf(":%d", load.Port))
 }
 
@@ -179,6 +181,7 @@ func hopCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &h) != nil {
 		return fmt.Errorf("%w: this verb is used by ambit-perf itself", errUsage)
 	}
+	load.Tune()
 	return h.Run(ctx, stdout)
 }
 

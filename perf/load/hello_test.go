@@ -1,0 +1,99 @@
+package load
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// packet puts an IPv4 and a TCP header before a payload, with options in both.
+func packet(payload []byte) []byte {
+	p := make([]byte, 24+32)
+	p[0], p[9] = 4<<4|6, unix.IPPROTO_TCP
+	copy(p[12:], []byte{10, 0, 0, 9})
+	binary.BigEndian.PutUint16(p[24:], 15008)
+	p[24+12] = 8 << 4
+	return append(p, payload...)
+}
+
+// firstFlight is what a server of crypto/tls answers with.
+func firstFlight(t testing.TB, group tls.CurveID) []byte {
+	pair, err := NewPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := pair.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.CurvePreferences = []tls.CurveID{group}
+	client, server := net.Pipe()
+	defer client.Close()
+	defer server.Close()
+	seen := make(chan []byte, 1)
+	go func() { _ = tls.Server(server, cfg).Handshake() }() // ends when the pipe is closed
+	go func() { _ = tls.Client(&tapped{Conn: client, seen: seen}, cfg).Handshake() }()
+	return <-seen
+}
+
+// tapped hands out the first bytes read and then fails.
+type tapped struct {
+	net.Conn
+	seen chan []byte
+}
+
+func (c *tapped) Read([]byte) (int, error) {
+	b := make([]byte, 4096)
+	n, err := io.ReadAtLeast(c.Conn, b, 5)
+	if err == nil {
+		c.seen <- b[:n]
+	}
+	return 0, errors.New("seen enough")
+}
+
+func TestServerHello(t *testing.T) {
+	vm, err := bpf.NewVM(helloFilter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, group := range []tls.CurveID{tls.X25519, tls.CurveP256, tls.X25519MLKEM768} {
+		p := packet(firstFlight(t, group))
+		a, ok := serverHello(p)
+		if !ok || a.Group != group.String() || a.Server.String() != "10.0.0.9:15008" {
+			t.Errorf("%s: got %v %v", group, a, ok)
+		}
+		if tls.CipherSuiteName(tls.TLS_AES_128_GCM_SHA256) != a.Suite && tls.CipherSuiteName(tls.TLS_CHACHA20_POLY1305_SHA256) != a.Suite {
+			t.Errorf("%s: suite %q", group, a.Suite)
+		}
+		if n, err := vm.Run(p); n == 0 || err != nil {
+			t.Errorf("%s: the filter drops it: %v", group, err)
+		}
+	}
+	for name, payload := range map[string][]byte{"nothing": nil, "data": {23, 3, 3, 0, 1, 2, 2}, "a client's": {22, 3, 1, 0, 9, 1, 0, 0, 5}} {
+		if n, _ := vm.Run(packet(payload)); n != 0 { // out of bounds is 0 too
+			t.Errorf("the filter lets %s pass", name)
+		}
+		if a, ok := serverHello(packet(payload)); ok {
+			t.Errorf("%s is read as %v", name, a)
+		}
+	}
+}
+
+func FuzzServerHello(f *testing.F) {
+	p := packet(firstFlight(f, tls.X25519))
+	f.Add(p)
+	for _, n := range []int{0, 19, 40, 56, 61, 100, 140} {
+		f.Add(p[:min(n, len(p))])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if a, ok := serverHello(b); ok && a.Suite == "" {
+			t.Errorf("a suite without a name in %x", b)
+		}
+	})
+}

@@ -1,0 +1,209 @@
+package report
+
+import (
+	"bytes"
+	"encoding/xml"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+)
+
+func TestSpread(t *testing.T) {
+	tests := []struct {
+		values []float64
+		want   Spread
+		text   string
+	}{
+		{nil, Spread{}, "–"},
+		{[]float64{3}, Spread{3, 3, 3, 1}, "3.00"},
+		{[]float64{4, 1}, Spread{1.75, 2.5, 3.25, 2}, "2.50 (1.75–3.25)"},
+		{[]float64{5, 1, 2, 4, 3}, Spread{2, 3, 4, 5}, "3.00 (2.00–4.00)"},
+	}
+	for _, tt := range tests {
+		if got := SpreadOf(tt.values); got != tt.want || got.String() != tt.text {
+			t.Errorf("%v: %+v %s, want %+v %s", tt.values, got, got, tt.want, tt.text)
+		}
+	}
+}
+
+func TestFigure(t *testing.T) {
+	for v, want := range map[float64]string{0: "0", 0.0123: "0.0123", 0.5: "0.500", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 9999: "9999", 12345: "12.3k", -2.5: "-2.50"} {
+		if got := figure(v); got != want {
+			t.Errorf("%v: %s, want %s", v, got, want)
+		}
+	}
+}
+
+func TestApart(t *testing.T) {
+	low, high, wide := SpreadOf([]float64{1, 2, 3}), SpreadOf([]float64{5, 6, 7}), SpreadOf([]float64{1, 4, 7})
+	if Apart(low, high) != -1 || Apart(high, low) != 1 || Apart(low, wide) != 0 || Apart(SpreadOf([]float64{1}), high) != 0 {
+		t.Error("spreads are apart that overlap, or the reverse")
+	}
+}
+
+// sample is a report in which ambit is half as fast as none, to the tenth.
+func sample() *Report {
+	s := Scenario{Name: "cross-node/ask-1", Title: "requests", Placement: "cross-node", Load: load.Spec{Kind: load.Ask, Conns: 1, Size: 1024}}
+	row := func(mode string, ops ...uint64) Row {
+		r := Row{Scenario: s, Mode: mode}
+		for i, n := range ops {
+			var h load.Histogram
+			for k := range int64(2000) {
+				h.Add(100_000_000/int64(n) + k)
+			}
+			run := Run{Round: i + 1, Result: load.Result{Elapsed: time.Second, Ops: n, Latency: &h, Machine: load.Machine{CPUs: 2, Busy: time.Second}}}
+			if mode != "none" {
+				run.Result.Usage = []load.Usage{
+					{Process: load.Process{Name: "server"}, CPU: time.Hour},
+					{Process: load.Process{Name: "proxy", Proxy: true}, CPU: 500 * time.Millisecond, RSS: 20 << 20, Voluntary: 3000, LogLines: 7},
+				}
+			}
+			r.Runs = append(r.Runs, run)
+		}
+		return r
+	}
+	return &Report{
+		Format: Format, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Took: time.Minute, Command: []string{"ambit-perf", "run"}, Version: "ambit-perf <1>",
+		Machine: Machine{CPU: "a CPU & more", CPUs: 2}, Settings: Settings{Rounds: 3, MaxSteal: 0.01, AccessLog: true},
+		Paths: []Path{{Mode: "ambit", Placement: "cross-node", About: "HBONE", TLS: []string{"A_SUITE, A_GROUP"}}},
+		Rows:  []Row{row("none", 1000, 2000, 4000), row("ambit", 500, 1000, 2000)},
+	}
+}
+
+func TestRatiosArePairedByRound(t *testing.T) {
+	r := sample()
+	rate := Metrics(load.Ask)[0]
+	if got := Ratios(r.Rows[1], r.Rows[0], rate); !slices.Equal(got, []float64{0.5, 0.5, 0.5}) {
+		t.Errorf("got %v", got)
+	}
+	r.Rows[0].Runs[1].Failed = "broken"
+	r.Rows[1].Runs = slices.Delete(r.Rows[1].Runs, 0, 1)
+	if got := Ratios(r.Rows[1], r.Rows[0], rate); !slices.Equal(got, []float64{0.5}) {
+		t.Errorf("with rounds missing: got %v", got)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	row := sample().Rows[1]
+	want := map[string]float64{"rate": 500, "p50": 201, "cpu": 1, "machine": 2, "switches": 6000, "rss": 20, "logged": 7, "errors": 0}
+	for _, m := range Metrics(load.Ask) {
+		v, ok := m.Of(row.Scenario.Load, row.Runs[0].Result)
+		w, asked := want[m.Name]
+		if asked && (!ok || math.Abs(v-w) > w/100) {
+			t.Errorf("%s: %v, want %v", m.Name, v, w)
+		}
+	}
+	up := load.Result{Elapsed: 2 * time.Second, Bytes: 4e9, Machine: load.Machine{Busy: time.Second}}
+	for _, m := range Metrics(load.Up) {
+		v, ok := m.Of(load.Spec{Kind: load.Up}, up)
+		if w, asked := map[string]float64{"rate": 2, "machine": 0.25}[m.Name]; asked && (!ok || v != w) {
+			t.Errorf("bulk %s: %v, want %v", m.Name, v, w)
+		}
+		if m.Name == "cpu" && ok {
+			t.Error("without proxies there is a figure of their CPU")
+		}
+	}
+	idle := load.Result{Elapsed: time.Second, Ops: 100, Usage: []load.Usage{{Process: load.Process{Proxy: true}, Grown: 700 << 10}}}
+	for _, m := range Metrics(load.Idle) {
+		if v, ok := m.Of(load.Spec{Kind: load.Idle}, idle); m.Name == "perconn" && (!ok || v != 7) {
+			t.Errorf("per connection: %v", v)
+		}
+	}
+}
+
+func TestText(t *testing.T) {
+	r := sample()
+	r.Rows[1].Runs[0].Repeated = 2
+	r.Rows[1].Runs[1].Result.Errors, r.Rows[1].Runs[1].Result.Error = 4, "reset"
+	r.Rows[0].Runs[2].Stolen = true
+	var b bytes.Buffer
+	if err := r.Text(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"requests · cross-node  [cross-node/ask-1]", "2000 (1500–3000)", "ambit / none", "rate 0.500 (0.500–0.500)", "2 runs repeated", "4 errors, the first: reset",
+		"none, round 3 kept with", "A_SUITE, A_GROUP", "access logs on",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, b.String())
+		}
+	}
+	for line := range strings.Lines(b.String()) {
+		if strings.TrimRight(line, "\n") != strings.TrimRight(line, " \n") {
+			t.Errorf("blanks at the end of %q", line)
+		}
+	}
+}
+
+func TestJSONAndPage(t *testing.T) {
+	r := sample()
+	var b bytes.Buffer
+	if err := r.Encode(&b); err != nil {
+		t.Fatal(err)
+	}
+	back, err := Decode(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after, page bytes.Buffer
+	if err := r.Text(&before); err != nil {
+		t.Fatal(err)
+	}
+	if err := back.Text(&after); err != nil || before.String() != after.String() {
+		t.Errorf("read back (%v):\n%s\nwas:\n%s", err, after.String(), before.String())
+	}
+	if err := back.HTML(&page); err != nil {
+		t.Fatal(err)
+	}
+	s := page.String()
+	if strings.Contains(s, "ambit-perf <1>") || !strings.Contains(s, "a CPU &amp; more") {
+		t.Error("text is not escaped")
+	}
+	if strings.Contains(s, "http://") || strings.Contains(s, "https://") || strings.Contains(s, "<script") {
+		t.Error("the page needs something else")
+	}
+	plots := strings.SplitAfter(s, "</svg>")
+	if len(plots) != 5 { // rate, CPU, machine, latency, the rest
+		t.Fatalf("%d plots", len(plots)-1)
+	}
+	for _, p := range plots[:4] {
+		if err := xml.Unmarshal([]byte(p[strings.Index(p, "<svg"):]), new(struct{})); err != nil {
+			t.Errorf("%v: %s", err, p)
+		}
+	}
+	if strings.Contains(s, "NaN") || strings.Contains(s, "Inf") {
+		t.Error("a plot has no scale")
+	}
+}
+
+func TestOtherFormatsAreRefused(t *testing.T) {
+	if _, err := Decode(strings.NewReader(`{"format": 99}`)); err == nil || !strings.Contains(err.Error(), "format 99") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	a, b := sample(), sample()
+	for i := range b.Rows[1].Runs {
+		b.Rows[1].Runs[i].Result.Ops *= 10
+	}
+	b.Machine.CPUs = 4
+	b.Settings.AccessLog = false
+	var out bytes.Buffer
+	if err := Compare(&out, a, b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"the machines differ", "access logs", "ambit / none rate", "10.00  better", "none per s"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, out.String())
+		}
+	}
+	b.Rows = nil
+	if err := Compare(&out, a, b); err == nil {
+		t.Error("nothing in common is no error")
+	}
+}

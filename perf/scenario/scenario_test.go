@@ -1,0 +1,157 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+	"github.com/ambit-mesh/ambit/perf/report"
+	"github.com/ambit-mesh/ambit/perf/topo"
+)
+
+func TestCatalogIsSound(t *testing.T) {
+	seen := map[string]bool{}
+	sets := map[Set]int{}
+	for _, s := range Catalog() {
+		if seen[s.Name] {
+			t.Errorf("%s is there twice", s.Name)
+		}
+		seen[s.Name] = true
+		sets[s.Set]++
+		spec := s.Load
+		spec.For = time.Second
+		if err := spec.Validate(); err != nil {
+			t.Errorf("%s: %v", s.Name, err)
+		}
+		if s.Title == "" || !strings.HasPrefix(s.Name, string(s.Placement)+"/") {
+			t.Errorf("%s: title %q, placement %s", s.Name, s.Title, s.Placement)
+		}
+	}
+	if sets[Quick] == 0 || sets[Core] == 0 || sets[All] == 0 {
+		t.Errorf("sets have %v scenarios", sets)
+	}
+}
+
+func TestSelect(t *testing.T) {
+	all := []Scenario{{Name: "x/a", Set: Quick}, {Name: "x/b", Set: Core}, {Name: "y/b", Set: All}}
+	tests := []struct {
+		set   Set
+		words []string
+		want  string
+		err   string
+	}{
+		{Quick, nil, "x/a", ""}, {Core, nil, "x/a x/b", ""}, {All, nil, "x/a x/b y/b", ""},
+		{Quick, []string{"/b", "^y"}, "x/b y/b", ""},
+		{All, []string{"/c"}, "", "no scenario matches"}, {All, []string{"("}, "", "scenario \"(\""},
+	}
+	for _, tt := range tests {
+		got, err := Select(all, tt.set, tt.words)
+		if (err != nil) != (tt.err != "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%v: error %v, want %q", tt.words, err, tt.err)
+			continue
+		}
+		var names []string
+		for _, s := range got {
+			names = append(names, s.Name)
+		}
+		if strings.Join(names, " ") != tt.want {
+			t.Errorf("%d %v: %v, want %s", tt.set, tt.words, names, tt.want)
+		}
+	}
+}
+
+// network records runs and answers with what is prepared.
+type network struct {
+	runs   []string
+	steal  map[int]bool // by number of the run
+	failed map[string]error
+}
+
+func (n *network) Path(mode string, p topo.Placement) (topo.Path, bool) {
+	return topo.Path{Mode: mode, Placement: p}, topo.Supports(mode, p)
+}
+
+func (n *network) Run(ctx context.Context, p topo.Path, _ load.Spec) (load.Result, error) {
+	i := len(n.runs)
+	n.runs = append(n.runs, p.Mode)
+	r := load.Result{Elapsed: time.Second, Ops: 10, Machine: load.Machine{CPUs: 2}}
+	if n.steal[i] {
+		r.Machine.Steal = 100 * time.Millisecond
+	}
+	return r, errors.Join(n.failed[p.Mode], ctx.Err())
+}
+
+func TestModesRunInTurn(t *testing.T) {
+	n := &network{}
+	r := Runner{Network: n, Modes: []string{"none", "tls", "ambit"}, Settings: report.Settings{Rounds: 3, MaxSteal: 0.01}}
+	rows, err := r.Run(t.Context(), []Scenario{{Name: "s", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(n.runs, " "); got != "none tls ambit tls ambit none ambit none tls" {
+		t.Errorf("order: %s", got)
+	}
+	for _, row := range rows {
+		for i, run := range row.Runs {
+			if run.Round != i+1 {
+				t.Errorf("%s: round %d is at %d", row.Mode, run.Round, i)
+			}
+		}
+	}
+}
+
+func TestModesWithoutAPathAreLeftOut(t *testing.T) {
+	n := &network{}
+	r := Runner{Network: n, Modes: []string{topo.None, topo.Accelerated}, Settings: report.Settings{Rounds: 2}}
+	rows, err := r.Run(t.Context(), []Scenario{{Name: "far", Placement: topo.Cross, Load: load.Spec{Kind: load.Idle}}, {Name: "near", Placement: topo.Same, Load: load.Spec{Kind: load.Up}}})
+	if err != nil || len(rows) != 3 || len(n.runs) != 5 { // idle loads run once
+		t.Errorf("%d rows of %d runs, %v", len(rows), len(n.runs), err)
+	}
+}
+
+func TestStolenRunsAreRepeatedAndCounted(t *testing.T) {
+	n := &network{steal: map[int]bool{0: true, 1: true, 3: true, 4: true, 5: true, 6: true}}
+	var told []string
+	r := Runner{Network: n, Modes: []string{"none"}, Settings: report.Settings{Rounds: 2, MaxSteal: 0.01},
+		Progress: func(s Step) { told = append(told, fmt.Sprint(s.Done, s.Repeat, s.Run != nil)) }}
+	rows, err := r.Run(t.Context(), []Scenario{{Name: "s", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := rows[0].Runs
+	if runs[0].Repeated != 2 || runs[0].Stolen || runs[1].Repeated != attempts-1 || !runs[1].Stolen || rows[0].Repeated() != 2+attempts-1 {
+		t.Errorf("runs: %+v", runs)
+	}
+	if want := []string{"0 0 false", "0 1 false", "0 2 false", "1 2 true"}; !slices.Equal(told[:4], want) {
+		t.Errorf("told %q, want %q", told[:4], want)
+	}
+}
+
+func TestFailuresAreInTheReport(t *testing.T) {
+	n := &network{failed: map[string]error{"tls": errors.New("no route")}}
+	r := Runner{Network: n, Modes: []string{"none", "tls"}, Settings: report.Settings{Rounds: 1}}
+	rows, err := r.Run(t.Context(), []Scenario{{Name: "s", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}})
+	if err != nil || rows[1].Runs[0].Failed != "no route" {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+func TestWhatWasMeasuredSurvivesAnInterruption(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	n := &network{}
+	r := Runner{Network: n, Modes: []string{"none", "tls"}, Settings: report.Settings{Rounds: 1}}
+	r.Progress = func(s Step) {
+		if s.Run != nil {
+			cancel()
+		}
+	}
+	rows, err := r.Run(ctx, []Scenario{{Name: "s", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}})
+	if !errors.Is(err, context.Canceled) || len(rows) != 1 || rows[0].Mode != "none" {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
