@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // dialling is how many connections are opened at once: below any listen queue.
@@ -27,13 +28,18 @@ func (r *run) idle(watch []Process) (Result, error) {
 	var live sync.WaitGroup
 	slots := make(chan struct{}, dialling)
 	for range r.Conns {
-		slots <- struct{}{}
+		if slots <- struct{}{}; r.faults() > dialling {
+			break // whoever refuses so many refuses the others too
+		}
 		live.Go(func() {
 			defer func() { <-slots }()
 			b := open(verbAnswer, r.Size)
 			c, err := r.dial(b)
 			if err == nil {
-				_, err = io.ReadFull(c, b)
+				_ = c.SetDeadline(time.Now().Add(r.Timeout)) // a fresh connection takes it
+				if _, err = io.ReadFull(c, b); err != nil {
+					r.close(c)
+				}
 			}
 			if err != nil {
 				r.fault(err)

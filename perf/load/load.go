@@ -178,6 +178,12 @@ func (r *run) fault(err error) {
 	r.errors++
 }
 
+func (r *run) faults() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.errors
+}
+
 // measure waits for the warm-up to end and looks at everything twice.
 func (r *run) measure(watch []Process) (Result, error) {
 	if err := r.wait(r.Warm); err != nil {
