@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -95,11 +96,26 @@ func Run(ctx context.Context, cfg Config, stdout io.Writer) error {
 	if _, err := boot.RaiseNoFile(); err != nil {
 		log.Warn("limit of open files cannot be raised", "err", err)
 	}
+	if _, err := agent.OpenStatusDir(cfg.StatusDir); err != nil {
+		return err
+	}
+	unlock, err := lockDir(cfg.StatusDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	parts, err := assemble(cfg, log)
 	if err != nil {
 		return err
 	}
 	defer parts.close()
+	if parts.redirect.hooks != nil {
+		unlock, err := lockDir(cfg.BPFFSDir)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	group := boot.NewGroup(ctx, log)
 	if cfg.HealthAddr != "" {
 		ln, err := boot.Listen(ctx, cfg.HealthAddr)
@@ -138,6 +154,16 @@ func Cleanup(cfg Config, stdout io.Writer) error {
 	status, err := agent.OpenStatusDir(cfg.StatusDir)
 	if err != nil {
 		return err
+	}
+	// An agent would go on capturing pods, with half of what that takes.
+	for _, dir := range []string{cfg.StatusDir, cfg.BPFFSDir} {
+		unlock, err := lockDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		defer unlock()
 	}
 	home, err := netns.Current()
 	if err != nil {

@@ -274,6 +274,29 @@ func TestCleanupCommand(t *testing.T) {
 	n.wantRules(pod.NS, false)
 }
 
+// TestOneAgentAtATime has nobody else take away or write what an agent keeps.
+func TestOneAgentAtATime(t *testing.T) {
+	n := newNode(t)
+	n.namespace("istio.io/dataplane-mode: ambient")
+	n.pod("u1")
+	stop := n.run()
+	n.wantStatus("u1", agent.Pending) // it is at work
+	cleanup := []string{"cleanup", "--status-dir", n.file("status"), "--bpffs-dir", n.file("bpffs")}
+	another := []string{"run", "--source", "dir:" + n.file("source"), "--node", "n1", "--zds-path", n.file("other.sock"), "--status-dir", n.file("status")}
+	for _, args := range [][]string{cleanup, another} {
+		var out bytes.Buffer
+		if code := app.Main(t.Context(), args, &out, &out); code != 1 || !strings.Contains(out.String(), "another ambit-node is at work there: stop it first") {
+			t.Errorf("%s beside an agent: %d, %s", args[0], code, out.String())
+		}
+	}
+	n.wantStatus("u1", agent.Pending)
+	stop()
+	var out bytes.Buffer
+	if code := app.Main(t.Context(), cleanup, &out, &out); code != 0 {
+		t.Errorf("cleanup after the agent: %d, %s", code, out.String())
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	dir := t.TempDir()
 	status, err := agent.OpenStatusDir(filepath.Join(dir, "status"))

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/redirect"
 	"github.com/ambit-mesh/ambit/test/netlab"
@@ -30,12 +31,15 @@ func TestUnseenPodsAreRefused(t *testing.T) {
 	forEach(t, func(t *testing.T, s *stage) {
 		for _, tc := range []struct {
 			name, reason string
-			prepare      func(h *netlab.Host)
+			prepare      func(t *testing.T, h *netlab.Host)
 		}{
-			{"a virtual machine by tap", "tap0_kata (tap) belongs to a virtual machine", func(h *netlab.Host) {
+			{"a virtual machine by tap", "tap0_kata (tap) belongs to a virtual machine", func(t *testing.T, h *netlab.Host) {
+				if err := unix.Access("/dev/net/tun", unix.W_OK); err != nil {
+					t.Skipf("needs /dev/net/tun: %v", err)
+				}
 				addLink(t, h, &netlink.Tuntap{LinkAttrs: linkNamed("tap0_kata"), Mode: netlink.TUNTAP_MODE_TAP})
 			}},
-			{"a virtual machine by macvtap", "(macvtap) belongs to a virtual machine", func(h *netlab.Host) {
+			{"a virtual machine by macvtap", "(macvtap) belongs to a virtual machine", func(t *testing.T, h *netlab.Host) {
 				var parent netlink.Link
 				check(t, h.NS.Do(func() (err error) { parent, err = netlink.LinkByName("eth0"); return err }))
 				a := linkNamed("vm0")
@@ -48,7 +52,7 @@ func TestUnseenPodsAreRefused(t *testing.T) {
 				}
 				check(t, err)
 			}},
-			{"a stack of its own", "no address", func(h *netlab.Host) {
+			{"a stack of its own", "no address", func(t *testing.T, h *netlab.Host) {
 				check(t, h.NS.Do(func() error {
 					l, err := netlink.LinkByName("eth0")
 					if err != nil {
@@ -67,7 +71,7 @@ func TestUnseenPodsAreRefused(t *testing.T) {
 				check(t, netlab.Cable(h, "eth0", s.node, "sandbox"), h.Up("eth0"), s.node.Up("sandbox"),
 					h.Addr("eth0", netip.MustParsePrefix("10.6.0.2/24")))
 				t.Cleanup(func() { _ = s.node.Unplug("sandbox") })
-				tc.prepare(h)
+				tc.prepare(t, h)
 				err := s.redirector.Apply(h.NS, redirect.PodRules{})
 				if _, ok := errors.AsType[*redirect.UnseenError](err); !ok || !strings.Contains(err.Error(), tc.reason) {
 					t.Errorf("Apply: %v, want a refusal with %q", err, tc.reason)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ambit-mesh/ambit/test/netlab"
 )
 
 // accelerated is a client and two servers of a service, one on its node.
@@ -92,6 +94,7 @@ func (l *lab) flows(node, pod, decision string) (got []liveFlow) {
 // TestAcceleration has connections between pods of a node go without the proxy,
 // and no longer than they may.
 func TestAcceleration(t *testing.T) {
+	netlab.RequireEBPF(t)
 	l := up(t, eBPF)
 	l.apply(accelerated)
 	l.must("wait")
