@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/ambit-mesh/ambit/test/netlab"
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
 )
 
@@ -75,17 +76,12 @@ func New(tb testing.TB) *Server {
 	if err := s.makeCert(); err != nil {
 		tb.Fatal(err)
 	}
-	s.listen(tb, "127.0.0.1:0")
+	s.listen(netlab.ListenAgain(tb))
 	tb.Cleanup(s.Stop)
 	return s
 }
 
-func (s *Server) listen(tb testing.TB, addr string) {
-	tb.Helper()
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		tb.Fatal(err)
-	}
+func (s *Server) listen(l net.Listener) {
 	s.addr = l.Addr().String()
 	creds := credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{s.cert}})
 	// The default limit on requests: clients must stay below it.
@@ -110,7 +106,11 @@ func (s *Server) Stop() {
 func (s *Server) Restart(tb testing.TB) {
 	tb.Helper()
 	s.Stop()
-	s.listen(tb, s.addr)
+	l, err := net.Listen("tcp", s.addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.listen(l)
 }
 
 // Addr is host:port.
