@@ -27,6 +27,13 @@ func linkNamed(name string) netlink.LinkAttrs {
 	return a
 }
 
+func requireTun(t *testing.T) {
+	t.Helper()
+	if err := unix.Access("/dev/net/tun", unix.W_OK); err != nil {
+		t.Skipf("needs /dev/net/tun: %v", err)
+	}
+}
+
 func TestUnseenPodsAreRefused(t *testing.T) {
 	forEach(t, func(t *testing.T, s *stage) {
 		for _, tc := range []struct {
@@ -34,9 +41,7 @@ func TestUnseenPodsAreRefused(t *testing.T) {
 			prepare      func(t *testing.T, h *netlab.Host)
 		}{
 			{"a virtual machine by tap", "tap0_kata (tap) belongs to a virtual machine", func(t *testing.T, h *netlab.Host) {
-				if err := unix.Access("/dev/net/tun", unix.W_OK); err != nil {
-					t.Skipf("needs /dev/net/tun: %v", err)
-				}
+				requireTun(t)
 				addLink(t, h, &netlink.Tuntap{LinkAttrs: linkNamed("tap0_kata"), Mode: netlink.TUNTAP_MODE_TAP})
 			}},
 			{"a virtual machine by macvtap", "(macvtap) belongs to a virtual machine", func(t *testing.T, h *netlab.Host) {
@@ -83,6 +88,7 @@ func TestUnseenPodsAreRefused(t *testing.T) {
 		}
 		// What is captured stays so, whatever it makes.
 		s.enrol(t)
+		requireTun(t)
 		addLink(t, s.pod, &netlink.Tuntap{LinkAttrs: linkNamed("tap0"), Mode: netlink.TUNTAP_MODE_TAP})
 		check(t, s.redirector.Apply(s.pod.NS, everything), s.redirector.Check(s.pod.NS, everything))
 	})
