@@ -25,7 +25,8 @@ type story struct {
 	out            io.Writer
 	began          time.Time
 	chapters       int
-	passed, failed int
+	passed         int
+	failed         []string // each claim that did not hold, with its chapter
 	fatal          bool // what comes next makes no sense any more
 }
 
@@ -42,7 +43,7 @@ func (s *story) check(ok bool, format string, args ...any) {
 	if ok {
 		s.passed++
 	} else {
-		s.failed++
+		s.failed = append(s.failed, fmt.Sprintf("chapter %d: "+format, append([]any{s.chapters}, args...)...))
 		mark = "✗ NOT SO:"
 	}
 	s.line("   %s %s", mark, fmt.Sprintf(format, args...))
@@ -51,8 +52,11 @@ func (s *story) check(ok bool, format string, args ...any) {
 // end prints the sum and returns the exit status.
 func (s *story) end() int {
 	s.line("\nthe lab is gone and left nothing behind; this took %s", time.Since(s.began).Round(time.Second))
-	s.line("demo: %d checks passed, %d failed", s.passed, s.failed)
-	if s.failed > 0 || s.passed == 0 {
+	for _, claim := range s.failed { // once more: the end of a long output is what is read
+		s.line("not so in %s", claim)
+	}
+	s.line("demo: %d checks passed, %d failed", s.passed, len(s.failed))
+	if len(s.failed) > 0 || s.passed == 0 {
 		return 1
 	}
 	return 0
@@ -354,6 +358,26 @@ func (b *background) text() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return strings.TrimSpace(b.out.String())
+}
+
+// calls counts the calls of a curl that writes each one's status on a line of its
+// own, and those among them that were not answered with 200. What curl says of a
+// failed call is a line too, and no call; nor is the last one, which our interrupt
+// ended.
+func (b *background) calls() (all, failed int) {
+	var codes []string
+	for line := range strings.Lines(b.text()) {
+		if code := strings.TrimSpace(line); len(code) == 3 && strings.Trim(code, "0123456789") == "" {
+			codes = append(codes, code)
+		}
+	}
+	for _, code := range codes[:max(len(codes)-1, 0)] {
+		all++
+		if code != "200" {
+			failed++
+		}
+	}
+	return all, failed
 }
 
 func (b *background) lines() int {
