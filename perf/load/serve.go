@@ -12,8 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Port is the server's.
-const Port = 9000
+// Port is the server's; HTTPPort is where it speaks HTTP/1.1.
+const (
+	Port     = 9000
+	HTTPPort = 9080
+)
 
 const readSize = 256 << 10
 

@@ -56,7 +56,8 @@ type Path struct {
 	About     string   `json:"about"`
 	Version   string   `json:"version,omitempty"`
 	Commands  []string `json:"commands,omitempty"`
-	TLS       []string `json:"tls,omitempty"` // cipher suite and key exchange, as seen on the wire
+	Settings  string   `json:"settings,omitempty"` // the file a peer was configured with
+	TLS       []string `json:"tls,omitempty"`      // cipher suite and key exchange, as seen on the wire
 }
 
 // Scenario is what was asked of every mode.

@@ -73,7 +73,7 @@ type network struct {
 }
 
 func (n *network) Path(mode string, p topo.Placement) (topo.Path, bool) {
-	return topo.Path{Mode: mode, Placement: p}, topo.Supports(mode, p)
+	return topo.Path{Mode: mode, Placement: p}, topo.Config{}.Supports(mode, p)
 }
 
 func (n *network) Run(ctx context.Context, p topo.Path, _ load.Spec) (load.Result, error) {

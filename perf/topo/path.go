@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,9 @@ func (l *Lab) lay(ctx context.Context, mode string, e end, to Placement) (Path, 
 	node, ip := e.far, e.farIP
 	if to == Same {
 		node, ip = e.near, e.nearIP
+	}
+	if to == Hop1 {
+		return l.layHTTP(ctx, mode, e)
 	}
 	p := Path{Mode: mode, Placement: to, Namespace: e.namespace, Server: fmt.Sprintf("%s:%d", ip, load.Port)}
 	p.Watch = []load.Process{{Name: "server", PID: e.serverPID[to]}}
@@ -115,28 +119,33 @@ func (l *Lab) nodeAddr(ctx context.Context, node string) (string, error) {
 // for the caller to read.
 func (l *Lab) begin(ctx context.Context, node string, verb ...string) (load.Started, *bufio.Reader, error) {
 	var s load.Started
+	r, err := l.beginAs(ctx, &s, nil, node, verb...)
+	return s, r, err
+}
+
+func (l *Lab) beginAs(ctx context.Context, s any, stdin io.Reader, node string, verb ...string) (*bufio.Reader, error) {
 	// It ends with the lab, not with ctx: the lab's end is what stops it.
 	cmd := l.command(context.WithoutCancel(ctx), append([]string{"exec", node, "--", l.Self}, verb...)...)
 	var said bytes.Buffer // the lab's end is no news
-	cmd.Stderr = &said
+	cmd.Stdin, cmd.Stderr = stdin, &said
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return s, nil, err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return s, nil, err
+		return nil, err
 	}
 	r := bufio.NewReader(out)
 	line, err := r.ReadBytes('\n')
 	if err == nil {
-		err = json.Unmarshal(line, &s)
+		err = json.Unmarshal(line, s)
 	}
 	if err != nil {
 		_ = cmd.Wait() // what it said tells more
-		return s, nil, fmt.Errorf("start %s on %s: %w: %s", verb[0], node, err, bytes.TrimSpace(said.Bytes()))
+		return nil, fmt.Errorf("start %s on %s: %w: %s", verb[0], node, err, bytes.TrimSpace(said.Bytes()))
 	}
 	l.behind = append(l.behind, cmd)
-	return s, r, nil
+	return r, nil
 }
 
 // watchHandshakes listens on every node for what servers agree to.
@@ -201,8 +210,8 @@ func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error 
 		}
 	}
 	program := filepath.Join(l.Bin, "ztunnel")
-	if peer := l.Peers[p.Mode]; peer != "" {
-		program = peer
+	if other, ok := l.Peers[p.Mode]; ok {
+		program = other.Program
 	}
 	switch {
 	case p.Mode == Accelerated:

@@ -7,6 +7,11 @@
 //	ambit         client ─▶ ztunnel ══════════▶ ztunnel ─▶ server
 //	peer          as ambit, with its program in ztunnel's place      client, server
 //
+//	one HTTP hop  client ─────────────────────▶ hop ─▶ server
+//
+// The HTTP hop is a proxy at the server's node, as a waypoint is: ours of net/http,
+// or a program of others that is configured alike.
+//
 // Everything runs at the same time in the same lab, so that modes can be measured
 // in turn; what is not being measured is idle. Peers are configured by the same
 // control plane and certificate authority as our own proxy. The lab is driven by
@@ -31,6 +36,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
+	"github.com/ambit-mesh/ambit/perf/peer"
 )
 
 // Placement says where client and server are.
@@ -40,7 +46,11 @@ type Placement string
 const (
 	Cross Placement = "cross-node"
 	Same  Placement = "same-node"
+	Hop1  Placement = "http-hop"
 )
+
+// Placements are all of them, in the order of reports.
+var Placements = []Placement{Cross, Same, Hop1}
 
 // Built-in modes. Peers have the names that users give them.
 const (
@@ -49,19 +59,29 @@ const (
 	TLS         = "tls"
 	Ambit       = "ambit"
 	Accelerated = "ambit-accelerated"
+	NetHTTP     = "net-http"
 )
 
 // BuiltIn are the modes that need no other program, in the order of reports.
-var BuiltIn = []string{None, Relay, TLS, Ambit, Accelerated}
+var BuiltIn = []string{None, Relay, TLS, Ambit, Accelerated, NetHTTP}
+
+// Peer is a program of others.
+type Peer struct {
+	Kind    peer.Kind
+	Program string
+}
 
 // Config is what a Lab is made of.
 type Config struct {
 	Bin   string // directory of the mesh's and the lab's programs
 	Self  string // the program with the verbs Client, Serve, Hop and Hellos
 	Modes []string
-	Peers map[string]string // mode → program that speaks as the reference's node proxy
-	Env   []string          // further settings of all node proxies
-	Out   io.Writer         // what the lab says while it starts
+	Peers map[string]Peer // by mode
+	Env   []string        // further settings of all node proxies
+	// Placements are those that are needed; nil: all.
+	Placements []Placement
+
+	Out io.Writer // what the lab says while it starts
 }
 
 // Verbs of the program's runs inside the lab.
@@ -69,6 +89,7 @@ const (
 	Client = "in-pod-client"
 	Serve  = "in-pod-server"
 	Hop    = "in-node-hop"
+	Proxy  = "in-node-proxy"
 	Hellos = "in-node-hellos"
 )
 
@@ -83,6 +104,7 @@ type Lab struct {
 
 	mu     sync.Mutex
 	agreed []load.Agreed // guarded by mu
+	hops   int           // HTTP hops
 	behind []*exec.Cmd   // hops and watchers, in the order of their start
 }
 
@@ -107,10 +129,24 @@ type Path struct {
 	About     string
 	Commands  []string // of the proxies
 	Version   string
+	Settings  string // the file a peer was configured with, "" when it had none
 }
 
-// Supports reports whether a mode exists for a placement.
-func Supports(mode string, p Placement) bool { return mode != Accelerated || p == Same }
+// Supports reports whether a mode exists for a placement. Modes that are not built
+// in are peers, and mean a node proxy where they are not known.
+func (c Config) Supports(mode string, p Placement) bool {
+	http := mode == NetHTTP || slices.Contains(peer.HTTP, c.Peers[mode].Kind)
+	if c.Placements != nil && !slices.Contains(c.Placements, p) {
+		return false
+	}
+	switch p {
+	case Hop1:
+		return http || mode == None
+	case Same:
+		return !http
+	}
+	return !http && mode != Accelerated
+}
 
 // Start brings everything up. The caller must call Close.
 func Start(ctx context.Context, cfg Config) (*Lab, error) {
@@ -118,16 +154,21 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 	args := []string{"up"}
 	nodes := 2
 	for _, m := range cfg.Modes {
-		program, peer := cfg.Peers[m]
-		if peer {
+		p, known := cfg.Peers[m]
+		proxy := known && p.Kind == peer.Ztunnel
+		if proxy {
 			for range 2 {
 				nodes++
-				args = append(args, "--ztunnel", fmt.Sprintf("node-%d=%s", nodes, program))
+				args = append(args, "--ztunnel", fmt.Sprintf("node-%d=%s", nodes, p.Program))
 			}
+		} else if known && slices.Contains(peer.HTTP, p.Kind) {
+			// It is started on a node when the lab is there.
+		} else if known {
+			return nil, fmt.Errorf("peer %s: kind %q: want %s, or an HTTP proxy's: %s", m, p.Kind, peer.Ztunnel, peer.HTTP)
 		} else if !slices.Contains(BuiltIn, m) {
 			return nil, fmt.Errorf("mode %q is neither built in (%s) nor a --peer", m, strings.Join(BuiltIn, ", "))
 		}
-		l.meshed = l.meshed || peer || m == Ambit || m == Accelerated
+		l.meshed = l.meshed || proxy || m == Ambit || m == Accelerated
 	}
 	args = append(args, "--nodes", fmt.Sprint(nodes))
 	if !l.meshed {
@@ -180,7 +221,7 @@ func (l *Lab) fill(ctx context.Context) error {
 	plain := end{namespace: "plain", near: "node-1", far: "node-2"}
 	for _, m := range l.Modes {
 		switch {
-		case l.Peers[m] != "":
+		case l.Peers[m].Kind == peer.Ztunnel:
 			l.ends[m] = end{namespace: m, near: fmt.Sprintf("node-%d", node+1), far: fmt.Sprintf("node-%d", node+2)}
 			node += 2
 		case m == Ambit:
@@ -213,8 +254,8 @@ func (l *Lab) fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, p := range []Placement{Cross, Same} {
-			if !Supports(m, p) {
+		for _, p := range Placements {
+			if !l.Supports(m, p) {
 				continue
 			}
 			path, err := l.lay(ctx, m, e, p)
@@ -225,7 +266,7 @@ func (l *Lab) fill(ctx context.Context) error {
 		}
 	}
 	for _, m := range l.Modes {
-		for _, p := range []Placement{Cross, Same} {
+		for _, p := range Placements {
 			if path, ok := l.paths[m+string(p)]; ok {
 				if err := l.prove(ctx, path); err != nil {
 					return fmt.Errorf("prove %s, %s: %w", m, p, err)

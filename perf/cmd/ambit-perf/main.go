@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
+	"github.com/ambit-mesh/ambit/perf/peer"
 	"github.com/ambit-mesh/ambit/perf/report"
 	"github.com/ambit-mesh/ambit/perf/scenario"
 	"github.com/ambit-mesh/ambit/perf/topo"
@@ -54,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"version": func(_ context.Context, args []string, out, _ io.Writer) error {
 			return boot.PrintVersion(out, "ambit-perf", args)
 		},
-		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Hellos: hellosCommand,
+		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Proxy: proxyCommand, topo.Hellos: hellosCommand,
 	}
 	if slices.Contains([]string{"-h", "--help", "help"}, args[0]) {
 		fmt.Fprint(stdout, usage)
@@ -86,7 +87,7 @@ func listCommand(_ context.Context, _ []string, stdout, _ io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(stdout, "\nModes: %s, and peers (--peer NAME=PROGRAM)\n", strings.Join(topo.BuiltIn, ", "))
+	_, err := fmt.Fprintf(stdout, "\nModes: %s, and peers (--peer NAME[:KIND]=PROGRAM)\n", strings.Join(topo.BuiltIn, ", "))
 	return err
 }
 
@@ -178,6 +179,15 @@ func serveCommand(ctx context.Context, _ []string, _, _ io.Writer) error {
 
 func hopCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	var h load.Hop
+	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &h) != nil {
+		return fmt.Errorf("%w: this verb is used by ambit-perf itself", errUsage)
+	}
+	load.Tune()
+	return h.Run(ctx, stdout)
+}
+
+func proxyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var h peer.Hop
 	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &h) != nil {
 		return fmt.Errorf("%w: this verb is used by ambit-perf itself", errUsage)
 	}

@@ -24,6 +24,7 @@ func TestOptions(t *testing.T) {
 		{"", ""}, {"--quick", ""}, {"ask-1 --all -o json", ""}, {"--quick --all", "exclude"}, {"-o yaml", "table or json"},
 		{"--modes none,zt", `mode "zt"`}, {"--access-log maybe", "on or off"}, {"--env NAME", "NAME=VALUE"},
 		{"--peer x", "NAME=PROGRAM"}, {"--peer tls=/bin/sh", "taken"}, {"--peer x=/no/such", "no such file"}, {"--peer x=/bin/sh", ""},
+		{"--peer nginx=/bin/sh", ""}, {"--peer a:envoy=/bin/sh", ""}, {"--peer a:squid=/bin/sh", `kind "squid"`},
 		{"--rounds -1", "positive"}, {"--for -1s", "positive"}, {"--peer=zt=/bin/sh --modes ambit,zt", ""},
 	}
 	for _, tt := range tests {
@@ -88,7 +89,7 @@ func TestEveryMode(t *testing.T) {
 		"--max-steal", "1", "--json", kept, "--html", page, "ask-1$", "bulk-up-1x64k", "cross.*(down-4x16k|connect-1$|rate-500|idle-500)")
 	for _, m := range modes {
 		for _, p := range []topo.Placement{topo.Cross, topo.Same} {
-			if want := fmt.Sprintf("%s/ask-1 · %s · round 1 · ", p, m); topo.Supports(m, p) != strings.Contains(out, want) {
+			if want := fmt.Sprintf("%s/ask-1 · %s · round 1 · ", p, m); (topo.Config{}).Supports(m, p) != strings.Contains(out, want) {
 				t.Errorf("%q is missing, or there", want)
 			}
 		}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambit-mesh/ambit/perf/peer"
 	"github.com/ambit-mesh/ambit/perf/report"
 	"github.com/ambit-mesh/ambit/perf/scenario"
 	"github.com/ambit-mesh/ambit/perf/topo"
@@ -27,7 +28,7 @@ type options struct {
 	set         scenario.Set
 	settings    report.Settings
 	modes       []string
-	peers       map[string]string
+	peers       map[string]topo.Peer
 	json, html  string
 	output      string
 	bin         string
@@ -42,13 +43,13 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 	if err != nil {
 		return options{}, err
 	}
-	o := options{peers: map[string]string{}, self: self, set: scenario.Core}
+	o := options{peers: map[string]topo.Peer{}, self: self, set: scenario.Core}
 	fs := flag.NewFlagSet("run", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.BoolVar(&o.quick, "quick", false, "the quick set, short runs: less than a minute without peers")
 	fs.BoolVar(&o.more, "all", false, "every scenario")
 	modes := fs.String("modes", "", "comma-separated `list`; default: "+strings.Join(topo.BuiltIn, ",")+" and all peers")
-	fs.Func("peer", "`NAME=PROGRAM`: another node proxy that speaks as Istio's, measured as mode NAME; may be repeated", func(s string) error {
+	fs.Func("peer", "`NAME[:KIND]=PROGRAM`: another node proxy that speaks as Istio's, or for one HTTP hop a program of kind envoy, haproxy or nginx, measured as mode NAME; the kind is recognised by the name; may be repeated", func(s string) error {
 		return o.peer(s)
 	})
 	fs.IntVar(&o.settings.Rounds, "rounds", 0, "rounds; default: of the set")
@@ -74,11 +75,18 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 	return o, o.finish(*modes)
 }
 
-// peer takes NAME=PROGRAM. The name becomes a namespace's.
+// peer takes NAME=PROGRAM or NAME:KIND=PROGRAM. The name becomes a namespace's.
 func (o *options) peer(s string) error {
 	name, program, ok := strings.Cut(s, "=")
+	name, kind, given := strings.Cut(name, ":")
 	if !ok || name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-		return errors.New("want NAME=PROGRAM, the name of small letters, digits and -")
+		return errors.New("want NAME=PROGRAM or NAME:KIND=PROGRAM, the name of small letters, digits and -")
+	}
+	p := topo.Peer{Kind: peer.KindOf(name)}
+	if given {
+		if p.Kind = peer.Kind(kind); p.Kind != peer.Ztunnel && !slices.Contains(peer.HTTP, p.Kind) {
+			return fmt.Errorf("kind %q: want %s, %s, %s or %s", kind, peer.Ztunnel, peer.Envoy, peer.HAProxy, peer.Nginx)
+		}
 	}
 	if slices.Contains(topo.BuiltIn, name) || slices.Contains([]string{"plain", "accelerated", "default"}, name) {
 		return fmt.Errorf("%q is taken: choose another name", name)
@@ -90,7 +98,8 @@ func (o *options) peer(s string) error {
 	if err := unix.Access(program, unix.X_OK); err != nil {
 		return fmt.Errorf("run %s: %w", program, err)
 	}
-	o.peers[name] = program
+	p.Program = program
+	o.peers[name] = p
 	return nil
 }
 
@@ -136,7 +145,7 @@ func (o *options) finish(modes string) error {
 	if modes != "" {
 		o.modes = strings.Split(modes, ",")
 		for _, m := range o.modes {
-			if !slices.Contains(topo.BuiltIn, m) && o.peers[m] == "" {
+			if !slices.Contains(topo.BuiltIn, m) && o.peers[m] == (topo.Peer{}) {
 				return fmt.Errorf("%w: mode %q is neither one of %s nor a --peer", errUsage, m, strings.Join(topo.BuiltIn, ", "))
 			}
 		}
@@ -153,6 +162,20 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
+	cfg := topo.Config{Bin: o.bin, Self: o.self, Peers: o.peers, Env: o.settings.Env, Out: stderr}
+	cfg.Placements = []topo.Placement{}
+	for _, s := range list {
+		if !slices.Contains(cfg.Placements, s.Placement) {
+			cfg.Placements = append(cfg.Placements, s.Placement)
+		}
+	}
+	// Whatever no scenario asks for is not started.
+	o.modes = slices.DeleteFunc(slices.Clone(o.modes), func(m string) bool {
+		return !slices.ContainsFunc(list, func(s scenario.Scenario) bool { return cfg.Supports(m, s.Placement) })
+	})
+	if cfg.Modes = o.modes; len(o.modes) == 0 {
+		return fmt.Errorf("%w: none of the modes exists for these scenarios", errUsage)
+	}
 	machine, err := thisMachine()
 	if err != nil {
 		return err
@@ -164,7 +187,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	}
 	r.Version = strings.TrimSpace(version.String())
 	fmt.Fprintf(stderr, "starting a lab with %s\n", strings.Join(o.modes, ", "))
-	lab, err := topo.Start(ctx, topo.Config{Bin: o.bin, Self: o.self, Modes: o.modes, Peers: o.peers, Env: o.settings.Env, Out: stderr})
+	lab, err := topo.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -204,13 +227,13 @@ func (o *options) write(r *report.Report, stdout io.Writer) error {
 // paths describes the modes where they were used.
 func paths(lab *topo.Lab, modes []string, list []scenario.Scenario) []report.Path {
 	var out []report.Path
-	for _, p := range []topo.Placement{topo.Cross, topo.Same} {
+	for _, p := range topo.Placements {
 		if !slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.Placement == p }) {
 			continue
 		}
 		for _, m := range modes {
 			if path, ok := lab.Path(m, p); ok {
-				out = append(out, report.Path{Mode: m, Placement: string(p), About: path.About, Version: path.Version, Commands: path.Commands, TLS: lab.Agreed(path)})
+				out = append(out, report.Path{Mode: m, Placement: string(p), About: path.About, Version: path.Version, Commands: path.Commands, Settings: path.Settings, TLS: lab.Agreed(path)})
 			}
 		}
 	}
