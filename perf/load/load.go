@@ -47,6 +47,7 @@ type Spec struct {
 	For     time.Duration `json:"for"`
 	Watch   []Process     `json:"watch,omitempty"` // processes to measure
 	Timeout time.Duration `json:"timeout"`         // of a dial
+	Label   string        `json:"-"`               // names this run among others
 }
 
 // Result is what one load measured.

@@ -30,9 +30,10 @@ type Usage struct {
 	CPU         time.Duration `json:"cpu"`
 	RSS         uint64        `json:"rss"` // bytes at the end
 	Grown       int64         `json:"grown"`
-	Voluntary   uint64        `json:"voluntary"`   // context switches
-	Involuntary uint64        `json:"involuntary"` // context switches
-	LogLines    uint64        `json:"logLines"`    // written to a file on standard output
+	Heap        uint64        `json:"heap,omitempty"` // Go heap in use when the load has ended; 0: not known
+	Voluntary   uint64        `json:"voluntary"`      // context switches
+	Involuntary uint64        `json:"involuntary"`    // context switches
+	LogLines    uint64        `json:"logLines"`       // written to a file on standard output
 }
 
 // Machine is what the whole machine used in a window.

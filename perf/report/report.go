@@ -46,7 +46,8 @@ type Settings struct {
 	For       time.Duration `json:"for"`
 	MaxSteal  float64       `json:"maxSteal"` // share of all CPU time above which a run is repeated
 	AccessLog bool          `json:"accessLog"`
-	Env       []string      `json:"env,omitempty"` // of all node proxies
+	Env       []string      `json:"env,omitempty"`      // of all node proxies
+	Profiled  bool          `json:"profiled,omitempty"` // processes were profiled meanwhile: figures are no measurements
 }
 
 // Path is what a mode is, between two pods.

@@ -35,7 +35,13 @@ func (p *printer) head(r *Report) {
 	p.f("%s · %s\n", r.Version, strings.Join(r.Command, " "))
 	p.f("%s, %d CPUs, %d GiB, Linux %s, %s, load %.2f before\n", r.Machine.CPU, r.Machine.CPUs, (r.Machine.Memory+1<<29)>>30, r.Machine.Kernel, r.Machine.Go, r.Machine.LoadAvg)
 	p.f("%s\n", r.Settings)
+	if r.Settings.Profiled {
+		p.f("%s\n", notMeasured)
+	}
 }
+
+// notMeasured is said of reports with profiles.
+const notMeasured = "PROFILED: processes were recorded while they worked, which slows them down. These figures are no measurements."
 
 // String is the settings in a line.
 func (s Settings) String() string {

@@ -104,6 +104,7 @@ func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 	path, _ := r.Network.Path(step.Mode, step.Scenario.Placement) // modesOf has asked
 	spec := step.Scenario.Load
 	spec.Warm, spec.For = r.Settings.Warm, r.Settings.For
+	spec.Label = fmt.Sprintf("%s.%s.round%d", step.Scenario.Name, step.Mode, step.Round+1)
 	run := report.Run{Round: step.Round + 1}
 	for ; ; run.Repeated++ {
 		step.Repeat = run.Repeated

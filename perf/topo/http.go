@@ -21,7 +21,7 @@ const hopPort = 9101
 // layHTTP puts one HTTP proxy between the client and the server of another node, at
 // the server's. Waypoints will be measured in its place.
 func (l *Lab) layHTTP(ctx context.Context, mode string, e end) (Path, error) {
-	server := fmt.Sprintf("%s:%d", e.farIP, load.HTTPPort)
+	server := fmt.Sprintf("%s:%d", e.farIP, load.Port)
 	p := Path{Mode: mode, Placement: Hop1, Namespace: e.namespace, Server: server, About: "client to server, HTTP/1.1"}
 	p.Watch = []load.Process{{Name: "server", PID: e.serverPID[Cross]}}
 	if mode == None {

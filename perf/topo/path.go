@@ -178,19 +178,9 @@ func (l *Lab) watchHandshakes(ctx context.Context) error {
 
 // layMesh finds the node proxies.
 func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error {
-	out, err := l.do(ctx, "", "status", "-o", "json")
+	status, err := l.status(ctx)
 	if err != nil {
 		return err
-	}
-	var status struct {
-		Redirect []struct{ Node, Redirector string } `json:"redirect"`
-		Parts    []struct {
-			Name string `json:"name"`
-			PID  int    `json:"pid"`
-		} `json:"components"`
-	}
-	if err := json.Unmarshal([]byte(out), &status); err != nil {
-		return fmt.Errorf("read the lab's status: %w", err)
 	}
 	nodes := slices.Compact([]string{near, far})
 	for _, node := range nodes {
@@ -204,6 +194,7 @@ func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error 
 	if len(p.Watch) != 1+len(nodes) {
 		return fmt.Errorf("no node proxy runs on %s", strings.Join(nodes, " or "))
 	}
+	p.Targets = l.targets(ctx, status, p.Watch[1:])
 	for _, r := range status.Redirect {
 		if r.Node == near {
 			p.About = "HBONE between node proxies, redirected by " + r.Redirector

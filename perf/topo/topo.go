@@ -35,6 +35,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/perf/inspect"
 	"github.com/ambit-mesh/ambit/perf/load"
 	"github.com/ambit-mesh/ambit/perf/peer"
 )
@@ -81,6 +82,9 @@ type Config struct {
 	// Placements are those that are needed; nil: all.
 	Placements []Placement
 
+	// ProfileDir takes profiles of our processes in every run; "": none.
+	ProfileDir string
+
 	Out io.Writer // what the lab says while it starts
 }
 
@@ -90,6 +94,7 @@ const (
 	Serve  = "in-pod-server"
 	Hop    = "in-node-hop"
 	Proxy  = "in-node-proxy"
+	Asker  = "in-node-asker"
 	Hellos = "in-node-hellos"
 )
 
@@ -105,7 +110,9 @@ type Lab struct {
 	mu     sync.Mutex
 	agreed []load.Agreed // guarded by mu
 	hops   int           // HTTP hops
-	behind []*exec.Cmd   // hops and watchers, in the order of their start
+	asks   *inspect.Client
+	asking io.Closer   // what ends the asker
+	behind []*exec.Cmd // hops and watchers, in the order of their start
 }
 
 // end is where a mode's pods are.
@@ -129,7 +136,8 @@ type Path struct {
 	About     string
 	Commands  []string // of the proxies
 	Version   string
-	Settings  string // the file a peer was configured with, "" when it had none
+	Targets   []inspect.Target // Go programs that have an admin port
+	Settings  string           // the file a peer was configured with, "" when it had none
 }
 
 // Supports reports whether a mode exists for a placement. Modes that are not built
@@ -191,6 +199,9 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 func (l *Lab) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	if l.asking != nil {
+		_ = l.asking.Close()
+	}
 	_, _ = l.do(ctx, "", "down") // with it ends what was started in it
 	for _, c := range l.behind {
 		_ = c.Wait() // killed, by then
@@ -248,6 +259,11 @@ func (l *Lab) fill(ctx context.Context) error {
 	}
 	if err := l.watchHandshakes(ctx); err != nil {
 		return err
+	}
+	if l.meshed {
+		if err := l.startAsker(ctx); err != nil {
+			return err
+		}
 	}
 	for _, m := range l.Modes {
 		e, err := l.locate(ctx, l.ends[m])
@@ -336,21 +352,24 @@ func (l *Lab) Path(mode string, p Placement) (Path, bool) {
 	return path, ok
 }
 
-// Run runs a load over a path; the spec's server and processes are filled in.
+// Run runs a load over a path; the spec's server and processes are filled in. With
+// Config.Profile it takes profiles meanwhile.
 func (l *Lab) Run(ctx context.Context, p Path, s load.Spec) (load.Result, error) {
 	s.Server, s.Watch = p.Server, p.Watch
 	b, err := json.Marshal(s)
 	if err != nil {
 		return load.Result{}, err
 	}
+	profiled := l.profile(ctx, p, s)
 	out, err := l.do(ctx, "", "exec", "client", "-n", p.Namespace, "--", l.Self, Client, string(b))
-	if err != nil {
+	if err := errors.Join(err, profiled()); err != nil {
 		return load.Result{}, err
 	}
 	var r load.Result
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		return r, fmt.Errorf("read what the client measured: %w", err)
 	}
+	l.heaps(ctx, r)
 	return r, nil
 }
 

@@ -34,6 +34,8 @@ func AdminMux(c AdminConfig) *http.ServeMux {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	mux.Handle("/debug/pprof/block", blockProfile())
+	mux.Handle("/debug/pprof/mutex", mutexProfile())
 	if c.Levels != nil {
 		mux.HandleFunc("/logging", c.Levels.serveHTTP)
 	}

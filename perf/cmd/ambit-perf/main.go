@@ -16,6 +16,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/ambit-mesh/ambit/perf/inspect"
 	"github.com/ambit-mesh/ambit/perf/load"
 	"github.com/ambit-mesh/ambit/perf/peer"
 	"github.com/ambit-mesh/ambit/perf/report"
@@ -55,7 +56,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"version": func(_ context.Context, args []string, out, _ io.Writer) error {
 			return boot.PrintVersion(out, "ambit-perf", args)
 		},
-		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Proxy: proxyCommand, topo.Hellos: hellosCommand,
+		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Proxy: proxyCommand, topo.Asker: askerCommand, topo.Hellos: hellosCommand,
 	}
 	if slices.Contains([]string{"-h", "--help", "help"}, args[0]) {
 		fmt.Fprint(stdout, usage)
@@ -193,6 +194,10 @@ func proxyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error
 	}
 	load.Tune()
 	return h.Run(ctx, stdout)
+}
+
+func askerCommand(ctx context.Context, _ []string, stdout, _ io.Writer) error {
+	return inspect.Serve(ctx, os.Stdin, stdout)
 }
 
 func hellosCommand(ctx context.Context, _ []string, stdout, _ io.Writer) error {

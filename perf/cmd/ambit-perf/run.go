@@ -30,6 +30,7 @@ type options struct {
 	modes       []string
 	peers       map[string]topo.Peer
 	json, html  string
+	profile     string
 	output      string
 	bin         string
 	words       []string
@@ -64,6 +65,7 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 		o.settings.Env = append(o.settings.Env, s)
 		return nil
 	})
+	fs.StringVar(&o.profile, "profile", "", "keep CPU, allocation, heap, block, mutex and execution-trace profiles of our processes, per run, in this `directory`; such runs are no measurements")
 	fs.StringVar(&o.json, "json", "", "keep the report in this `file`, as JSON")
 	fs.StringVar(&o.html, "html", "", "write the page with plots to this `file`")
 	fs.StringVar(&o.output, "o", "table", "what is printed: `table|json`")
@@ -113,6 +115,10 @@ func (o *options) finish(modes string) error {
 		o.set = scenario.All
 	}
 	rounds, warm, length := scenario.Defaults(o.set)
+	if o.profile != "" {
+		// Profiles are windows of whole seconds; one of them says enough.
+		o.settings.Profiled, rounds, length = true, 1, 3*time.Second
+	}
 	if o.settings.Rounds == 0 {
 		o.settings.Rounds = rounds
 	}
@@ -176,6 +182,12 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	if cfg.Modes = o.modes; len(o.modes) == 0 {
 		return fmt.Errorf("%w: none of the modes exists for these scenarios", errUsage)
 	}
+	if o.profile != "" {
+		if err := os.MkdirAll(o.profile, 0o755); err != nil {
+			return err
+		}
+		cfg.ProfileDir = o.profile
+	}
 	machine, err := thisMachine()
 	if err != nil {
 		return err
@@ -203,8 +215,18 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	if len(r.Rows) == 0 {
 		return failed
 	}
+	if o.profile != "" {
+		fmt.Fprintf(stderr, profileHint, o.profile)
+	}
 	return errors.Join(failed, o.write(r, stdout))
 }
+
+// profileHint says how profiles are opened.
+const profileHint = `profiles are in %[1]s, SCENARIO.MODE.ROUND.PROCESS.KIND:
+  go tool pprof -http=: %[1]s/NAME.cpu.pb.gz       and .allocs, .heap, .block, .mutex; -top instead of -http=: for text
+  go tool pprof -diff_base %[1]s/A.cpu.pb.gz %[1]s/B.cpu.pb.gz
+  go tool trace %[1]s/NAME.trace
+`
 
 // write gives the report its forms; what was measured before an interruption is
 // worth keeping too.
