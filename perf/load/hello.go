@@ -73,28 +73,37 @@ func Hellos(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// helloFilter lets pass IPv4 TCP segments whose payload starts with a handshake
-// record that starts with a ServerHello.
+// helloFilter lets pass TCP segments whose payload starts with a handshake record
+// that starts with a ServerHello. Of IPv6 it knows packets without extension
+// headers: TCP between pods and nodes has none.
 var helloFilter = []bpf.Instruction{
-	0:  bpf.LoadAbsolute{Off: 0, Size: 1},
-	1:  bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
-	2:  bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 14},
-	3:  bpf.LoadAbsolute{Off: 9, Size: 1},
-	4:  bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 12},
-	5:  bpf.LoadMemShift{Off: 0},
-	6:  bpf.LoadIndirect{Off: 12, Size: 1}, // data offset in the upper half: words of 4 bytes
-	7:  bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xf0},
-	8:  bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 2},
-	9:  bpf.ALUOpX{Op: bpf.ALUOpAdd},
-	10: bpf.TAX{},
-	11: bpf.LoadIndirect{Off: 0, Size: 1},
-	12: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: recordHandshake, SkipTrue: 4},
-	13: bpf.LoadIndirect{Off: 5, Size: 1},
-	14: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeServerHello, SkipTrue: 2},
-	15: bpf.RetConstant{Val: 4096},
-	16: bpf.RetConstant{Val: 0},
-	17: bpf.RetConstant{Val: 0},
+	0: bpf.LoadAbsolute{Off: 0, Size: 1},
+	1: bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
+	2: bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: 5},
+	3: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 17},
+	4: bpf.LoadAbsolute{Off: 9, Size: 1},
+	5: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 15},
+	6: bpf.LoadMemShift{Off: 0}, // length of the IPv4 header
+	7: bpf.Jump{Skip: 3},
+
+	8:  bpf.LoadAbsolute{Off: 6, Size: 1},
+	9:  bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 11},
+	10: bpf.LoadConstant{Dst: bpf.RegX, Val: ipv6Header},
+
+	11: bpf.LoadIndirect{Off: 12, Size: 1}, // data offset in the upper half: words of 4 bytes
+	12: bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xf0},
+	13: bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 2},
+	14: bpf.ALUOpX{Op: bpf.ALUOpAdd},
+	15: bpf.TAX{},
+	16: bpf.LoadIndirect{Off: 0, Size: 1},
+	17: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: recordHandshake, SkipTrue: 3},
+	18: bpf.LoadIndirect{Off: 5, Size: 1},
+	19: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeServerHello, SkipTrue: 1},
+	20: bpf.RetConstant{Val: 4096},
+	21: bpf.RetConstant{Val: 0},
 }
+
+const ipv6Header = 40 // RFC 8200 §3
 
 const (
 	recordHandshake = 22 // RFC 8446 §5.1
@@ -102,18 +111,29 @@ const (
 	extKeyShare     = 51 // RFC 8446 §4.2
 )
 
-// serverHello reads an IPv4 packet whose TCP payload starts with one. The packet
-// comes from the network: nothing in it is believed about lengths.
+// segment is the TCP part of a packet, and the address of its sender.
+func segment(p []byte) (from netip.Addr, tcp []byte, ok bool) {
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4:
+		header := int(p[0]&15) * 4
+		if header < 20 || len(p) < header || p[9] != unix.IPPROTO_TCP {
+			return from, nil, false
+		}
+		from, tcp = netip.AddrFrom4([4]byte(p[12:16])), p[header:]
+	case len(p) >= ipv6Header && p[0]>>4 == 6 && p[6] == unix.IPPROTO_TCP:
+		from, tcp = netip.AddrFrom16([16]byte(p[8:24])), p[ipv6Header:]
+	}
+	return from, tcp, len(tcp) >= 20
+}
+
+// serverHello reads a packet whose TCP payload starts with one. The packet comes
+// from the network: nothing in it is believed about lengths.
 func serverHello(p []byte) (a Agreed, ok bool) {
-	if len(p) < 20 || p[0]>>4 != 4 {
+	from, tcp, ok := segment(p)
+	if !ok {
 		return a, false
 	}
-	header := int(p[0]&15) * 4
-	if header < 20 || len(p) < header+20 || p[9] != unix.IPPROTO_TCP {
-		return a, false
-	}
-	tcp := p[header:]
-	a.Server = netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), binary.BigEndian.Uint16(tcp))
+	a.Server = netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp))
 	offset := int(tcp[12]>>4) * 4
 	if offset < 20 || len(tcp) < offset {
 		return a, false

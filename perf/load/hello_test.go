@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -19,6 +20,16 @@ func packet(payload []byte) []byte {
 	copy(p[12:], []byte{10, 0, 0, 9})
 	binary.BigEndian.PutUint16(p[24:], 15008)
 	p[24+12] = 8 << 4
+	return append(p, payload...)
+}
+
+// packet6 is the same with IPv6.
+func packet6(payload []byte) []byte {
+	p := make([]byte, ipv6Header+32)
+	p[0], p[6] = 6<<4, unix.IPPROTO_TCP
+	copy(p[8:], netip.MustParseAddr("fd00::9").AsSlice())
+	binary.BigEndian.PutUint16(p[ipv6Header:], 15008)
+	p[ipv6Header+12] = 8 << 4
 	return append(p, payload...)
 }
 
@@ -63,31 +74,37 @@ func TestServerHello(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, group := range []tls.CurveID{tls.X25519, tls.CurveP256, tls.X25519MLKEM768} {
-		p := packet(firstFlight(t, group))
-		a, ok := serverHello(p)
-		if !ok || a.Group != group.String() || a.Server.String() != "10.0.0.9:15008" {
-			t.Errorf("%s: got %v %v", group, a, ok)
-		}
-		if tls.CipherSuiteName(tls.TLS_AES_128_GCM_SHA256) != a.Suite && tls.CipherSuiteName(tls.TLS_CHACHA20_POLY1305_SHA256) != a.Suite {
-			t.Errorf("%s: suite %q", group, a.Suite)
-		}
-		if n, err := vm.Run(p); n == 0 || err != nil {
-			t.Errorf("%s: the filter drops it: %v", group, err)
+		flight := firstFlight(t, group)
+		for from, p := range map[string][]byte{"10.0.0.9:15008": packet(flight), "[fd00::9]:15008": packet6(flight)} {
+			a, ok := serverHello(p)
+			if !ok || a.Group != group.String() || a.Server.String() != from {
+				t.Errorf("%s of %s: got %v %v", group, from, a, ok)
+			}
+			if tls.CipherSuiteName(tls.TLS_AES_128_GCM_SHA256) != a.Suite && tls.CipherSuiteName(tls.TLS_CHACHA20_POLY1305_SHA256) != a.Suite {
+				t.Errorf("%s of %s: suite %q", group, from, a.Suite)
+			}
+			if n, err := vm.Run(p); n == 0 || err != nil {
+				t.Errorf("%s of %s: the filter drops it: %v", group, from, err)
+			}
 		}
 	}
 	for name, payload := range map[string][]byte{"nothing": nil, "data": {23, 3, 3, 0, 1, 2, 2}, "a client's": {22, 3, 1, 0, 9, 1, 0, 0, 5}} {
-		if n, _ := vm.Run(packet(payload)); n != 0 { // out of bounds is 0 too
-			t.Errorf("the filter lets %s pass", name)
-		}
-		if a, ok := serverHello(packet(payload)); ok {
-			t.Errorf("%s is read as %v", name, a)
+		for _, p := range [][]byte{packet(payload), packet6(payload)} {
+			if n, _ := vm.Run(p); n != 0 { // out of bounds is 0 too
+				t.Errorf("the filter lets %s pass", name)
+			}
+			if a, ok := serverHello(p); ok {
+				t.Errorf("%s is read as %v", name, a)
+			}
 		}
 	}
 }
 
 func FuzzServerHello(f *testing.F) {
-	p := packet(firstFlight(f, tls.X25519))
+	flight := firstFlight(f, tls.X25519)
+	p := packet(flight)
 	f.Add(p)
+	f.Add(packet6(flight))
 	for _, n := range []int{0, 19, 40, 56, 61, 100, 140} {
 		f.Add(p[:min(n, len(p))])
 	}

@@ -21,7 +21,7 @@ import (
 // as good as a simple Go program gets, and what a proxy has to be compared with.
 type Hop struct {
 	Listen string `json:"listen"`
-	To     string `json:"to"`
+	To     string `json:"to"` // "": it answers by itself
 	TLSIn  bool   `json:"tlsIn,omitempty"`
 	TLSOut bool   `json:"tlsOut,omitempty"`
 	Pair   *Pair  `json:"pair,omitempty"` // for TLS
@@ -31,6 +31,11 @@ type Hop struct {
 type Pair struct {
 	Cert []byte `json:"cert"`
 	Key  []byte `json:"key"`
+}
+
+// Client is who a load that makes handshakes itself is, for a hop with TLSIn.
+func (p *Pair) Client() *Client {
+	return &Client{Chain: [][]byte{p.Cert}, Key: p.Key, Roots: [][]byte{p.Cert}, Name: hopName}
 }
 
 // Started is the line that a hop or a server prints when it listens.
@@ -115,6 +120,9 @@ type stream interface {
 }
 
 func (h Hop) relay(ctx context.Context, c *net.TCPConn, cfg *tls.Config) error {
+	if h.To == "" && h.TLSIn {
+		return answer(tls.Server(c, cfg), nil, nil)
+	}
 	d := net.Dialer{Timeout: 5 * time.Second}
 	d.SetMultipathTCP(false)
 	conn, err := d.DialContext(ctx, "tcp", h.To)

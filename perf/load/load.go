@@ -17,10 +17,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,20 +37,46 @@ const (
 	Connect = "connect"   // connect, request, response, close
 	Rate    = "rate"      // requests at fixed times, whether or not earlier ones are answered
 	Idle    = "idle"      // connections that do nothing after one request
+	Settle  = "settle"    // many connections, one after the other, then a while of nothing
+
+	HTTP       = "http"        // requests of HTTP/1.1 or, with H2, of HTTP/2 in clear text
+	GRPC       = "grpc"        // unary calls
+	GRPCStream = "grpc-stream" // messages and answers on streams that stay open
+
+	Handshake = "handshake" // mutual TLS with the far proxy, then close
+	Tunnel    = "tunnel"    // a tunnel to the far proxy of its own for each request
 )
+
+// kinds are all of them; what they need, and how they are shown.
+var kinds = map[string]struct {
+	work  func(*run, *worker, int) error // nil: not done by workers
+	paced bool                           // PerSec is allowed
+}{
+	Up: {work: (*run).up}, Down: {work: (*run).down}, Ask: {work: (*run).ask}, Connect: {(*run).connect, true}, Rate: {(*run).rate, true},
+	Idle: {}, Settle: {}, HTTP: {(*run).http, true}, GRPC: {(*run).grpcUnary, true}, GRPCStream: {(*run).grpcStream, true},
+	Handshake: {work: (*run).handshake}, Tunnel: {work: (*run).tunnel},
+}
 
 // Spec is one load.
 type Spec struct {
 	Kind    string        `json:"kind"`
 	Server  string        `json:"server"`
 	Conns   int           `json:"conns"`
-	Size    int           `json:"size,omitempty"` // bytes of a write, or of a request and of its response
-	PerSec  int           `json:"perSec,omitempty"`
+	Size    int           `json:"size,omitempty"`   // bytes of a write, or of a request and of its response
+	PerSec  int           `json:"perSec,omitempty"` // requests at fixed times in place of as many as can be had
+	Calls   int           `json:"calls,omitempty"`  // at a time on each connection of gRPC; 0: one
+	Total   int           `json:"total,omitempty"`  // connections of Settle
+	H2      bool          `json:"h2,omitempty"`
+	Group   string        `json:"group,omitempty"`  // key exchange of handshakes: "", what Go prefers, or "x25519"
+	Beside  string        `json:"beside,omitempty"` // what goes on meanwhile, for people; a baseline without it was measured before
+	Client  *Client       `json:"client,omitempty"` // who makes handshakes
 	Warm    time.Duration `json:"warm"`
 	For     time.Duration `json:"for"`
 	Watch   []Process     `json:"watch,omitempty"` // processes to measure
 	Timeout time.Duration `json:"timeout"`         // of a dial
 	Label   string        `json:"-"`               // names this run among others
+
+	Syscalls bool `json:"syscalls,omitempty"` // count them, which costs some of what is measured
 }
 
 // Result is what one load measured.
@@ -60,24 +89,51 @@ type Result struct {
 	Latency *Histogram    `json:"latency,omitempty"` // nanoseconds
 	Usage   []Usage       `json:"usage,omitempty"`   // in the order of Spec.Watch, the client itself last
 	Machine Machine       `json:"machine"`
+
+	Agreed   string             `json:"agreed,omitempty"`   // cipher suite and key exchange of the client's own handshakes
+	Baseline *Baseline          `json:"baseline,omitempty"` // the same load before what went on beside it began
+	Figures  map[string]float64 `json:"figures,omitempty"`  // what a scenario has besides, by its name and unit
+}
+
+// Baseline is the undisturbed part of a measurement.
+type Baseline struct {
+	Elapsed time.Duration `json:"elapsed"`
+	Ops     uint64        `json:"ops"`
+	Errors  uint64        `json:"errors"`
+	Latency *Histogram    `json:"latency,omitempty"`
+	Steal   time.Duration `json:"steal,omitempty"`
 }
 
 // Validate says what is wrong with a spec.
 func (s Spec) Validate() error {
+	kind, known := kinds[s.Kind]
 	switch {
-	case s.Kind != Up && s.Kind != Down && s.Kind != Ask && s.Kind != Connect && s.Kind != Rate && s.Kind != Idle:
-		return fmt.Errorf("kind %q: want %s, %s, %s, %s, %s or %s", s.Kind, Up, Down, Ask, Connect, Rate, Idle)
+	case !known:
+		return fmt.Errorf("kind %q: want one of %s", s.Kind, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
 	case s.Conns < 1:
 		return fmt.Errorf("conns %d: want at least one", s.Conns)
 	case s.Size < headerSize || s.Size > maxSize:
 		return fmt.Errorf("size %d: want %d to %d", s.Size, headerSize, maxSize)
 	case s.For <= 0:
 		return fmt.Errorf("for %s: want a positive time", s.For)
-	case s.Kind == Rate && s.PerSec < s.Conns:
+	case s.Calls < 0 || s.Calls > 1 && s.Kind != GRPC && s.Kind != GRPCStream:
+		return fmt.Errorf("calls %d: only gRPC has several on a connection", s.Calls)
+	case s.PerSec != 0 && !kind.paced:
+		return fmt.Errorf("perSec %d: %s has no fixed rate", s.PerSec, s.Kind)
+	case (s.Kind == Rate || s.PerSec != 0) && s.PerSec < s.workers():
 		return fmt.Errorf("perSec %d: want at least one request per connection and second", s.PerSec)
+	case s.Kind == Settle && s.Total < s.Conns:
+		return fmt.Errorf("total %d: want at least one connection of each", s.Total)
+	case (s.Kind == Handshake || s.Kind == Tunnel) && s.Client == nil:
+		return fmt.Errorf("kind %s: want a client certificate", s.Kind)
+	case s.Group != "" && s.Group != X25519:
+		return fmt.Errorf("group %q: want none or %s", s.Group, X25519)
 	}
 	return nil
 }
+
+// workers is how many requests are under way at most.
+func (s Spec) workers() int { return s.Conns * max(s.Calls, 1) }
 
 // The header with which a client opens each connection: what it wants, and the
 // size of its writes or requests.
@@ -88,6 +144,7 @@ const (
 	verbSink   = 'u' // take everything
 	verbSource = 'd' // send blocks of that size
 	verbAnswer = 'r' // answer requests of that size with as much; the header is part of the first
+	verbGRPC   = 'g' // what follows is gRPC
 )
 
 // open makes the first bytes of a connection: a header, filled up to size.
@@ -102,7 +159,8 @@ func open(verb byte, size int) []byte {
 type worker struct {
 	ops, bytes atomic.Uint64
 	hist       Histogram
-	_          [64]byte // the next worker's counters are on another cache line
+	due        time.Duration // of the next request at a fixed rate, on the monotonic clock
+	_          [64]byte      // the next worker's counters are on another cache line
 }
 
 // run is a load in progress.
@@ -112,11 +170,13 @@ type run struct {
 	measuring atomic.Bool
 	ended     atomic.Bool
 	workers   []worker
+	calls     *calls // of gRPC
 
 	mu     sync.Mutex
 	conns  map[net.Conn]bool // open ones; guarded by mu
 	errors uint64            // guarded by mu
 	first  string            // guarded by mu
+	agreed string            // guarded by mu
 }
 
 // Run makes a load and measures it.
@@ -130,16 +190,38 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	debug.SetGCPercent(400) // loads allocate next to nothing; none of it should cost others
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r := &run{Spec: s, ctx: ctx, workers: make([]worker, s.Conns), conns: map[net.Conn]bool{}}
+	r := &run{Spec: s, ctx: ctx, workers: make([]worker, s.workers()), conns: map[net.Conn]bool{}}
 	s.Watch = append(s.Watch, Process{Name: "client", PID: os.Getpid()})
-	if s.Kind == Idle {
-		return r.idle(s.Watch)
+	if s.Syscalls {
+		c, err := countSyscalls(s.Watch)
+		if err != nil {
+			return Result{}, err
+		}
+		defer c.close()
+		for i := range s.Watch {
+			s.Watch[i].counted = c
+		}
 	}
-	work := map[string]func(*worker, int) error{Up: r.up, Down: r.down, Ask: r.ask, Connect: r.connect, Rate: r.rate}[s.Kind]
-	if s.Kind == Rate {
-		// Each connection has a thread that sleeps and waits in the kernel; none
-		// waits for another's processor.
-		runtime.GOMAXPROCS(s.Conns + 2)
+	switch s.Kind {
+	case Idle:
+		return r.idle(s.Watch)
+	case Settle:
+		return r.settle(s.Watch)
+	case GRPC, GRPCStream:
+		var err error
+		if r.calls, err = dialGRPC(r); err != nil {
+			return Result{}, err
+		}
+		defer r.calls.close()
+	case HTTP:
+		quietFortio()
+	}
+	work := kinds[s.Kind].work
+	if s.PerSec > 0 {
+		// Each worker has a thread that sleeps in the kernel; none waits for
+		// another's processor.
+		runtime.GOMAXPROCS(len(r.workers) + 2)
+		r.schedule()
 	}
 	var live sync.WaitGroup
 	for i := range r.workers {
@@ -158,9 +240,9 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 }
 
 // keep does a worker's work until the end; what fails is counted and tried again.
-func (r *run) keep(w *worker, i int, work func(*worker, int) error) {
+func (r *run) keep(w *worker, i int, work func(*run, *worker, int) error) {
 	for !r.ended.Load() {
-		if err := work(w, i); err != nil && !r.ended.Load() {
+		if err := work(r, w, i); err != nil && !r.ended.Load() {
 			r.fault(err)
 			select {
 			case <-time.After(10 * time.Millisecond):
@@ -229,7 +311,7 @@ func (r *run) counts() (ops, bytes uint64) {
 
 // collect adds what only stands when all workers have ended.
 func (r *run) collect(out *Result) {
-	out.Errors, out.Error = r.errors, r.first
+	out.Errors, out.Error, out.Agreed = r.errors, r.first, r.agreed
 	var all Histogram
 	for i := range r.workers {
 		all.Merge(&r.workers[i].hist)
@@ -258,6 +340,9 @@ func (r *run) dial(first []byte) (*net.TCPConn, error) {
 		return nil, err
 	}
 	tc := c.(*net.TCPConn) // the network is tcp
+	if r.Kind == Connect || r.Kind == Settle || r.Kind == Handshake || r.Kind == Tunnel {
+		_ = c.SetDeadline(time.Now().Add(r.Timeout)) // a fresh connection takes it
+	}
 	r.mu.Lock()
 	r.conns[c] = true
 	ended := r.ended.Load()
@@ -266,7 +351,7 @@ func (r *run) dial(first []byte) (*net.TCPConn, error) {
 		r.close(tc)
 		return nil, errors.New("the load has ended")
 	}
-	if _, err := tc.Write(first); err != nil {
+	if _, err := tc.Write(first); len(first) > 0 && err != nil {
 		r.close(tc)
 		return nil, err
 	}
@@ -350,9 +435,13 @@ func (r *run) done(w *worker, took time.Duration, timed bool) {
 
 // connect makes a connection for each request.
 func (r *run) connect(w *worker, _ int) error {
+	defer r.pin()()
 	first, b := open(verbAnswer, r.Size), make([]byte, r.Size)
 	for !r.ended.Load() {
-		began := time.Now()
+		began, err := r.turn(w)
+		if err != nil {
+			return err
+		}
 		c, err := r.dial(first)
 		if err != nil {
 			return err
@@ -362,7 +451,7 @@ func (r *run) connect(w *worker, _ int) error {
 		if err != nil {
 			return err
 		}
-		r.done(w, time.Since(began), true)
+		r.done(w, monotonic()-began, true)
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -21,7 +23,7 @@ func serving(t *testing.T) string {
 	}
 	donec := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { donec <- acceptLoop(ctx, ln, answer) }()
+	go func() { donec <- serveOn(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-donec; err != nil {
@@ -69,9 +71,12 @@ func TestEveryLoadOverEveryHop(t *testing.T) {
 	for name, addr := range paths {
 		for _, s := range []Spec{
 			{Kind: Up, Conns: 2, Size: 16 << 10}, {Kind: Down, Conns: 2, Size: 16 << 10}, {Kind: Ask, Conns: 3, Size: 1000},
-			{Kind: Connect, Conns: 2, Size: 64}, {Kind: Rate, Conns: 4, Size: 1000, PerSec: 400}, {Kind: Idle, Conns: 20, Size: 64},
+			{Kind: Connect, Conns: 2, Size: 64}, {Kind: Connect, Conns: 2, Size: 64, PerSec: 200}, {Kind: Settle, Conns: 2, Size: 64, Total: 30},
+			{Kind: HTTP, Conns: 2, Size: 1000}, {Kind: HTTP, Conns: 2, Size: 1000, H2: true}, {Kind: HTTP, Conns: 2, Size: 1000, PerSec: 200},
+			{Kind: HTTP, Conns: 2, Size: 1000, PerSec: 200, H2: true}, {Kind: GRPC, Conns: 1, Calls: 3, Size: 1000}, {Kind: GRPC, Conns: 2, Size: 1000, PerSec: 200},
+			{Kind: GRPCStream, Conns: 2, Calls: 2, Size: 1000}, {Kind: Rate, Conns: 4, Size: 1000, PerSec: 400}, {Kind: Idle, Conns: 20, Size: 64},
 		} {
-			s.Server, s.Warm, s.For = addr, 50*time.Millisecond, 150*time.Millisecond
+			s.Server, s.Warm, s.For = addr, 20*time.Millisecond, 80*time.Millisecond
 			r, err := Run(t.Context(), s)
 			if err != nil {
 				t.Fatalf("%s over %s: %v", s.Kind, name, err)
@@ -155,7 +160,8 @@ func TestSpecsAreChecked(t *testing.T) {
 	}
 	for _, change := range []func(*Spec){
 		func(s *Spec) { s.Kind = "bulk" }, func(s *Spec) { s.Conns = 0 }, func(s *Spec) { s.Size = 4 },
-		func(s *Spec) { s.Size = maxSize + 1 }, func(s *Spec) { s.For = 0 }, func(s *Spec) { s.PerSec = 1 },
+		func(s *Spec) { s.Kind = Tunnel }, func(s *Spec) { s.Kind, s.Conns = Settle, 20 }, func(s *Spec) { s.Kind = Ask }, func(s *Spec) { s.Calls = 2 },
+		func(s *Spec) { s.Group = "p256" }, func(s *Spec) { s.Size = maxSize + 1 }, func(s *Spec) { s.For = 0 }, func(s *Spec) { s.PerSec = 1 },
 	} {
 		s := good
 		change(&s)
@@ -175,5 +181,101 @@ func TestLogLinesAreCounted(t *testing.T) {
 	}
 	if n := lines(path+"no", 0, 5); n != 0 {
 		t.Errorf("a missing file has %d lines", n)
+	}
+}
+
+// connects answers CONNECT as a tunnel's server does, with what it gets.
+func connects(w http.ResponseWriter, q *http.Request) {
+	if q.Method != http.MethodConnect || q.Host != "192.0.2.1:80" {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+	b := make([]byte, 4096)
+	for {
+		n, err := q.Body.Read(b)
+		if _, werr := w.Write(b[:n]); err != nil || werr != nil {
+			return
+		}
+		_ = http.NewResponseController(w).Flush() // the next write fails too
+	}
+}
+
+func TestHandshakesAndTunnels(t *testing.T) {
+	pair, err := NewPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httptest.NewUnstartedServer(http.HandlerFunc(connects))
+	if proxy.TLS, err = pair.config(); err != nil {
+		t.Fatal(err)
+	}
+	proxy.EnableHTTP2 = true
+	proxy.StartTLS()
+	defer proxy.Close()
+	through := pair.Client()
+	through.Name, through.To = "", "192.0.2.1:80"
+	denied := *through
+	denied.To = "192.0.2.1:81"
+	plain := hop(t, Hop{To: serving(t), TLSIn: true, Pair: pair})
+	for _, tt := range []struct {
+		spec   Spec
+		agreed string
+		err    string
+	}{
+		{Spec{Kind: Handshake, Server: plain, Client: pair.Client()}, "X25519MLKEM768", ""},
+		{Spec{Kind: Handshake, Server: hop(t, Hop{TLSIn: true, Pair: pair}), Client: pair.Client()}, "X25519MLKEM768", ""},
+		{Spec{Kind: Tunnel, Server: plain, Client: pair.Client(), Group: X25519}, ", X25519", ""},
+		{Spec{Kind: Handshake, Server: proxy.Listener.Addr().String(), Client: through}, "X25519MLKEM768", ""},
+		{Spec{Kind: Tunnel, Server: proxy.Listener.Addr().String(), Client: through, Group: X25519}, ", X25519", ""},
+		{Spec{Kind: Tunnel, Server: proxy.Listener.Addr().String(), Client: &denied}, "X25519", "answered with 403"},
+	} {
+		tt.spec.Conns, tt.spec.Size, tt.spec.For = 2, 64, 100*time.Millisecond
+		r, err := Run(t.Context(), tt.spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(r.Agreed, tt.agreed) || (r.Errors > 0) != (tt.err != "") || !strings.Contains(r.Error, tt.err) || (r.Ops > 0) != (tt.err == "") {
+			t.Errorf("%s: %d operations, %d errors (%s), agreed on %s", tt.spec.Kind, r.Ops, r.Errors, r.Error, r.Agreed)
+		}
+	}
+}
+
+// A server that ends its connection: what was due while a new one was made is late,
+// although none of its requests was ever sent before.
+func TestFixedRateCountsTheTimeWithoutAConnection(t *testing.T) {
+	const gap = 300 * time.Millisecond
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for n := 0; ; n++ {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			if n == 1 {
+				<-time.After(gap)
+			}
+			b := make([]byte, 64)
+			for i := 0; n > 0 || i < 5; i++ {
+				if _, err := io.ReadFull(c, b); err != nil {
+					break
+				}
+				if _, err := c.Write(b); err != nil {
+					break
+				}
+			}
+			_ = c.Close() // the point of it
+		}
+	}()
+	r, err := Run(t.Context(), Spec{Kind: Rate, Server: ln.Addr().String(), Conns: 1, Size: 64, PerSec: 100, For: 600 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Errors == 0 || r.Latency.Max() < uint64(gap/2) {
+		t.Errorf("longest %s, %d errors; the server was away for %s", time.Duration(r.Latency.Max()), r.Errors, gap)
 	}
 }

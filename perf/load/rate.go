@@ -11,25 +11,57 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rate sends requests at times that are set before anything is sent, and measures
-// each from its own time. A request that has to wait because an earlier one is not
-// answered has waited: leaving that out (coordinated omission) is what makes tails
-// look short.
-//
-// The connection is used by a thread in blocking calls. Go's timers end up to a
-// millisecond late when a process has nothing else to do, which would be all that
-// a tail shows.
-func (r *run) rate(w *worker, i int) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("set timer slack: %w", err)
+// schedule sets the times of all requests before anything is sent. They stand,
+// whatever happens to earlier ones: a request that has to wait because another is
+// not answered, or because its connection has to be made again, has waited. Leaving
+// that out (coordinated omission) is what makes tails look short.
+func (r *run) schedule() {
+	now, step := monotonic(), r.step()
+	for i := range r.workers {
+		r.workers[i].due = now + step*time.Duration(i)/time.Duration(len(r.workers))
 	}
+}
+
+// step is the time between two requests of a worker.
+func (r *run) step() time.Duration {
+	return time.Duration(len(r.workers)) * time.Second / time.Duration(r.PerSec)
+}
+
+// turn returns when it is a worker's turn, with the time from which its request is
+// measured: now, or when it was due.
+func (r *run) turn(w *worker) (time.Duration, error) {
+	if r.PerSec == 0 {
+		return monotonic(), nil
+	}
+	due := w.due
+	w.due += r.step()
+	return due, sleepUntil(due)
+}
+
+// pin gives a worker with a fixed rate a thread of its own whose sleep ends in time.
+// Go's timers end up to a millisecond late when a process has nothing else to do,
+// which would be all that a tail shows.
+func (r *run) pin() (unpin func()) {
+	if r.PerSec == 0 {
+		return func() {}
+	}
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+		r.fault(fmt.Errorf("set timer slack: %w", err))
+	}
+	return runtime.UnlockOSThread
+}
+
+// rate sends requests at fixed times over a connection that is used by a thread in
+// blocking calls.
+func (r *run) rate(w *worker, _ int) error {
+	defer r.pin()()
 	b := open(verbAnswer, r.Size)
 	c, err := r.dial(b)
 	if err != nil {
 		return err
 	}
+	_ = c.SetReadDeadline(time.Now().Add(r.Timeout)) // as above
 	if _, err := io.ReadFull(c, b); err != nil {
 		r.close(c)
 		return err
@@ -44,10 +76,9 @@ func (r *run) rate(w *worker, i int) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
-	step := time.Duration(r.Conns) * time.Second / time.Duration(r.PerSec)
-	due := monotonic() + step*time.Duration(i)/time.Duration(r.Conns)
-	for ; !r.ended.Load(); due += step {
-		if err := sleepUntil(due); err != nil {
+	for !r.ended.Load() {
+		due, err := r.turn(w)
+		if err != nil {
 			return err
 		}
 		if err := exchange(fd, b); err != nil {

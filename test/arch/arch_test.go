@@ -124,6 +124,11 @@ var never = []struct {
 		deps: []string{"testing"},
 		why:  "test support does not ship",
 	},
+	{
+		of:   []string{"xds", "ebpf", "ztunnel", "waypoint", "deploy", "test"},
+		deps: []string{"fortio.org"},
+		why:  "it makes loads, for perf alone",
+	},
 }
 
 // TestNeverReach checks everything linked, and for the vocabulary only what it
