@@ -22,6 +22,8 @@ type Process struct {
 	Name  string `json:"name"`
 	PID   int    `json:"pid"`
 	Proxy bool   `json:"proxy,omitempty"` // it stands between client and server
+
+	counted *syscalls // nil: its system calls are not counted
 }
 
 // Usage is what a process used in a window.
@@ -31,9 +33,10 @@ type Usage struct {
 	RSS         uint64        `json:"rss"` // bytes at the end
 	Grown       int64         `json:"grown"`
 	Heap        uint64        `json:"heap,omitempty"` // Go heap in use when the load has ended; 0: not known
-	Voluntary   uint64        `json:"voluntary"`      // context switches
-	Involuntary uint64        `json:"involuntary"`    // context switches
-	LogLines    uint64        `json:"logLines"`       // written to a file on standard output
+	Syscalls    uint64        `json:"syscalls,omitempty"`
+	Voluntary   uint64        `json:"voluntary"`   // context switches
+	Involuntary uint64        `json:"involuntary"` // context switches
+	LogLines    uint64        `json:"logLines"`    // written to a file on standard output
 }
 
 // Machine is what the whole machine used in a window.
@@ -70,6 +73,7 @@ type processTotals struct {
 	Process
 	cpu                    time.Duration
 	rss                    uint64
+	syscalls               uint64
 	voluntary, involuntary uint64
 	log                    string // the file that is its standard output, "" when it is none
 	logSize                int64
@@ -100,7 +104,7 @@ func between(a, b moment) Result {
 	for i, p := range b.procs {
 		was := a.procs[i]
 		out.Usage = append(out.Usage, Usage{
-			Process: p.Process, CPU: p.cpu - was.cpu, RSS: p.rss, Grown: int64(p.rss) - int64(was.rss),
+			Process: p.Process, CPU: p.cpu - was.cpu, RSS: p.rss, Grown: int64(p.rss) - int64(was.rss), Syscalls: p.syscalls - was.syscalls,
 			// Threads that ended take their counts with them.
 			Voluntary: p.voluntary - min(was.voluntary, p.voluntary), Involuntary: p.involuntary - min(was.involuntary, p.involuntary),
 			LogLines: lines(p.log, was.logSize, p.logSize),
@@ -189,6 +193,9 @@ func lookProcess(p Process) (processTotals, error) {
 		t.voluntary += number(after)
 		_, after, _ = strings.Cut(after, "\nnonvoluntary_ctxt_switches:")
 		t.involuntary += number(after)
+	}
+	if t.syscalls, err = p.counted.of(p.PID); err != nil {
+		return t, err
 	}
 	stdout := filepath.Join(dir, "fd", "1")
 	if st, err := os.Stat(stdout); err == nil && st.Mode().IsRegular() {

@@ -47,6 +47,7 @@ type Settings struct {
 	MaxSteal  float64       `json:"maxSteal"` // share of all CPU time above which a run is repeated
 	AccessLog bool          `json:"accessLog"`
 	Env       []string      `json:"env,omitempty"`      // of all node proxies
+	Syscalls  bool          `json:"syscalls,omitempty"` // counted in a short run after the others
 	Profiled  bool          `json:"profiled,omitempty"` // processes were profiled meanwhile: figures are no measurements
 }
 
@@ -73,7 +74,8 @@ type Scenario struct {
 type Row struct {
 	Scenario Scenario `json:"scenario"`
 	Mode     string   `json:"mode"`
-	Runs     []Run    `json:"runs"` // in the order of rounds
+	Runs     []Run    `json:"runs"`              // in the order of rounds
+	Counted  *Run     `json:"counted,omitempty"` // the run in which system calls were counted; its other figures are none
 }
 
 // Run is one of them.
@@ -136,28 +138,53 @@ func ofProxies(of func(load.Usage) float64) func(load.Spec, load.Result) (float6
 	}
 }
 
+// calls are system calls of proxies per MiB or per request.
+func calls(s load.Spec, r load.Result) (float64, bool) {
+	sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.Syscalls) })
+	work := float64(r.Ops)
+	if bulk(s) {
+		work = float64(r.Bytes) / (1 << 20)
+	}
+	if !ok || sum == 0 || work == 0 {
+		return 0, false
+	}
+	return sum / work, true
+}
+
 // Names of metrics that others refer to.
 const (
 	MetricRate = "rate"
 	MetricP50  = "p50"
 	MetricP99  = "p99"
 	MetricCPU  = "cpu"
+
+	MetricMachine  = "machine"
+	MetricSyscalls = "syscalls"
+	MetricHeap     = "heap"
+	MetricRSS      = "rss"
+	MetricPerConn  = "perconn"
+	MetricKernel   = "kernel"
 )
 
 // Metrics are the figures of a kind of load, in the order of columns.
 func Metrics(kind string) []Metric {
-	unit := "k"
+	unit, call := "k", "syscalls/op"
 	if kind == load.Up || kind == load.Down {
-		unit = "GB"
+		unit, call = "GB", "syscalls/MiB"
 	}
 	cpu := []Metric{
 		{MetricCPU, "CPU-s/" + unit + " proxies", -1, ofProxies(func(u load.Usage) float64 { return u.CPU.Seconds() })},
-		{"machine", "CPU-s/" + unit + " machine", -1, perWork(func(r load.Result) float64 { return r.Machine.Busy.Seconds() })},
+		{MetricMachine, "CPU-s/" + unit + " machine", -1, perWork(func(r load.Result) float64 { return r.Machine.Busy.Seconds() })},
 		{"switches", "switches/" + unit, -1, ofProxies(func(u load.Usage) float64 { return float64(u.Voluntary + u.Involuntary) })},
+		{MetricSyscalls, call, -1, calls},
 	}
-	rss := Metric{"rss", "RSS MiB proxies", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+	rss := Metric{MetricRSS, "RSS MiB proxies", -1, func(_ load.Spec, r load.Result) (float64, bool) {
 		sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.RSS) })
 		return sum / (1 << 20), ok
+	}}
+	heap := Metric{MetricHeap, "heap MiB proxies", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+		sum, _ := proxies(r, func(u load.Usage) float64 { return float64(u.Heap) })
+		return sum / (1 << 20), sum > 0
 	}}
 	logged := Metric{"logged", "log lines", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 		return proxies(r, func(u load.Usage) float64 { return float64(u.LogLines) })
@@ -175,28 +202,37 @@ func Metrics(kind string) []Metric {
 		rate := Metric{MetricRate, "GB/s", +1, func(_ load.Spec, r load.Result) (float64, bool) {
 			return float64(r.Bytes) / 1e9 / r.Elapsed.Seconds(), r.Elapsed > 0
 		}}
-		return slices.Concat([]Metric{rate}, cpu, []Metric{rss, logged, failed})
+		return slices.Concat([]Metric{rate}, cpu, []Metric{rss, heap, logged, failed})
 	case load.Idle:
 		return []Metric{
 			{"open", "connections", 0, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Ops), true }},
-			{"perconn", "KiB/conn proxies", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			{MetricPerConn, "KiB/conn each proxy", -1, func(_ load.Spec, r load.Result) (float64, bool) {
 				sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.Grown) })
-				return sum / 1024 / float64(max(r.Ops, 1)), ok
+				n, _ := proxies(r, func(load.Usage) float64 { return 1 })
+				return sum / max(n, 1) / 1024 / float64(max(r.Ops, 1)), ok
 			}},
-			{"kernel", "KiB/conn kernel", 0, func(_ load.Spec, r load.Result) (float64, bool) {
+			{MetricKernel, "KiB/conn kernel, machine", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 				return float64(r.Machine.Kernel) / 1024 / float64(max(r.Ops, 1)), true
 			}},
-			rss, logged, failed,
+			rss, heap, logged, failed,
 		}
 	case load.Rate:
 		perSecond.Better = 0 // it is set
 	}
-	return slices.Concat([]Metric{perSecond}, tails, cpu, []Metric{rss, logged, failed})
+	return slices.Concat([]Metric{perSecond}, tails, cpu, []Metric{rss, heap, logged, failed})
 }
 
 // Values are a metric's of all runs that have it.
 func (r Row) Values(m Metric) []float64 {
 	var out []float64
+	if m.Name == MetricSyscalls {
+		if r.Counted != nil {
+			if v, ok := r.Counted.value(r.Scenario.Load, m); ok {
+				out = append(out, v)
+			}
+		}
+		return out
+	}
 	for _, run := range r.Runs {
 		if v, ok := run.value(r.Scenario.Load, m); ok {
 			out = append(out, v)
@@ -225,6 +261,13 @@ func (r Row) Repeated() (n int) {
 // to each other is compared with each other.
 func Ratios(a, b Row, m Metric) []float64 {
 	var out []float64
+	if m.Name == MetricSyscalls { // there is one run
+		p, q := a.Values(m), b.Values(m)
+		if len(p) == 1 && len(q) == 1 && q[0] > 0 {
+			out = append(out, p[0]/q[0])
+		}
+		return out
+	}
 	for _, x := range a.Runs {
 		for _, y := range b.Runs {
 			if x.Round != y.Round {

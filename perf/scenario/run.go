@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
@@ -63,9 +64,42 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 				done++
 			}
 		}
+		for i := range group {
+			if err := r.count(ctx, s, &group[i]); err != nil {
+				return append(rows, group...), err
+			}
+		}
 		rows = append(rows, group...)
 	}
 	return rows, nil
+}
+
+// countFor is enough to count system calls.
+const countFor = 250 * time.Millisecond
+
+// count makes one more short run of a mode in which system calls are counted, and
+// nothing else is believed.
+func (r *Runner) count(ctx context.Context, s Scenario, row *report.Row) error {
+	path, _ := r.Network.Path(row.Mode, s.Placement) // modesOf has asked
+	if !r.Settings.Syscalls || !countable(s.Load.Kind) || !slices.ContainsFunc(path.Watch, func(p load.Process) bool { return p.Proxy }) {
+		return nil
+	}
+	spec := s.Load
+	spec.Warm, spec.For, spec.Syscalls = min(r.Settings.Warm, countFor), min(r.Settings.For, countFor), true
+	result, err := r.Network.Run(ctx, path, spec)
+	if ctx.Err() != nil {
+		return fmt.Errorf("count system calls of %s over %s: %w", s.Name, row.Mode, context.Cause(ctx))
+	}
+	row.Counted = &report.Run{Result: result}
+	if err != nil {
+		row.Counted.Failed = err.Error()
+	}
+	return nil
+}
+
+// countable are loads of which every moment is like the other.
+func countable(kind string) bool {
+	return slices.Contains([]string{load.Up, load.Down, load.Ask, load.Connect, load.Rate}, kind)
 }
 
 // rounds is how often a scenario runs. Memory of idle connections is no matter of
@@ -148,6 +182,9 @@ func (r *Runner) Estimate(scenarios []Scenario) time.Duration {
 			one = r.Settings.For + time.Duration(s.Load.Conns)*300*time.Microsecond
 		}
 		d += one * time.Duration(len(r.modesOf(s))*r.rounds(s))
+		if r.Settings.Syscalls && countable(s.Load.Kind) {
+			d += time.Duration(len(r.modesOf(s))) * (min(r.Settings.Warm, countFor) + min(r.Settings.For, countFor) + between)
+		}
 	}
 	return d
 }

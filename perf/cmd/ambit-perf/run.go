@@ -57,6 +57,7 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 	fs.DurationVar(&o.settings.For, "for", 0, "length of a run; default: of the set")
 	fs.DurationVar(&o.settings.Warm, "warm", 0, "time before it that is not measured; default: of the set")
 	fs.Float64Var(&o.settings.MaxSteal, "max-steal", 0.01, "share of CPU time that may be stolen before a run is repeated")
+	fs.BoolVar(&o.settings.Syscalls, "syscalls", true, "count the system calls of proxies, in one more short run of each mode that is not measured")
 	fs.StringVar(&o.accessLog, "access-log", "on", "`on|off` for all node proxies")
 	fs.Func("env", "`NAME=VALUE` for all node proxies; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
@@ -116,6 +117,7 @@ func (o *options) finish(modes string) error {
 	}
 	rounds, warm, length := scenario.Defaults(o.set)
 	if o.profile != "" {
+		o.settings.Syscalls = false
 		// Profiles are windows of whole seconds; one of them says enough.
 		o.settings.Profiled, rounds, length = true, 1, 3*time.Second
 	}
