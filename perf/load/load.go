@@ -43,6 +43,8 @@ const (
 	GRPC       = "grpc"        // unary calls
 	GRPCStream = "grpc-stream" // messages and answers on streams that stay open
 
+	Decide = "decide" // connections at fixed times, and whether they were served
+
 	Handshake = "handshake" // mutual TLS with the far proxy, then close
 	Tunnel    = "tunnel"    // a tunnel to the far proxy of its own for each request
 )
@@ -54,7 +56,7 @@ var kinds = map[string]struct {
 }{
 	Up: {work: (*run).up}, Down: {work: (*run).down}, Ask: {work: (*run).ask}, Connect: {(*run).connect, true}, Rate: {(*run).rate, true},
 	Idle: {}, Settle: {}, HTTP: {(*run).http, true}, GRPC: {(*run).grpcUnary, true}, GRPCStream: {(*run).grpcStream, true},
-	Handshake: {work: (*run).handshake}, Tunnel: {work: (*run).tunnel},
+	Decide: {(*run).decide, true}, Handshake: {work: (*run).handshake}, Tunnel: {work: (*run).tunnel},
 }
 
 // Spec is one load.
@@ -64,6 +66,7 @@ type Spec struct {
 	Conns   int           `json:"conns"`
 	Size    int           `json:"size,omitempty"`   // bytes of a write, or of a request and of its response
 	PerSec  int           `json:"perSec,omitempty"` // requests at fixed times in place of as many as can be had
+	Pace    int           `json:"pace,omitempty"`   // bytes per second of each connection of Up; 0: as many as can be had
 	Calls   int           `json:"calls,omitempty"`  // at a time on each connection of gRPC; 0: one
 	Total   int           `json:"total,omitempty"`  // connections of Settle
 	H2      bool          `json:"h2,omitempty"`
@@ -93,6 +96,7 @@ type Result struct {
 	Agreed   string             `json:"agreed,omitempty"`   // cipher suite and key exchange of the client's own handshakes
 	Baseline *Baseline          `json:"baseline,omitempty"` // the same load before what went on beside it began
 	Figures  map[string]float64 `json:"figures,omitempty"`  // what a scenario has besides, by its name and unit
+	Decided  []Decision         `json:"decided,omitempty"`  // of Decide: the first, and each that differs from the one before
 }
 
 // Baseline is the undisturbed part of a measurement.
@@ -116,11 +120,13 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("size %d: want %d to %d", s.Size, headerSize, maxSize)
 	case s.For <= 0:
 		return fmt.Errorf("for %s: want a positive time", s.For)
+	case s.Pace != 0 && (s.Kind != Up || s.Pace < s.Size):
+		return fmt.Errorf("pace %d: only %s has one, of at least a write per second", s.Pace, Up)
 	case s.Calls < 0 || s.Calls > 1 && s.Kind != GRPC && s.Kind != GRPCStream:
 		return fmt.Errorf("calls %d: only gRPC has several on a connection", s.Calls)
 	case s.PerSec != 0 && !kind.paced:
 		return fmt.Errorf("perSec %d: %s has no fixed rate", s.PerSec, s.Kind)
-	case (s.Kind == Rate || s.PerSec != 0) && s.PerSec < s.workers():
+	case (s.Kind == Rate || s.Kind == Decide || s.PerSec != 0) && s.PerSec < s.workers():
 		return fmt.Errorf("perSec %d: want at least one request per connection and second", s.PerSec)
 	case s.Kind == Settle && s.Total < s.Conns:
 		return fmt.Errorf("total %d: want at least one connection of each", s.Total)
@@ -171,6 +177,7 @@ type run struct {
 	ended     atomic.Bool
 	workers   []worker
 	calls     *calls // of gRPC
+	decided   decisions
 
 	mu     sync.Mutex
 	conns  map[net.Conn]bool // open ones; guarded by mu
@@ -312,6 +319,7 @@ func (r *run) counts() (ops, bytes uint64) {
 // collect adds what only stands when all workers have ended.
 func (r *run) collect(out *Result) {
 	out.Errors, out.Error, out.Agreed = r.errors, r.first, r.agreed
+	out.Decided = r.decided.changes()
 	var all Histogram
 	for i := range r.workers {
 		all.Merge(&r.workers[i].hist)
@@ -340,7 +348,7 @@ func (r *run) dial(first []byte) (*net.TCPConn, error) {
 		return nil, err
 	}
 	tc := c.(*net.TCPConn) // the network is tcp
-	if r.Kind == Connect || r.Kind == Settle || r.Kind == Handshake || r.Kind == Tunnel {
+	if r.Kind == Connect || r.Kind == Decide || r.Kind == Settle || r.Kind == Handshake || r.Kind == Tunnel {
 		_ = c.SetDeadline(time.Now().Add(r.Timeout)) // a fresh connection takes it
 	}
 	r.mu.Lock()
@@ -374,11 +382,18 @@ func (r *run) up(w *worker, _ int) error {
 	}
 	defer r.close(c)
 	b := make([]byte, r.Size)
+	next := time.Now()
 	for {
 		n, err := c.Write(b)
 		w.bytes.Add(uint64(n))
 		if err != nil {
 			return err
+		}
+		if r.Pace > 0 {
+			next = next.Add(time.Duration(float64(r.Size) / float64(r.Pace) * float64(time.Second)))
+			if d := time.Until(next); d > 0 {
+				time.Sleep(d) // a little late is made up for by the next
+			}
 		}
 	}
 }

@@ -72,7 +72,7 @@ func TestEveryLoadOverEveryHop(t *testing.T) {
 		for _, s := range []Spec{
 			{Kind: Up, Conns: 2, Size: 16 << 10}, {Kind: Down, Conns: 2, Size: 16 << 10}, {Kind: Ask, Conns: 3, Size: 1000},
 			{Kind: Connect, Conns: 2, Size: 64}, {Kind: Connect, Conns: 2, Size: 64, PerSec: 200}, {Kind: Settle, Conns: 2, Size: 64, Total: 30},
-			{Kind: HTTP, Conns: 2, Size: 1000}, {Kind: HTTP, Conns: 2, Size: 1000, H2: true}, {Kind: HTTP, Conns: 2, Size: 1000, PerSec: 200},
+			{Kind: Decide, Conns: 2, Size: 64, PerSec: 200}, {Kind: HTTP, Conns: 2, Size: 1000}, {Kind: HTTP, Conns: 2, Size: 1000, H2: true}, {Kind: HTTP, Conns: 2, Size: 1000, PerSec: 200},
 			{Kind: HTTP, Conns: 2, Size: 1000, PerSec: 200, H2: true}, {Kind: GRPC, Conns: 1, Calls: 3, Size: 1000}, {Kind: GRPC, Conns: 2, Size: 1000, PerSec: 200},
 			{Kind: GRPCStream, Conns: 2, Calls: 2, Size: 1000}, {Kind: Rate, Conns: 4, Size: 1000, PerSec: 400}, {Kind: Idle, Conns: 20, Size: 64},
 		} {
