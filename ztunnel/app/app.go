@@ -39,6 +39,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/pace"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -80,6 +81,7 @@ type app struct {
 	pods  *inpod.Manager
 	own   *inpod.Manager // of the proxy's own pod
 	gate  *gate
+	pacer *pace.Pacer // nil: the number of processors stays
 
 	statsPort uint16 // set before anything is served
 
@@ -115,7 +117,9 @@ func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority 
 		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled, NoPortReuse: !cfg.InpodPortReuse, Liveness: cfg.liveness(),
 		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,
 	})
-	a.own = a.newOwn()
+	if a.own = a.newOwn(); cfg.Adaptive && cfg.Workers > 1 {
+		a.pacer = pace.New(pace.Config{Limit: cfg.Workers, Logger: boot.Scoped(log, "pace"), Registerer: reg})
+	}
 	reg.MustRegister(istioBuild(cfg.Metadata))
 	return a
 }
@@ -172,6 +176,9 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	if err := a.describeMesh(g, reg); err != nil {
 		stop(err)
 		return errors.Join(err, g.Wait())
+	}
+	if a.pacer != nil {
+		g.Go("processors", a.pacer.Run)
 	}
 	g.Go("certificates", a.node.certs.Run)
 	if w, ok := a.ca.(cert.TrustWatcher); ok {

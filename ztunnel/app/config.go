@@ -79,7 +79,8 @@ type Config struct {
 	UserTimeout                               bool // TCP_USER_TIMEOUT
 
 	// The process.
-	Workers              int // of the Go scheduler; 0 leaves it alone
+	Workers              int  // of the Go scheduler; 0 leaves it alone
+	Adaptive             bool // only as many of them as there is work for
 	LogFormat, LogLevel  string
 	PolicyInfoLogging    bool
 	AdminAddr, StatsAddr string
@@ -124,7 +125,7 @@ func Defaults() Config {
 		StreamWindow: 4 << 20, ConnectionWindow: 16 << 20, FrameSize: 1 << 20, PoolMaxStreams: 100, PoolIdle: 5 * time.Minute,
 		TerminationDeadline: handoff.DrainTime, KeepaliveEnabled: true, KeepaliveTime: 180 * time.Second,
 		KeepaliveInterval: 180 * time.Second, KeepaliveRetries: 9,
-		LogFormat: "text", LogLevel: "info", AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
+		Adaptive: true, LogFormat: "text", LogLevel: "info", AdminAddr: "localhost:15000", StatsAddr: ":15020", ReadinessAddr: ":15021",
 	}
 }
 
@@ -258,6 +259,8 @@ func (c *Config) derive(env map[string]string) (errs []error) {
 		}
 		c.Workers = n
 	}
+	// Who sets a number means it.
+	c.Adaptive = c.Adaptive && env["GOMAXPROCS"] == "" && c.threads.auto()
 	c.EnableOrigSrc = c.OrigSrc != OrigSrcOff
 	return errs
 }

@@ -88,6 +88,7 @@ func (c *Config) settings() []setting {
 		{env: "USER_TIMEOUT_ENABLED", help: "TCP_USER_TIMEOUT of as long as keepalive takes to give up", value: boolean(&c.UserTimeout)},
 
 		{env: "ZTUNNEL_WORKER_THREADS", help: "processors to use: a number, a share (25%), 0 for all, or auto", value: str(&c.threads.workerThreads)},
+		{env: "ZTUNNEL_ADAPTIVE_THREADS", help: "with auto: use one processor, and more while there is work for them", value: boolean(&c.Adaptive)},
 		{env: "ZTUNNEL_CPU_LIMIT", help: "processors there are, for a share of them", value: str(&c.threads.count)},
 		{env: "ZTUNNEL_RESOURCE_CPU_LIMIT", help: "the container's CPU limit, for auto", value: str(&c.threads.limit)},
 		{env: "ZTUNNEL_RESOURCE_CPU_REQUEST", help: "the container's CPU request, for auto", value: str(&c.threads.request)},

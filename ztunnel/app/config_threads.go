@@ -17,6 +17,9 @@ type threads struct {
 	cpus                  int // 0: the machine's
 }
 
+// auto reports whether the number is left to the proxy.
+func (t threads) auto() bool { return t.workerThreads == "" || t.workerThreads == "auto" }
+
 // workers is the number for runtime.GOMAXPROCS.
 func (t threads) workers() (int, error) {
 	cpus := t.cpus
@@ -44,7 +47,7 @@ func (t threads) workers() (int, error) {
 	}
 	share := func(percent float64) int { return max(1, int(math.Ceil(float64(count)*percent/100))) }
 	switch v := t.workerThreads; {
-	case v == "" || v == "auto":
+	case t.auto():
 		if limit > 0 {
 			return min(limit, cpus), nil
 		}

@@ -21,6 +21,7 @@ func TestExportedMetrics(t *testing.T) {
 	golden.Run(t, "testdata/metrics.txtar", func(t *testing.T, ar *golden.Archive) {
 		c := Defaults()
 		c.NodeName, c.XDSAddress = "n1", "127.0.0.1:1"
+		c.Workers = 2
 		reg := prometheus.NewRegistry() // without the language's and the process's own
 		a := assemble(c, slog.New(slog.DiscardHandler), reg, nil)
 		defer a.node.store.Close()
