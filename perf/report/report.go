@@ -304,7 +304,7 @@ func (r *Report) Groups() []Group {
 }
 
 // subjects are the modes that are compared with all others.
-var subjects = []string{"ambit", "ambit-accelerated"}
+var subjects = []string{"ambit", "ambit-accelerated", "net-http"}
 
 // Pair is two rows of one scenario.
 type Pair struct{ Subject, Other Row }

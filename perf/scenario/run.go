@@ -99,7 +99,7 @@ func (r *Runner) count(ctx context.Context, s Scenario, row *report.Row) error {
 
 // countable are loads of which every moment is like the other.
 func countable(kind string) bool {
-	return slices.Contains([]string{load.Up, load.Down, load.Ask, load.Connect, load.Rate}, kind)
+	return slices.Contains([]string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.HTTP, load.GRPC, load.GRPCStream}, kind)
 }
 
 // rounds is how often a scenario runs. Memory of idle connections is no matter of

@@ -88,7 +88,7 @@ func Catalog() []Scenario {
 			add(set, fmt.Sprintf("idle-%d", n), fmt.Sprintf("%d idle connections", n), load.Spec{Kind: load.Idle, Conns: n, Size: 64})
 		}
 	}
-	return out
+	return append(out, hops()...)
 }
 
 func bulkSet(cross bool, kind string, conns, size int) Set {

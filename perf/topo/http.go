@@ -38,7 +38,7 @@ func (l *Lab) layHTTP(ctx context.Context, mode string, e end) (Path, error) {
 	if other, ok := l.Peers[mode]; ok {
 		h.Kind, h.Program = other.Kind, other.Program
 		p.About = fmt.Sprintf("one HTTP/1.1 hop by %s, %d workers, connections kept on both sides, no access log", h.Kind, hopWorkers)
-		p.Version = h.Kind.Version(ctx, h.Program)
+		p.Version = strings.TrimPrefix(h.Kind.Version(ctx, h.Program), h.Program+" ")
 	}
 	b, err := json.Marshal(h)
 	if err != nil {

@@ -256,7 +256,11 @@ func (l *Lab) prove(ctx context.Context, p Path) error {
 }
 
 func (l *Lab) tryPath(ctx context.Context, p Path) error {
-	r, err := l.Run(ctx, p, load.Spec{Kind: load.Connect, Conns: 1, Size: 64, For: 30 * time.Millisecond})
+	kind := load.Connect
+	if p.Placement == Hop1 {
+		kind = load.HTTP
+	}
+	r, err := l.Run(ctx, p, load.Spec{Kind: kind, Conns: 1, Size: 64, For: 30 * time.Millisecond})
 	if err != nil {
 		return err
 	}
