@@ -259,6 +259,7 @@ const (
 	CgroupProgProxySockops      = "proxy_sockops"
 	CgroupVarDropEventType      = "drop_event_type"
 	CgroupVarLeaseEventType     = "lease_event_type"
+	CgroupVarPacketUnhurried    = "packet_unhurried"
 )
 
 // LoadCgroup returns the embedded CollectionSpec for Cgroup.
@@ -357,8 +358,9 @@ type CgroupMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CgroupVariableSpecs struct {
-	DropEventType  *ebpf.VariableSpec `ebpf:"drop_event_type"`
-	LeaseEventType *ebpf.VariableSpec `ebpf:"lease_event_type"`
+	DropEventType   *ebpf.VariableSpec `ebpf:"drop_event_type"`
+	LeaseEventType  *ebpf.VariableSpec `ebpf:"lease_event_type"`
+	PacketUnhurried *ebpf.VariableSpec `ebpf:"packet_unhurried"`
 }
 
 // CgroupObjects contains all objects after they have been loaded into the kernel.
@@ -428,8 +430,9 @@ func (m *CgroupMaps) Close() error {
 //
 // It can be passed to LoadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CgroupVariables struct {
-	DropEventType  *ebpf.Variable `ebpf:"drop_event_type"`
-	LeaseEventType *ebpf.Variable `ebpf:"lease_event_type"`
+	DropEventType   *ebpf.Variable `ebpf:"drop_event_type"`
+	LeaseEventType  *ebpf.Variable `ebpf:"lease_event_type"`
+	PacketUnhurried *ebpf.Variable `ebpf:"packet_unhurried"`
 }
 
 // CgroupPrograms contains all programs after they have been loaded into the kernel.

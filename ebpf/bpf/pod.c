@@ -86,6 +86,8 @@ int pod_lookup(struct bpf_sk_lookup *ctx)
  * sockets (the host's end of the cable) decides as well as one that does. */
 static __always_inline int gate(struct __sk_buff *skb)
 {
+	if (packet_goes_on(skb))
+		return TC_PASS;
 	__u64 netns = pod_netns;
 	struct enrolment *e = bpf_map_lookup_elem(&mesh_enrolled, &netns);
 

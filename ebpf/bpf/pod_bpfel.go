@@ -127,23 +127,24 @@ type PodSettings struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	PodMapMeshAliases    = "mesh_aliases"
-	PodMapMeshDials      = "mesh_dials"
-	PodMapMeshDropEvents = "mesh_drop_events"
-	PodMapMeshDropSums   = "mesh_drop_sums"
-	PodMapMeshDrops      = "mesh_drops"
-	PodMapMeshEnrolled   = "mesh_enrolled"
-	PodMapMeshHandover   = "mesh_handover"
-	PodMapMeshListeners  = "mesh_listeners"
-	PodMapMeshOriginal   = "mesh_original"
-	PodMapMeshOwn        = "mesh_own"
-	PodMapMeshPods       = "mesh_pods"
-	PodMapMeshSettings   = "mesh_settings"
-	PodMapMeshWanted     = "mesh_wanted"
-	PodProgPodGate       = "pod_gate"
-	PodProgPodLookup     = "pod_lookup"
-	PodVarDropEventType  = "drop_event_type"
-	PodVarPodNetns       = "pod_netns"
+	PodMapMeshAliases     = "mesh_aliases"
+	PodMapMeshDials       = "mesh_dials"
+	PodMapMeshDropEvents  = "mesh_drop_events"
+	PodMapMeshDropSums    = "mesh_drop_sums"
+	PodMapMeshDrops       = "mesh_drops"
+	PodMapMeshEnrolled    = "mesh_enrolled"
+	PodMapMeshHandover    = "mesh_handover"
+	PodMapMeshListeners   = "mesh_listeners"
+	PodMapMeshOriginal    = "mesh_original"
+	PodMapMeshOwn         = "mesh_own"
+	PodMapMeshPods        = "mesh_pods"
+	PodMapMeshSettings    = "mesh_settings"
+	PodMapMeshWanted      = "mesh_wanted"
+	PodProgPodGate        = "pod_gate"
+	PodProgPodLookup      = "pod_lookup"
+	PodVarDropEventType   = "drop_event_type"
+	PodVarPacketUnhurried = "packet_unhurried"
+	PodVarPodNetns        = "pod_netns"
 )
 
 // LoadPod returns the embedded CollectionSpec for Pod.
@@ -215,8 +216,9 @@ type PodMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type PodVariableSpecs struct {
-	DropEventType *ebpf.VariableSpec `ebpf:"drop_event_type"`
-	PodNetns      *ebpf.VariableSpec `ebpf:"pod_netns"`
+	DropEventType   *ebpf.VariableSpec `ebpf:"drop_event_type"`
+	PacketUnhurried *ebpf.VariableSpec `ebpf:"packet_unhurried"`
+	PodNetns        *ebpf.VariableSpec `ebpf:"pod_netns"`
 }
 
 // PodObjects contains all objects after they have been loaded into the kernel.
@@ -276,8 +278,9 @@ func (m *PodMaps) Close() error {
 //
 // It can be passed to LoadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PodVariables struct {
-	DropEventType *ebpf.Variable `ebpf:"drop_event_type"`
-	PodNetns      *ebpf.Variable `ebpf:"pod_netns"`
+	DropEventType   *ebpf.Variable `ebpf:"drop_event_type"`
+	PacketUnhurried *ebpf.Variable `ebpf:"packet_unhurried"`
+	PodNetns        *ebpf.Variable `ebpf:"pod_netns"`
 }
 
 // PodPrograms contains all programs after they have been loaded into the kernel.

@@ -16,23 +16,6 @@ struct {
 	__type(value, __u32);
 } mesh_root SEC(".maps");
 
-/* Nearly all packets begin nothing, and are seen not to without much reading. */
-static __always_inline bool probe_passes(struct __sk_buff *skb)
-{
-	const __u8 *b = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *flags;
-
-	if (b + 68 > end) {
-		if (b + 48 > end)
-			return false;
-		flags = b + 47;
-	} else if (b[12] == 0x86 && b[13] == 0xdd && b[20] == IPPROTO_TCP) {
-		return (b[67] & 0x12) != 0x02;
-	} else {
-		flags = b + 47;
-	}
-	return b[12] == 0x08 && b[13] == 0x00 && b[14] == 0x45 && b[23] == IPPROTO_TCP && (*flags & 0x12) != 0x02;
-}
-
 /* The sender is a socket of this very namespace, outside the pods' root, with the packet's own addresses and ports:
  * what was translated on its way differs in them, what was forwarded has no socket, or one of another namespace. */
 static __always_inline bool probe_is(struct __sk_buff *skb, const struct flow *f)
@@ -71,7 +54,7 @@ static __always_inline void probe(struct __sk_buff *skb)
 	struct flow f = {};
 	struct packet_place p = {};
 
-	if (probe_passes(skb) || packet_read(skb, &p, &f) != PACKET_SYN)
+	if (packet_goes_on(skb) || packet_read(skb, &p, &f) != PACKET_SYN)
 		return;
 	__u64 *netns = bpf_map_lookup_elem(&mesh_pods, &f.remote);
 
