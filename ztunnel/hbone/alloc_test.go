@@ -2,7 +2,10 @@
 
 package hbone
 
-import "testing"
+import (
+	"io"
+	"testing"
+)
 
 // The steady path of a chunk through the engine, in and out, allocates nothing.
 func TestChunkAllocs(t *testing.T) {
@@ -41,6 +44,26 @@ func TestChunkAllocs(t *testing.T) {
 		})
 		if n > 0 {
 			t.Errorf("reading %d bytes: %v allocations", size, n)
+		}
+	}
+}
+
+// Nor does a message on its way to an application's socket.
+func TestDeliverAllocs(t *testing.T) {
+	d := newDelivery(t)
+	d.s.window, d.s.recvWindow = 1<<40, 1<<40
+	_ = d.dst.SetWriteBuffer(1 << 20)
+	_ = d.app.SetReadBuffer(1 << 20)
+	buf := make([]byte, recordLen)
+	for _, size := range []int{100, 1 << 10, recordLen - frameHeaderLen} {
+		p := make([]byte, size)
+		if n := testing.AllocsPerRun(100, func() {
+			d.feed(p)
+			if k, err := io.ReadFull(d.app, buf[:size]); k != size || err != nil {
+				t.Fatalf("read %d, %v", k, err)
+			}
+		}); n > 0 {
+			t.Errorf("delivering %d bytes: %v allocations", size, n)
 		}
 	}
 }

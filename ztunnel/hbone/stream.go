@@ -38,6 +38,7 @@ type Stream struct {
 	recvErr    error // set once; read after what is buffered
 	closedRead bool  // Close: what arrives is discarded
 	waking     bool  // in the reader's wake list
+	out        *outlet
 	recvWindow int   // what the peer may still send
 	window     int   // what it may send when the application has taken everything
 	owed       int   // taken by the application, not yet given back to the peer
@@ -365,6 +366,7 @@ func (s *Stream) Close() error {
 	unread := !s.eof || s.buffered > 0
 	s.dropLocked()
 	s.recvCond.Broadcast()
+	s.kickLocked()
 	s.mu.Unlock()
 
 	w := s.t.w
@@ -430,6 +432,7 @@ func (s *Stream) failRead(err error) {
 		s.recvErr = err
 	}
 	s.recvCond.Broadcast()
+	s.kickLocked()
 	s.mu.Unlock()
 }
 
@@ -550,19 +553,28 @@ func (s *Stream) consumed(n int) {
 	s.giveBack(update)
 }
 
+// wakeReader passes on what has been delivered.
 func (s *Stream) wakeReader() {
 	s.mu.Lock()
 	s.waking = false
 	s.recvCond.Broadcast()
+	out := s.claimLocked()
 	s.mu.Unlock()
+	if out != nil {
+		out.pump()
+	}
 }
 
 func (s *Stream) endOfStream() {
 	s.mu.Lock()
 	s.eof = true
 	s.recvCond.Broadcast()
+	out := s.claimLocked()
 	s.mu.Unlock()
 	s.finish(recvDone)
+	if out != nil {
+		out.pump()
+	}
 }
 
 func (s *Stream) resetByPeer(code ErrCode) {

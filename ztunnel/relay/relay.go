@@ -3,8 +3,9 @@
 //	a ──copy──► b     end of input: CloseWrite on the other side (half-close)
 //	a ◄──copy── b     reset: Reset on the other side
 //
-// One goroutine per direction, one of them the caller's. While a direction is idle it holds neither buffer nor pipe: it
-// waits for readability first and borrows then. Bytes are counted while they move.
+// One goroutine per direction, one of them the caller's; what comes from a tunnel for a socket has none, for the tunnel
+// delivers it. While a direction is idle it holds neither buffer nor pipe: it waits for readability first and borrows
+// then. Bytes are counted while they move.
 //
 // The package decides nothing: no timeouts, no policy, no logging.
 package relay
@@ -48,6 +49,12 @@ type receiver interface {
 	RelayTo(dst io.Writer, n *atomic.Uint64) (readErr, writeErr error)
 }
 
+// deliverer is a side that writes what it receives to a socket by itself, without a goroutine of ours. done may be
+// called by anybody, also before DeliverTo returns; false: dst is none that it can write.
+type deliverer interface {
+	DeliverTo(dst net.Conn, n *atomic.Uint64, done func(readErr, writeErr error)) bool
+}
+
 // Error says which side failed, and whether reading from it or writing to it.
 type Error struct {
 	Side string // "a" or "b"
@@ -72,30 +79,58 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 	defer stop()
 
 	donec := make(chan struct{})
-	go func() {
-		defer close(donec)
-		j.direction("b", "a", b, a, &st.Received)
-	}()
-	j.direction("a", "b", a, b, &st.Sent)
+	sent := way{j, "a", "b", a, b, &st.Sent}
+	received := way{j, "b", "a", b, a, &st.Received}
+	switch {
+	case received.deliver(donec):
+		sent.run()
+	case sent.deliver(donec):
+		received.run()
+	default:
+		go func() {
+			defer close(donec)
+			received.run()
+		}()
+		sent.run()
+	}
 	<-donec
 	st.Times.add(a)
 	st.Times.add(b)
 	return j.end()
 }
 
-// direction runs one way to its end and tells the other side how it ended.
-func (j *joint) direction(from, to string, src, dst Conn, n *atomic.Uint64) {
-	readErr, writeErr := copyConn(src, dst, n)
+// way is one direction of a pair.
+type way struct {
+	j        *joint
+	from, to string
+	src, dst Conn
+	n        *atomic.Uint64
+}
+
+// run copies to the way's end.
+func (w *way) run() { w.ended(copyConn(w.src, w.dst, w.n)) }
+
+// deliver lets src copy by itself, if it can, and closes donec at the end.
+func (w *way) deliver(donec chan<- struct{}) bool {
+	d, ok := w.src.(deliverer)
+	return ok && d.DeliverTo(w.dst, w.n, func(readErr, writeErr error) {
+		w.ended(readErr, writeErr)
+		close(donec)
+	})
+}
+
+// ended tells the other side how the way ended.
+func (w *way) ended(readErr, writeErr error) {
 	if readErr == nil && writeErr == nil {
-		if err := dst.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
+		if err := w.dst.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
 			writeErr = err
 		}
 	}
 	switch {
 	case readErr != nil:
-		j.cut(&Error{Side: from, Op: "read", Err: readErr})
+		w.j.cut(&Error{Side: w.from, Op: "read", Err: readErr})
 	case writeErr != nil:
-		j.cut(&Error{Side: to, Op: "write", Err: writeErr})
+		w.j.cut(&Error{Side: w.to, Op: "write", Err: writeErr})
 	}
 }
 
