@@ -20,14 +20,14 @@ import (
 
 // story tells the demo: what is run, what is seen, and whether it is as claimed.
 type story struct {
-	stopc          <-chan struct{} // closed when the demo is interrupted or takes too long
-	name           string
-	out            io.Writer
-	began          time.Time
-	chapters       int
-	passed         int
-	failed         []string // each claim that did not hold, with its chapter
-	fatal          bool // what comes next makes no sense any more
+	stopc    <-chan struct{} // closed when the demo is interrupted or takes too long
+	name     string
+	out      io.Writer
+	began    time.Time
+	chapters int
+	passed   int
+	failed   []string // each claim that did not hold, with its chapter
+	fatal    bool     // what comes next makes no sense any more
 }
 
 func (s *story) line(format string, args ...any) { fmt.Fprintf(s.out, format+"\n", args...) }
