@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/client"
 	"github.com/ambit-mesh/ambit/xds/identity"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 )
 
 // benchAuthority signs whatever is asked.
@@ -92,7 +93,7 @@ func benchSameNode(b *testing.B, way ambit.WorkloadExtension_SameNode, app func(
 			originalDst: func(net.Conn) (netip.AddrPort, error) { return target, nil },
 		})
 		b.Cleanup(h.Close)
-		return h.Outbound, h.HBONE
+		return blocking(h.Outbound), blocking(h.HBONE)
 	}
 	_, hbone := serve("b", target.Addr())
 	out, _ := serve("a", netip.MustParseAddr("127.0.81.1"))
@@ -169,5 +170,14 @@ func BenchmarkSameNodeSend(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// blocking returns when the connection has ended.
+func blocking(h inpod.Handler) func(context.Context, *net.TCPConn) {
+	return func(ctx context.Context, c *net.TCPConn) {
+		endedc := make(chan struct{})
+		h(ctx, c, func() { close(endedc) })
+		<-endedc
 	}
 }

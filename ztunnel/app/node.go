@@ -271,11 +271,11 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	h := inpod.Handlers{
 		Account:   account,
 		Refused:   func(c *net.TCPConn, err error) { n.refusedByShare(p, c, err) },
-		Outbound:  func(ctx context.Context, c *net.TCPConn) { out.Serve(ctx, c) },
-		Plaintext: func(ctx context.Context, c *net.TCPConn) { in.Serve(ctx, c) },
-		HBONE: func(ctx context.Context, c *net.TCPConn) {
+		Outbound:  func(ctx context.Context, c *net.TCPConn, ended func()) { out.Serve(ctx, c, ended) },
+		Plaintext: func(ctx context.Context, c *net.TCPConn, ended func()) { in.Serve(ctx, c, ended) },
+		HBONE: inpod.Blocking(func(ctx context.Context, c *net.TCPConn) {
 			n.refused(p, c, srv.ServeConn(ctx, c))
-		},
+		}),
 		Drain: func(ctx context.Context) { _ = srv.Shutdown(ctx) }, // past the deadline Close cuts
 		Wait:  func() { n.leave(nb); nb.conns.Wait() },
 		Cut:   func(cause error) { n.leave(nb); nb.cut(cause) },

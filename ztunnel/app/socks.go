@@ -36,7 +36,7 @@ func (n *node) socks(p handoff.Pod, out *outbound.Proxy, self func(context.Conte
 		},
 		Code: socksCode,
 	})
-	return func(ctx context.Context, c *net.TCPConn) { srv.Serve(ctx, c) }
+	return inpod.Blocking(func(ctx context.Context, c *net.TCPConn) { srv.Serve(ctx, c) })
 }
 
 // resolve finds what a name means to a workload: a service of the mesh under

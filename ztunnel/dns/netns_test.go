@@ -149,11 +149,11 @@ func (l *lab) proxy(s *mesh.Snapshot) {
 				OriginalDst: func(c net.Conn) (netip.AddrPort, error) { return sockopt.OriginalDst(c.(*net.TCPConn)) },
 				DatagramDst: track.UDP, Account: l.account,
 			})
-			refuse := func(_ context.Context, c *net.TCPConn) {}
+			refuse := inpod.Blocking(func(_ context.Context, c *net.TCPConn) {})
 			return inpod.Handlers{
 				Outbound: refuse, Plaintext: refuse, HBONE: refuse, Account: l.account,
 				DNSPacket: func(ctx context.Context, c *net.UDPConn) { srv.ServePacket(ctx, c) },
-				DNSStream: func(ctx context.Context, c *net.TCPConn) { srv.ServeStream(ctx, c) },
+				DNSStream: inpod.Blocking(func(ctx context.Context, c *net.TCPConn) { srv.ServeStream(ctx, c) }),
 				Close:     func() { srv.Close(); track.Close() },
 			}, nil
 		},

@@ -79,7 +79,7 @@ type ConnectResponse struct {
 }
 
 // Handler serves one CONNECT. It runs on its own goroutine, owns the stream it accepts, and rejects by returning
-// without having called Accept or Reject (503).
+// without having called Accept or Reject (503). What goes on after it has returned is told by Request.Keep.
 type Handler func(ctx context.Context, r *Request)
 
 // ServerConfig configures a Server. TLS and Handler are required.

@@ -10,8 +10,10 @@
 //
 // A tunnel has one reader goroutine, which parses frames and owns all inbound connection state. Nobody owns writing:
 // whoever has frames to send appends them to the tunnel's queue and, if nobody is flushing, flushes. The reader never
-// flushes itself, because two peers' readers waiting for each other's reads would deadlock. A tunnel's keepalive and
-// idle timeout run on one timer. Locks are taken in the order dialer, set, tunnel, stream, writer; none is held during I/O.
+// flushes itself, because two peers' readers waiting for each other's reads would deadlock. What it has decrypted it
+// writes to the applications' sockets, as far as they take it without waiting (Stream.DeliverTo); a goroutine carries on
+// where one takes no more. A tunnel's keepalive and idle timeout run on one timer. Locks are taken in the order dialer,
+// set, tunnel, stream, writer; none is held during I/O.
 //
 // # Buffers
 //

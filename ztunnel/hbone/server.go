@@ -311,11 +311,19 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 
 // serve runs the handler of one request.
 func (t *tunnel) serve(ctx context.Context, cancel context.CancelFunc, req *Request) {
-	defer t.server.wg.Done()
-	defer t.handlers.Add(-1)
-	defer cancel()
+	req.ended = func() { t.served(cancel, req) }
 	t.server.cfg.Handler(ctx, req)
+	if !req.kept {
+		req.ended()
+	}
+}
+
+// served ends the work on a request.
+func (t *tunnel) served(cancel context.CancelFunc, req *Request) {
 	req.Reject(503) // no-op after an answer
+	cancel()
+	t.handlers.Add(-1)
+	t.server.wg.Done()
 }
 
 const protocolFault = -1
@@ -343,7 +351,16 @@ type Request struct {
 	TLS                   *tls.ConnectionState
 	RemoteAddr, LocalAddr netip.AddrPort
 
-	s *Stream
+	s     *Stream
+	kept  bool // owned by the handler's goroutine until it returns
+	ended func()
+}
+
+// Keep lets the handler return before its work is done. ended must be called once, by any goroutine, when it is: until
+// then the request's context lives, and Shutdown waits.
+func (r *Request) Keep() (ended func()) {
+	r.kept = true
+	return r.ended
 }
 
 // Header returns the first value of a header (lower case), or "".

@@ -125,6 +125,7 @@ func (in *relayIn) socket(raw syscall.RawConn, n *atomic.Uint64) (readErr, write
 	for {
 		in.n, in.err, in.noWindow = 0, nil, false
 		if err := raw.Read(once); err != nil {
+			in.abandon()
 			return err, nil
 		}
 		if in.noWindow {

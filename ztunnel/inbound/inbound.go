@@ -10,7 +10,7 @@
 // way to the application).
 //
 // A Proxy serves one pod; its methods are called once per connection or stream
-// and return when it has ended. TLS and framing are hbone's.
+// and may return before that has ended. TLS and framing are hbone's.
 package inbound
 
 import (
@@ -59,63 +59,83 @@ type Proxy struct{ cfg Config }
 // New returns a Proxy.
 func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 
-// Serve takes one plaintext connection that was captured on its way in.
-func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
+// Serve takes one plaintext connection that was captured on its way in. It may
+// return when that is joined; ended is called once, when it has ended.
+func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: outbound.AddrPort(down.RemoteAddr()), Transport: flow.Plaintext}
 	outbound.ResetOnDeath(down)
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
-	err := p.servePlaintext(ctx, c, down)
-	if err != nil {
-		relay.Reset(down)
+	end := func(err error) {
+		if err != nil {
+			relay.Reset(down)
+		}
+		c.End(err)
+		ended()
 	}
-	c.End(err)
+	app, err := p.openPlaintext(ctx, c, down)
+	if err != nil {
+		end(err)
+		return
+	}
+	ledger.Opened(ctx)
+	relay.Start(ctx, down, app, c.Stats, func(err error) { end(flow.Cause(ctx, err)) })
 }
 
-func (p *Proxy) servePlaintext(ctx context.Context, c *flow.Conn, down relay.Conn) error {
+// openPlaintext opens the way to the application.
+func (p *Proxy) openPlaintext(ctx context.Context, c *flow.Conn, down relay.Conn) (relay.Conn, error) {
 	rec := c.Record()
 	dst, err := p.cfg.OriginalDst(down)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
 	if outbound.OwnPort(dst.Port()) {
-		return flow.Failed(flow.ReasonSelfCall, outbound.ErrSelfCall)
+		return nil, flow.Failed(flow.ReasonSelfCall, outbound.ErrSelfCall)
 	}
 	self, err := p.cfg.Self(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m := p.cfg.View().Mesh
 	rec.Dst, rec.Src = self, m.WorkloadByAddr(self.Network, rec.SrcAddr.Addr())
 	name(rec, likelyService(m, self, dst.Port()))
 	c.Describe()
 	if err := c.Authorize(flow.Subject{UID: self.UID, Conn: policy.Conn{Src: rec.SrcAddr, Dst: dst}}); err != nil {
-		return err
+		return nil, err
 	}
 	app, err := p.cfg.Dial(ctx, rec.SrcAddr.Addr(), dst)
 	if err != nil {
-		return p.dialError(ctx, dst, err)
+		return nil, p.dialError(ctx, dst, err)
 	}
-	ledger.Opened(ctx)
-	return flow.Cause(ctx, relay.Join(ctx, down, app.(relay.Conn), c.Stats))
+	return app.(relay.Conn), nil
 }
 
-// ServeConnect takes one CONNECT stream of a tunnel to the pod.
+// ServeConnect takes one CONNECT stream of a tunnel to the pod. It may return
+// when that is joined.
 func (p *Proxy) ServeConnect(ctx context.Context, r *hbone.Request) {
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, Transport: flow.HBONE,
 		SrcAddr: unmap(r.RemoteAddr), DstAddr: unmap(r.LocalAddr), HBONEAddr: r.Authority, SrcID: r.Peer}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	c.Join(r.Header("traceparent"))
-	err := p.serveConnect(ctx, c, r)
-	c.End(err)
+	s, app, err := p.openConnect(ctx, c, r)
+	if err != nil {
+		c.End(err)
+		return
+	}
+	ended := r.Keep()
+	relay.Start(ctx, s, app, c.Stats, func(err error) {
+		c.End(flow.Cause(ctx, err))
+		ended()
+	})
 }
 
-func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request) error {
+// openConnect opens what is to be joined.
+func (p *Proxy) openConnect(ctx context.Context, c *flow.Conn, r *hbone.Request) (*hbone.Stream, relay.Conn, error) {
 	rec := c.Record()
-	reject := func(status int, err error) error {
+	reject := func(status int, err error) (*hbone.Stream, relay.Conn, error) {
 		r.Reject(status)
-		return err
+		return nil, nil, err
 	}
 	self, err := p.cfg.Self(ctx)
 	if err != nil {
@@ -149,9 +169,9 @@ func (p *Proxy) serveConnect(ctx context.Context, c *flow.Conn, r *hbone.Request
 	s, err := r.Accept(head...)
 	if err != nil {
 		relay.Reset(app) // the client is gone
-		return flow.Failed(flow.ReasonClientGone, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
+		return nil, nil, flow.Failed(flow.ReasonClientGone, fmt.Errorf("accept stream of %s: %w", rec.SrcAddr, err))
 	}
-	return flow.Cause(ctx, relay.Join(ctx, s, app, c.Stats))
+	return s, app, nil
 }
 
 // describe completes the record. The peer's address names its workload only if

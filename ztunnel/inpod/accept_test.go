@@ -57,7 +57,7 @@ func TestAcceptBacksOffWithoutDescriptors(t *testing.T) {
 		log, _ := boot.NewLogger(&out, "text", "info")
 		p := newPod(handoff.Pod{}, Handlers{}, sockopt.Liveness{}, log)
 		ln := &shortOfFiles{}
-		p.accept(ln, nil, func(context.Context, *net.TCPConn) { t.Error("nothing was accepted") })
+		p.accept(ln, nil, Blocking(func(context.Context, *net.TCPConn) { t.Error("nothing was accepted") }))
 		time.Sleep(10*time.Second + time.Millisecond)
 		synctest.Wait()
 		n := len(ln.tries)
@@ -102,10 +102,10 @@ func TestNeighboursAreTurnedAwayAtOnce(t *testing.T) {
 // pods are served by what greets with the name of the port.
 func manager(t *testing.T) *Manager {
 	greet := func(s string) Handler {
-		return func(ctx context.Context, c *net.TCPConn) {
+		return Blocking(func(ctx context.Context, c *net.TCPConn) {
 			_, _ = c.Write([]byte(s)) // the test reads it or fails
 			<-ctx.Done()
-		}
+		})
 	}
 	m := New(Config{DrainTimeout: time.Millisecond, Serve: func(handoff.Pod) (Handlers, error) {
 		return Handlers{Outbound: greet("outbound"), Plaintext: greet("plaintext"), HBONE: greet("hbone")}, nil
@@ -207,13 +207,13 @@ func TestAcceptWaitsForTheShareOfOpenings(t *testing.T) {
 		p := newPod(handoff.Pod{}, Handlers{}, sockopt.Liveness{}, log)
 		var released atomic.Bool
 		servedc := make(chan struct{})
-		p.accept(ln, account, func(ctx context.Context, _ *net.TCPConn) {
+		p.accept(ln, account, Blocking(func(ctx context.Context, _ *net.TCPConn) {
 			defer close(servedc)
 			if !released.Load() {
 				t.Error("served before there was an opening to be had")
 			}
 			ledger.Opened(ctx)
-		})
+		}))
 		c, err := net.Dial("tcp4", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)

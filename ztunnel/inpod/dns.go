@@ -87,6 +87,6 @@ func (m *Manager) listenDNS(ctx, dctx context.Context, info handoff.Pod, p *pod,
 	}
 	uc := pc.(*net.UDPConn)
 	p.accepting.Go(func() { p.handlers.DNSPacket(dctx, uc) })
-	p.accept(ln, p.handlers.Account, func(_ context.Context, c *net.TCPConn) { p.handlers.DNSStream(dctx, c) })
+	p.accept(ln, p.handlers.Account, func(_ context.Context, c *net.TCPConn, ended func()) { p.handlers.DNSStream(dctx, c, ended) })
 	return nil
 }

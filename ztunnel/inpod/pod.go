@@ -16,8 +16,17 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
-// Handler serves one accepted connection and returns when it has ended.
-type Handler func(ctx context.Context, c *net.TCPConn)
+// Handler serves one accepted connection. It calls ended once, when that has
+// ended, and may return before.
+type Handler func(ctx context.Context, c *net.TCPConn, ended func())
+
+// Blocking is a handler that returns when the connection has ended.
+func Blocking(serve func(ctx context.Context, c *net.TCPConn)) Handler {
+	return func(ctx context.Context, c *net.TCPConn, ended func()) {
+		defer ended()
+		serve(ctx, c)
+	}
+}
 
 // Handlers are what serves a pod. A port without a handler is not listened on.
 type Handlers struct {
@@ -127,21 +136,26 @@ func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler
 			continue
 		}
 		o, _ := account.Open(p.acceptCtx) // at the end, what was accepted is served without
-		p.conns.Go(func() { p.serveConn(tc, account, o, serve) })
+		p.conns.Add(1)
+		go p.serveConn(tc, account, o, serve)
 	}
 }
 
 func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, o *ledger.Opening, serve Handler) {
-	defer o.Done()
-	defer account.Release(ledger.Connections, 1)
-	defer c.Close()
+	ended := func() {
+		_ = c.Close() // most have done that
+		account.Release(ledger.Connections, 1)
+		o.Done()
+		p.conns.Done()
+	}
 	if err := p.liveness.Set(c); err != nil {
-		return // the peer has gone already
+		ended() // the peer has gone already
+		return
 	}
 	if account.InUse(ledger.Connections) > sockopt.AppTuned && local(c) {
 		_ = sockopt.BoundBuffers(c, sockopt.AppBuffer) // memory, not correctness
 	}
-	serve(o.With(p.ctx), c)
+	serve(o.With(p.ctx), c, ended)
 }
 
 // local reports whether one of the pod's own processes connected: the kernel

@@ -65,14 +65,28 @@ type way struct {
 	local *LocalPath // of a neighbour's
 }
 
-// join relays until both ends have ended.
-func (w way) join(ctx context.Context, c *flow.Conn, down relay.Conn) error {
-	if w.local == nil {
-		return flow.Cause(ctx, relay.Join(ctx, down, w.Conn, c.Stats))
+// join relays until both ends have ended, which is the end of the connection. It may return before.
+func (w way) join(ctx context.Context, c *flow.Conn, down relay.Conn, ended func()) {
+	if w.local != nil {
+		ctx = w.local.Ctx
 	}
-	err := flow.Cause(w.local.Ctx, relay.Join(w.local.Ctx, down, w.Conn, c.Stats))
-	w.local.End(err)
-	return DeniedThere(err)
+	relay.Start(ctx, down, w.Conn, c.Stats, func(err error) {
+		err = flow.Cause(ctx, err)
+		if w.local != nil {
+			w.local.End(err)
+			err = DeniedThere(err)
+		}
+		finish(c, down, err, ended)
+	})
+}
+
+// finish is the end of every connection, joined or not.
+func finish(c *flow.Conn, down relay.Conn, err error, ended func()) {
+	if err != nil {
+		relay.Reset(down)
+	}
+	c.End(err)
+	ended()
 }
 
 // another is a plan for the same request that dials somebody else. It must not

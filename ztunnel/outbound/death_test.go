@@ -44,7 +44,7 @@ func TestAcceptedSocketsResetOnDeath(t *testing.T) {
 		})
 		return netip.AddrPort{}, errors.New("enough seen")
 	}})
-	p.Serve(context.Background(), down.(*net.TCPConn))
+	p.Serve(context.Background(), down.(*net.TCPConn), func() {})
 	if !lingers {
 		t.Error("a proxy that dies here ends its client's connection with FIN")
 	}

@@ -29,9 +29,10 @@ func (p *Proxy) ServeTo(ctx context.Context, down relay.Conn, dst netip.AddrPort
 		}
 	default:
 		ResetOnDeath(down)
-		if err = up.join(ctx, c, down); err != nil {
-			relay.Reset(down)
-		}
+		endedc := make(chan struct{})
+		up.join(ctx, c, down, func() { close(endedc) })
+		<-endedc
+		return
 	}
 	c.End(err)
 }

@@ -8,8 +8,8 @@
 // waypoint.go, connect.go (one retry), local.go and lease.go
 // (pods of the same node), health.go, header.go, baggage.go.
 //
-// A Proxy serves one pod; Serve is called once per connection and returns when
-// it has ended. A connection that cannot be served is reset, so that the
+// A Proxy serves one pod; Serve is called once per connection and may return
+// before that has ended. A connection that cannot be served is reset, so that the
 // application sees a failure and not an empty answer, and the log says who
 // refused and why.
 package outbound
@@ -83,20 +83,23 @@ func New(cfg Config) *Proxy {
 	return &Proxy{cfg: cfg}
 }
 
-// Serve takes one connection of the application.
-func (p *Proxy) Serve(ctx context.Context, down relay.Conn) {
+// Serve takes one connection of the application. It may return when that is
+// joined; ended is called once, when it has ended.
+func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
 	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr())}
 	ResetOnDeath(down)
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
-	err := p.serve(ctx, c, down)
+	up, err := p.serve(ctx, c, down)
 	if err != nil {
-		relay.Reset(down)
+		finish(c, down, err, ended)
+		return
 	}
-	c.End(err)
+	ledger.Opened(ctx)
+	up.join(ctx, c, down, ended)
 }
 
 // ResetOnDeath makes the kernel end an accepted connection with RST if this
-// process dies: FIN would look like an empty answer. relay.Join restores the
+// process dies: FIN would look like an empty answer. relay.Start restores the
 // orderly close when both directions have ended.
 func ResetOnDeath(c net.Conn) {
 	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
@@ -104,26 +107,22 @@ func ResetOnDeath(c net.Conn) {
 	}
 }
 
-func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) error {
+// serve opens the way to where the application wanted to go.
+func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) (way, error) {
 	rec := c.Record()
 	dst, err := p.cfg.OriginalDst(down)
 	if err != nil {
-		return err
+		return way{}, err
 	}
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
 	if dst == AddrPort(down.LocalAddr()) {
-		return flow.Failed(flow.ReasonSelfCall, ErrSelfCall) // nothing redirected it: it was made to this port
+		return way{}, flow.Failed(flow.ReasonSelfCall, ErrSelfCall) // nothing redirected it: it was made to this port
 	}
 	if p.cfg.Origin != nil {
 		p.cfg.Origin(down, &rec.Origin)
 	}
-	up, err := p.open(ctx, c, dst)
-	if err != nil {
-		return err
-	}
-	ledger.Opened(ctx)
-	return up.join(ctx, c, down)
+	return p.open(ctx, c, dst)
 }
 
 // describe completes the record. The reference logs as dst.addr what is

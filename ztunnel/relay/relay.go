@@ -3,20 +3,19 @@
 //	a ──copy──► b     end of input: CloseWrite on the other side (half-close)
 //	a ◄──copy── b     reset: Reset on the other side
 //
-// One goroutine per direction, one of them the caller's; what comes from a tunnel for a socket has none, for the tunnel
-// delivers it. While a direction is idle it holds neither buffer nor pipe: it waits for readability first and borrows
-// then. Bytes are counted while they move.
+// A direction that is used has a goroutine, unless it comes from a tunnel for a socket: the tunnel delivers it. While it
+// waits it holds neither buffer nor pipe: it waits for readability first and borrows then. One that has been silent for
+// a while is parked: it has no goroutine either, and a readable socket brings it back (park.go). Bytes are counted while
+// they move.
 //
 // The package decides nothing: no timeouts, no policy, no logging.
 package relay
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
@@ -31,12 +30,12 @@ type Conn interface {
 // Resetter is a side that can end with a reset rather than an orderly close.
 type Resetter interface{ Reset() error }
 
-// Stats counts what has been relayed so far; any goroutine may read it while Join runs.
+// Stats counts what has been relayed so far; any goroutine may read it while they are joined.
 type Stats struct {
 	Sent     atomic.Uint64 // from a to b
 	Received atomic.Uint64 // from b to a
-	Times    Times         // once Join has returned
-	Untimed  bool          // before Join is called: nobody will read what Times says of sockets
+	Times    Times         // once the pair has ended
+	Untimed  bool          // before Start is called: nobody will read what Times says of sockets
 }
 
 // sender is a side that takes its input straight from a socket, placing it where its frames want it.
@@ -49,12 +48,6 @@ type receiver interface {
 	RelayTo(dst io.Writer, n *atomic.Uint64) (readErr, writeErr error)
 }
 
-// deliverer is a side that writes what it receives to a socket by itself, without a goroutine of ours. done may be
-// called by anybody, also before DeliverTo returns; false: dst is none that it can write.
-type deliverer interface {
-	DeliverTo(dst net.Conn, n *atomic.Uint64, done func(readErr, writeErr error)) bool
-}
-
 // Error says which side failed, and whether reading from it or writing to it.
 type Error struct {
 	Side string // "a" or "b"
@@ -65,73 +58,44 @@ type Error struct {
 func (e *Error) Error() string { return "relay: " + e.Op + " " + e.Side + ": " + e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Join copies both ways until both have ended, and closes a and b. It returns nil when both sides ended in order,
-// context.Cause(ctx) when ctx cut them, and otherwise the first error.
-func Join(ctx context.Context, a, b Conn, st *Stats) error {
+// deliverer is a side that writes what it receives to a socket by itself, without a goroutine of ours. done may be
+// called by anybody, also before DeliverTo returns; false: dst is none that it can write.
+type deliverer interface {
+	DeliverTo(dst net.Conn, n *atomic.Uint64, done func(readErr, writeErr error)) bool
+}
+
+// Start copies both ways until both have ended, and closes a and b. Then it calls done, once and from any goroutine: with
+// nil when both sides ended in order, with context.Cause(ctx) when ctx cut them, and otherwise with the first error.
+//
+// Start borrows the caller's goroutine while the pair is busy, so that who opened it need not hand it over: it returns
+// when that is no longer of use, before done is called or after.
+func Start(ctx context.Context, a, b Conn, st *Stats, done func(error)) {
 	if st == nil {
 		st = new(Stats)
 	}
 	st.Times.Began = time.Now()
-	j := &joint{a: a, b: b, times: &st.Times, untimed: st.Untimed}
+	j := &joint{a: a, b: b, st: st, done: done}
+	j.sent.j, j.received.j, j.received.back = j, j, true
+	j.left.Store(2)
 	linger(a, 0)
 	linger(b, 0)
-	stop := context.AfterFunc(ctx, func() { j.cut(context.Cause(ctx)) })
-	defer stop()
-
-	donec := make(chan struct{})
-	sent := way{j, "a", "b", a, b, &st.Sent}
-	received := way{j, "b", "a", b, a, &st.Received}
+	j.stop = context.AfterFunc(ctx, func() { j.cut(context.Cause(ctx)) })
 	switch {
-	case received.deliver(donec):
-		sent.run()
-	case sent.deliver(donec):
-		received.run()
+	case j.received.deliver():
+		j.sent.run()
+	case j.sent.deliver():
+		j.received.run()
 	default:
-		go func() {
-			defer close(donec)
-			received.run()
-		}()
-		sent.run()
+		go j.received.run()
+		j.sent.run()
 	}
-	<-donec
-	st.Times.add(a)
-	st.Times.add(b)
-	return j.end()
 }
 
-// way is one direction of a pair.
-type way struct {
-	j        *joint
-	from, to string
-	src, dst Conn
-	n        *atomic.Uint64
-}
-
-// run copies to the way's end.
-func (w *way) run() { w.ended(copyConn(w.src, w.dst, w.n)) }
-
-// deliver lets src copy by itself, if it can, and closes donec at the end.
-func (w *way) deliver(donec chan<- struct{}) bool {
-	d, ok := w.src.(deliverer)
-	return ok && d.DeliverTo(w.dst, w.n, func(readErr, writeErr error) {
-		w.ended(readErr, writeErr)
-		close(donec)
-	})
-}
-
-// ended tells the other side how the way ended.
-func (w *way) ended(readErr, writeErr error) {
-	if readErr == nil && writeErr == nil {
-		if err := w.dst.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
-			writeErr = err
-		}
-	}
-	switch {
-	case readErr != nil:
-		w.j.cut(&Error{Side: w.from, Op: "read", Err: readErr})
-	case writeErr != nil:
-		w.j.cut(&Error{Side: w.to, Op: "write", Err: writeErr})
-	}
+// Join is Start that returns when done would be called, with its error.
+func Join(ctx context.Context, a, b Conn, st *Stats) error {
+	errc := make(chan error, 1)
+	Start(ctx, a, b, st, func(err error) { errc <- err })
+	return <-errc
 }
 
 // linger sets what a close means to a socket's peer: 0 is RST, and -1 the default, FIN behind what was written. While a

@@ -7,10 +7,10 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
-// Times is where a pair's life went. It is complete when Join returns, and not to be read before. Nothing is measured
+// Times is where a pair's life went. It is complete when the pair has ended, and not to be read before. Nothing is measured
 // on a path that moves bytes: tunnels look at a clock when they wait, sockets are asked once, at the end.
 type Times struct {
-	Began time.Time // when Join was called
+	Began time.Time // when Start was called
 	// A and B are what the sides' sockets met, of tunnels since the stream was opened. RwndLimited is how long the
 	// side had not read what was there for it.
 	A, B sockopt.TCPInfo
