@@ -22,8 +22,7 @@ import (
 // another's now, finds nobody. The kernel forgets a registration with its socket.
 type parking struct {
 	mu    sync.Mutex
-	fd    int // of epoll; 0: not open yet
-	raw   syscall.RawConn
+	fd    int    // of epoll; 0: not open yet
 	slots []slot // the first is nobody's
 	free  []uint32
 }
