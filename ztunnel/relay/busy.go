@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -15,6 +16,8 @@ const (
 	// connections at once uses few of them.
 	crowd          = 512
 	lookEveryCrowd = 50 * time.Millisecond
+	// askAtOnce is how many are asked before others get their turn.
+	askAtOnce = 32
 )
 
 // busySet are the ways on which a goroutine works or waits for a socket. Waiting like that is the quickest, so that who
@@ -76,8 +79,11 @@ func (s *busySet) look() {
 	for {
 		time.Sleep(every)
 		asked, n := s.sweep()
-		for _, c := range asked {
+		for i, c := range asked {
 			_ = c.SetReadDeadline(long) // one that is closed meanwhile needs no asking
+			if i%askAtOnce == askAtOnce-1 {
+				runtime.Gosched() // each parks on its goroutine: who talks must not wait for thousands of them
+			}
 		}
 		if n == 0 {
 			return
