@@ -275,6 +275,7 @@ func (s *Stream) writeLocked(p []byte) (n int, err error) {
 			blk := s.frameCopy(p[:k], frame)
 			w.mu.Lock()
 			if err := s.sendErrLocked(); err != nil {
+				w.giveBackLocked(s, k)
 				w.mu.Unlock()
 				blk.release()
 				return n, opError("write", s, err)

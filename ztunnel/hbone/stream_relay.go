@@ -244,11 +244,15 @@ func (in *relayIn) send() error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if in.n < in.reserved {
-		w.giveBackLocked(s, in.reserved-in.n)
+	unused, err := in.reserved-in.n, s.sendErrLocked()
+	if err != nil {
+		unused = in.reserved // the tunnel's other streams need it
+	}
+	if unused > 0 {
+		w.giveBackLocked(s, unused)
 	}
 	in.reserved = 0
-	if err := s.sendErrLocked(); err != nil {
+	if err != nil {
 		in.blk.release()
 		in.blk = nil
 		return opError("write", s, err)
