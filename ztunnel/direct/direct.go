@@ -41,9 +41,13 @@ const (
 	// idle is how long a lease that nobody uses is kept: after it, one connection
 	// in between goes through the proxy.
 	idle = 5 * time.Minute
-	// backoff is how long a refused or failing pair goes through the proxy, which
-	// tells better why and tries elsewhere.
+	// backoff is how long a failing pair goes through the proxy, which tells better
+	// why and tries elsewhere, and for how long at most the agent is not asked again
+	// for what it refused.
 	backoff = 30 * time.Second
+	// refusedAtFirst is how long it is not asked at first, twice as long each time: an
+	// agent that begins refuses what it has not looked at yet.
+	refusedAtFirst = lease.Interval
 	// reunion is how long connections wait to be heard of again from an agent that
 	// came back.
 	reunion = lease.TTL
@@ -128,7 +132,8 @@ type entry struct {
 	stay    string
 	granted []lease.Target // sorted as planned; none while until runs
 	used    time.Time
-	until   time.Time // backoff
+	until   time.Time     // backoff
+	refused time.Duration // by the agent that is there: the last wait; 0: it did not refuse
 }
 
 // New returns a Keeper that does nothing until Run.
@@ -266,6 +271,9 @@ func (k *Keeper) connected() {
 		c.heard = false
 	}
 	for key, e := range k.leases {
+		if e.refused > 0 {
+			e.refused, e.until = 0, time.Time{} // the other one's word
+		}
 		k.update(key, e)
 	}
 }
@@ -358,15 +366,19 @@ func (k *Keeper) update(key lease.Key, e *entry) {
 		if len(targets) > 0 && len(e.granted) == 0 {
 			k.metrics.granted.Inc()
 		}
-		e.granted = targets
+		e.granted, e.refused = targets, 0
 		k.share(key.Addr, e)
 		return
 	}
-	if _, refused := errors.AsType[*lease.RefusedError](err); !refused && !errors.Is(err, lease.ErrNoAgent) {
+	if errors.Is(err, lease.ErrNoAgent) {
+		return // which Disconnected is about to say: the next one is asked at once
+	}
+	if _, refused := errors.AsType[*lease.RefusedError](err); !refused {
 		k.cfg.Logger.Warn("lease is not in force", "destination", key.Addr, "err", err)
 	}
 	// Most pods are not accelerated, which only the agent knows.
-	e.until, e.used = time.Now().Add(backoff), time.Now()
+	e.refused = min(max(2*e.refused, refusedAtFirst), backoff)
+	e.until = time.Now().Add(e.refused)
 	if len(e.granted) == 0 {
 		return
 	}

@@ -239,17 +239,56 @@ func TestKeeperShares(t *testing.T) {
 
 func TestKeeperRefused(t *testing.T) {
 	run(t, func(b *bench) {
-		b.refuse = &lease.RefusedError{Reason: "not accelerated"}
+		b.refusing(&lease.RefusedError{Reason: "not accelerated"})
 		b.k.Offer("src", toNear)
 		b.want("offered", granted)
 		b.k.Offer("src", toNear)
 		b.want("again at once")
-		b.mu.Lock()
-		b.refuse = nil
-		b.mu.Unlock()
+		time.Sleep(backoff) // the bubble's clock
+		b.want("less and less often", granted, granted, granted)
+		b.refusing(nil)
 		time.Sleep(backoff + lease.Interval)
 		b.want("later", granted)
 	})
+}
+
+// A pair that is refused forever takes a place no longer than it is in use.
+func TestKeeperForgetsWhatIsRefused(t *testing.T) {
+	run(t, func(b *bench) {
+		b.refusing(&lease.RefusedError{Reason: "not accelerated"})
+		b.k.Offer("src", toNear)
+		time.Sleep(idle + 2*lease.Interval)
+		synctest.Wait()
+		if n := len(b.k.leases); n != 0 { // Run waits
+			t.Errorf("%d pairs are kept", n)
+		}
+	})
+}
+
+// TestKeeperNextAgent has leases in force again as soon as there is an agent again,
+// whatever was asked of the last one, and whoever noticed its end first.
+func TestKeeperNextAgent(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		err  error
+	}{
+		{"asked before it was known that it is gone", lease.ErrNoAgent},
+		{"refused by the last one", &lease.RefusedError{Reason: "not accelerated"}},
+		{"the last one broke", errors.New("broken pipe")},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			run(t, func(b *bench) {
+				b.refusing(tc.err)
+				b.k.Offer("src", toNear)
+				b.want("offered", granted)
+				b.k.Disconnected()
+				synctest.Wait()
+				b.refusing(nil)
+				b.k.Connected()
+				b.want("the next agent", granted)
+			})
+		})
+	}
 }
 
 // TestKeeperConnections has what becomes of live connections.
