@@ -2,6 +2,7 @@ package netns
 
 import (
 	"net"
+	"net/netip"
 	"runtime"
 	"testing"
 )
@@ -50,6 +51,8 @@ func BenchmarkDial(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer home.Close()
+	stock := ns.NewStock(nil)
+	defer stock.Close()
 	b.Run("own namespace", func(b *testing.B) {
 		ln, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
@@ -63,6 +66,9 @@ func BenchmarkDial(b *testing.B) {
 		name string
 		dial func(addr string) (net.Conn, error)
 	}{
+		{"Stock", func(addr string) (net.Conn, error) {
+			return stock.Dial(b.Context(), netip.AddrPort{}, netip.MustParseAddrPort(addr), 0, nil)
+		}},
 		{"Dial", func(addr string) (net.Conn, error) { return ns.Dial(b.Context(), &net.Dialer{}, "tcp", addr) }},
 		{"whole dial inside", func(addr string) (c net.Conn, err error) {
 			err = ns.Do(func() error {

@@ -254,7 +254,9 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
 		},
 	})
-	app := &inbound.AppDialer{Connect: pn.connect, Mark: mark, KeepSource: n.cfg.EnableOrigSrc && pn.only == 0, Liveness: n.cfg.liveness(),
+	keepSource := n.cfg.EnableOrigSrc && pn.only == 0
+	sockets := p.NS.NewStock(inbound.AppOptions(mark, keepSource))
+	app := &inbound.AppDialer{Sockets: sockets, KeepSource: keepSource, Liveness: n.cfg.liveness(),
 		Busy: func() bool { return account.InUse(ledger.Streams)+account.InUse(ledger.Connections) > sockopt.AppTuned }}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: inboundDst(pn.originalDst),
 		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel, Only: pn.only})
@@ -281,6 +283,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		Cut:   func(cause error) { n.leave(nb); nb.cut(cause) },
 		Close: func() {
 			_ = srv.Close() // idempotent, nothing to report
+			sockets.Close()
 			n.tunnels.ClosePod(stay)
 			n.mu.Lock()
 			delete(n.pods, stay)

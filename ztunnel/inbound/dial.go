@@ -37,9 +37,8 @@ const (
 // replies come back because the pod's rules route by mark (0x539 in, 0x111
 // back).
 type AppDialer struct {
-	// Connect dials in the pod's namespace.
-	Connect func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error)
-	Mark    int
+	// Sockets dials in the pod's namespace, with sockets that AppOptions has set up.
+	Sockets Sockets
 	// Liveness of the connections.
 	Liveness sockopt.Liveness
 	// KeepSource is false where transparent sockets are not to be had.
@@ -49,62 +48,62 @@ type AppDialer struct {
 	Busy func() bool
 }
 
+// Sockets connects sockets of a pod's namespace: from src, unless it is not valid,
+// to dst, within limit. *netns.Stock is one.
+type Sockets interface {
+	Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration, control func(fd int) error) (*net.TCPConn, error)
+}
+
+// AppOptions sets up the sockets that an AppDialer needs: to bind to clients'
+// addresses, and to ports that are free again for other destinations, and beside
+// connections that are ending. Where transparent sockets are not to be had, mark
+// alone.
+func AppOptions(mark int, keepSource bool) func(fd int, v6 bool) error {
+	o := sockopt.Options{Mark: mark, Transparent: keepSource, Freebind: keepSource, ReuseAddr: keepSource}
+	return func(fd int, v6 bool) error { return sockopt.Apply(fd, v6, o) }
+}
+
 // Dial connects to dst, from src when that is another host's address of the
 // same family.
 func (a *AppDialer) Dial(ctx context.Context, src netip.Addr, dst netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, ConnectTimeout)
-	defer cancel()
 	if !a.KeepSource || !src.IsValid() || src == dst.Addr() || src.Is4() != dst.Addr().Is4() || src.IsLoopback() {
-		return a.dial(ctx, netip.AddrPort{}, dst, 0)
+		return a.dial(ctx, netip.AddrPort{}, dst, ConnectTimeout)
 	}
-	var last error
-	silent := 0
-	for range bindTries {
-		limit := silence
-		if silent == silentTries { // the application itself is slow, then
-			limit = 0
+	begun, silent := time.Now(), 0
+	for tries := 1; ; tries++ {
+		// Never 0, which is no limit.
+		limit := max(ConnectTimeout-time.Since(begun), time.Millisecond)
+		if silent < silentTries { // otherwise the application itself is slow
+			limit = min(limit, silence)
 		}
 		port := uint16(firstPort + rand.IntN(lastPort-firstPort+1))
 		c, err := a.dial(ctx, netip.AddrPortFrom(src, port), dst, limit)
-		if err == nil {
-			return c, nil
-		}
-		last = err
-		if ctx.Err() != nil || !taken(err) {
-			break
+		if err == nil || tries == bindTries || ctx.Err() != nil || !taken(err) || time.Since(begun) >= ConnectTimeout {
+			return c, err
 		}
 		if !inUse(err) {
 			silent++
 		}
 	}
-	return nil, last
 }
 
 func (a *AppDialer) dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration) (net.Conn, error) {
-	d := &net.Dialer{Timeout: limit, KeepAlive: -1}
-	opts := sockopt.Options{Mark: a.Mark}
+	var control func(fd int) error
 	if a.Busy != nil && a.Busy() {
-		opts.Buffers = sockopt.AppBuffer
+		control = bounded
 	}
-	if src.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(src)
-		// ReuseAddr: a port is free again for other destinations, and beside
-		// connections that are ending.
-		opts.Transparent, opts.Freebind, opts.ReuseAddr = true, true, true
-	}
-	d.Control = sockopt.ControlFor(opts)
-	c, err := a.Connect(ctx, d, "tcp", dst.String())
+	c, err := a.Sockets.Dial(ctx, src, dst, limit, control)
 	if err != nil {
-		return nil, err
+		return nil, err // not c, which would be an interface that is not nil
 	}
-	if t, ok := c.(*net.TCPConn); ok {
-		if err := a.Liveness.Set(t); err != nil {
-			_ = t.Close() // err says more
-			return nil, fmt.Errorf("set keepalive: %w", err)
-		}
+	if err := a.Liveness.Set(c); err != nil {
+		_ = c.Close() // err says more
+		return nil, fmt.Errorf("set keepalive: %w", err)
 	}
 	return c, nil
 }
+
+func bounded(fd int) error { return sockopt.SetBuffers(fd, sockopt.AppBuffer) }
 
 // taken reports a pair of addresses that is in use, or seems so.
 func taken(err error) bool {

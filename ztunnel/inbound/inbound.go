@@ -59,11 +59,11 @@ type Proxy struct{ cfg Config }
 // New returns a Proxy.
 func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 
-// Serve takes one plaintext connection that was captured on its way in. It may
-// return when that is joined; ended is called once, when it has ended.
+// Serve takes one plaintext connection that was captured on its way in, which a
+// close resets: its listener has seen to that. It may return when that is joined;
+// ended is called once, when it has ended.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: outbound.AddrPort(down.RemoteAddr()), Transport: flow.Plaintext}
-	outbound.ResetOnDeath(down)
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	end := func(err error) {
 		if err != nil {

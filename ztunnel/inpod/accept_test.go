@@ -22,7 +22,6 @@ import (
 	"github.com/ambit-mesh/ambit/test/netlab"
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
-	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
@@ -55,7 +54,7 @@ func TestAcceptBacksOffWithoutDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		log, _ := boot.NewLogger(&out, "text", "info")
-		p := newPod(handoff.Pod{}, Handlers{}, sockopt.Liveness{}, log)
+		p := newPod(handoff.Pod{}, Handlers{}, log)
 		ln := &shortOfFiles{}
 		p.accept(ln, nil, Blocking(func(context.Context, *net.TCPConn) { t.Error("nothing was accepted") }))
 		time.Sleep(10*time.Second + time.Millisecond)
@@ -86,7 +85,7 @@ func TestNeighboursAreTurnedAwayAtOnce(t *testing.T) {
 		connc := make(chan struct{})
 		var turnedAway atomic.Bool
 		log, _ := boot.NewLogger(&bytes.Buffer{}, "text", "info")
-		p := newPod(handoff.Pod{NS: ns}, Handlers{Wait: func() { turnedAway.Store(true) }}, sockopt.Liveness{}, log)
+		p := newPod(handoff.Pod{NS: ns}, Handlers{Wait: func() { turnedAway.Store(true) }}, log)
 		p.conns.Go(func() { <-connc })
 		donec := make(chan struct{})
 		go func() { defer close(donec); p.drain(t.Context()) }()
@@ -204,7 +203,7 @@ func TestAcceptWaitsForTheShareOfOpenings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := newPod(handoff.Pod{}, Handlers{}, sockopt.Liveness{}, log)
+		p := newPod(handoff.Pod{}, Handlers{}, log)
 		var released atomic.Bool
 		servedc := make(chan struct{})
 		p.accept(ln, account, Blocking(func(ctx context.Context, _ *net.TCPConn) {

@@ -71,7 +71,7 @@ func (m *Manager) listenDNS(ctx, dctx context.Context, info handoff.Pod, p *pod,
 	tcp := sockopt.Options{Freebind: true, ReusePort: !m.cfg.NoPortReuse}
 	udp := tcp
 	udp.PacketInfo, udp.OwnPodOnly = true, true
-	tcp.Mark = m.cfg.Mark // as of the other listeners: accepted sockets inherit it
+	tcp.Mark, tcp.Liveness = m.cfg.Mark, &m.cfg.Liveness // as of the other listeners: accepted sockets inherit them
 	network := "udp4"
 	if datagrams.Addr().Is6() {
 		network = "udp6" // each family has a socket of its own

@@ -260,12 +260,12 @@ func (m *Manager) start(ctx context.Context, info handoff.Pod) (*pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := newPod(info, h, m.cfg.Liveness, m.log.With("pod", info.Namespace+"/"+info.Name))
+	p := newPod(info, h, m.log.With("pod", info.Namespace+"/"+info.Name))
 	for _, l := range []struct {
 		port    string
 		account *ledger.Account
 		serve   Handler
-	}{{"15001", h.Account, h.Outbound}, {"15006", h.Account, h.Plaintext}, {"15008", nil, h.HBONE}, {socksPort, h.Account, h.SOCKS}} { // hbone counts its own
+	}{{outboundPort, h.Account, h.Outbound}, {plaintextPort, h.Account, h.Plaintext}, {hbonePort, nil, h.HBONE}, {socksPort, h.Account, h.SOCKS}} { // hbone counts its own
 		if l.serve == nil {
 			continue
 		}

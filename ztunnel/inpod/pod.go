@@ -54,14 +54,19 @@ type Handlers struct {
 // ErrNoShare is why a connection is reset as soon as it is accepted.
 var ErrNoShare = errors.New("the pod has used up its share of the node's connections")
 
-// socksPort is the reference's. It is nobody's but the pod's own processes'.
-const socksPort = "15080"
+// Ports of the proxy, the reference's. socksPort is nobody's but the pod's own
+// processes'.
+const (
+	outboundPort  = "15001"
+	plaintextPort = "15006"
+	hbonePort     = "15008"
+	socksPort     = "15080"
+)
 
 // pod is one served pod.
 type pod struct {
 	info      handoff.Pod
 	handlers  Handlers
-	liveness  sockopt.Liveness
 	log       *slog.Logger
 	ctx       context.Context // of its connections
 	cancel    context.CancelCauseFunc
@@ -74,20 +79,24 @@ type pod struct {
 	conns     sync.WaitGroup
 }
 
-func newPod(info handoff.Pod, h Handlers, liveness sockopt.Liveness, log *slog.Logger) *pod {
-	p := &pod{info: info, handlers: h, liveness: liveness, log: log, stopc: make(chan struct{}), endDNS: func(error) {}}
+func newPod(info handoff.Pod, h Handlers, log *slog.Logger) *pod {
+	p := &pod{info: info, handlers: h, log: log, stopc: make(chan struct{}), endDNS: func(error) {}}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	p.acceptCtx, p.endAccept = context.WithCancel(context.Background())
 	return p
 }
 
-// listen makes one listener. The mark says to the pod's rules that the
-// listener's own traffic is not to be captured; transparency lets 15006 answer
-// from addresses that are not the pod's.
+// listen makes one listener, and with it what all that it accepts has in common. The
+// mark says to the pod's rules that the listener's own traffic is not to be
+// captured; transparency lets 15006 answer from addresses that are not the pod's.
+// Captured connections end with RST if this process dies, from the moment the
+// kernel has accepted them: FIN would look like an empty answer. relay.Join
+// restores the orderly close when both directions have ended.
 func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
 	lc := &net.ListenConfig{
-		KeepAlive: -1, // set on the accepted socket, with the mesh's values
-		Control:   sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse}),
+		KeepAlive: -1, // the mesh's instead
+		Control: sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse,
+			Liveness: &m.cfg.Liveness, ResetOnClose: port == outboundPort || port == plaintextPort}),
 	}
 	if port == socksPort {
 		return ns.Listen(ctx, lc, "tcp4", "127.0.0.1:"+port)
@@ -147,10 +156,6 @@ func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, o *ledger.Openi
 		account.Release(ledger.Connections, 1)
 		o.Done()
 		p.conns.Done()
-	}
-	if err := p.liveness.Set(c); err != nil {
-		ended() // the peer has gone already
-		return
 	}
 	if account.InUse(ledger.Connections) > sockopt.AppTuned && local(c) {
 		_ = sockopt.BoundBuffers(c, sockopt.AppBuffer) // memory, not correctness

@@ -83,11 +83,11 @@ func New(cfg Config) *Proxy {
 	return &Proxy{cfg: cfg}
 }
 
-// Serve takes one connection of the application. It may return when that is
-// joined; ended is called once, when it has ended.
+// Serve takes one connection of the application, which a close resets: its
+// listener has seen to that. It may return when that is joined; ended is called
+// once, when it has ended.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
 	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr())}
-	ResetOnDeath(down)
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	up, err := p.serve(ctx, c, down)
 	if err != nil {

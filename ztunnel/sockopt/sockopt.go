@@ -54,6 +54,11 @@ type Options struct {
 	Buffers               int  // SO_RCVBUF and SO_SNDBUF, socket(7); what a listener accepts has them too
 	PacketInfo            bool // IP_PKTINFO or IPV6_RECVPKTINFO, ip(7), ipv6(7)
 	OwnPodOnly            bool // SO_ATTACH_FILTER, socket(7): see SetOwnPodOnly
+	// Liveness and ResetOnClose are for listeners: what they accept has them too (tcp(7), socket(7)), without a system
+	// call for each.
+	Liveness *Liveness
+	// ResetOnClose makes a close, also that of a dead process's sockets, a reset: SO_LINGER of no time, socket(7).
+	ResetOnClose bool
 }
 
 // ControlFor returns a function for net.Dialer.Control or net.ListenConfig.Control that applies o.
@@ -103,6 +108,16 @@ func (o Options) apply(fd int, v6 bool) error {
 	if o.OwnPodOnly {
 		if err := SetOwnPodOnly(fd, v6); err != nil {
 			return err
+		}
+	}
+	if o.Liveness != nil {
+		if err := o.Liveness.apply(fd); err != nil {
+			return err
+		}
+	}
+	if o.ResetOnClose {
+		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			return os.NewSyscallError("setsockopt SO_LINGER", err)
 		}
 	}
 	if o.Buffers != 0 {
@@ -177,27 +192,45 @@ func (l Liveness) withDefaults() Liveness {
 	return l
 }
 
-// Set applies l and TCP_NODELAY to a connection.
+// Set applies l to a connection. TCP_NODELAY is set on all that the net package makes.
 func (l Liveness) Set(c *net.TCPConn) error {
-	l = l.withDefaults()
-	err := errors.Join(c.SetNoDelay(true), c.SetKeepAliveConfig(net.KeepAliveConfig{
-		Enable: !l.Off, Idle: l.Idle, Interval: l.Interval, Count: l.Count,
-	}))
-	if !l.UserTimeout || err != nil {
-		return err
-	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
-	limit := l.Idle + time.Duration(l.Count)*l.Interval
-	return control(raw, func(fd int) error {
-		return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT",
-			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds())))
-	})
+	return control(raw, l.apply)
 }
 
-// Keepalive sets the mesh's keepalive and TCP_NODELAY on a connection.
+func (l Liveness) apply(fd int) error {
+	l = l.withDefaults()
+	set := func(name string, level, opt, v int) error {
+		if err := unix.SetsockoptInt(fd, level, opt, v); err != nil {
+			return os.NewSyscallError("setsockopt "+name, err)
+		}
+		return nil
+	}
+	if l.Off {
+		if err := set("SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0); err != nil {
+			return err
+		}
+	} else if err := errors.Join(
+		set("TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(l.Idle)),
+		set("TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(l.Interval)),
+		set("TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, l.Count),
+		set("SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)); err != nil {
+		return err
+	}
+	if !l.UserTimeout {
+		return nil
+	}
+	limit := l.Idle + time.Duration(l.Count)*l.Interval
+	return set("TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
+}
+
+// seconds is what the kernel takes, rounded up.
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+
+// Keepalive sets the mesh's keepalive on a connection.
 func Keepalive(c *net.TCPConn) error { return Liveness{}.Set(c) }
 
 // Reset closes c so that the peer sees RST instead of FIN: SO_LINGER with zero timeout, socket(7).

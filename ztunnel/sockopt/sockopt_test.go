@@ -81,7 +81,7 @@ func TestConnectionOptions(t *testing.T) {
 	}{
 		{Liveness{}, 1, 180, 180, 9, 0},
 		{Liveness{Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3, UserTimeout: true}, 1, 10, 5, 3, 25_000},
-		{Liveness{Off: true}, 0, 180, 180, 9, 25_000},
+		{Liveness{Off: true}, 0, 10, 5, 3, 25_000},
 	} {
 		if err := tt.l.Set(c); err != nil {
 			t.Fatal(err)
