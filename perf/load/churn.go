@@ -17,7 +17,8 @@ import (
 // stands, objects that come and go, and a policy that takes effect and ends. Names
 // and addresses are its own; nobody connects to them.
 type Churn struct {
-	Dir string `json:"dir"`
+	Dir  string `json:"dir"`
+	Name string `json:"name"` // of its files: another churn's are not touched
 
 	// Crowd is written before anything else and stays when Stay is set.
 	Workloads int  `json:"workloads,omitempty"`
@@ -44,13 +45,16 @@ type Toggle struct {
 	Allowed bool      `json:"allowed"`
 }
 
-// CrowdNamespace has what a churn makes.
-const CrowdNamespace = "crowd"
+// namespace has what a churn makes.
+func (c Churn) namespace() string { return "crowd-" + c.Name }
 
 // Run writes until ctx ends, takes away what does not stay, and tells what it did.
 func (c Churn) Run(ctx context.Context, out io.Writer) error {
-	if c.Dir == "" || c.PerSec < 0 || c.Deny != "" && c.Every <= 0 || c.Workloads > 1<<22 {
-		return fmt.Errorf("churn %+v: want a directory, and a time between changes of the policy", c)
+	if c.Dir == "" || c.Name == "" || c.PerSec < 0 || c.Deny != "" && c.Every <= 0 || c.Workloads > 1<<22 {
+		return fmt.Errorf("churn %+v: want a directory, a name, and a time between changes of the policy", c)
+	}
+	if err := c.clear(); err != nil { // what stayed of an earlier one
+		return err
 	}
 	if err := c.crowd(); err != nil {
 		return err
@@ -95,17 +99,17 @@ func (c Churn) crowd() error {
 		return flush()
 	}
 	if c.Workloads+c.Services+c.PerSec > 0 {
-		if err := add(namespace); err != nil {
+		if err := add(fmt.Sprintf(namespace, c.namespace())); err != nil {
 			return err
 		}
 	}
 	for i := range c.Services {
-		if err := add(service(i)); err != nil {
+		if err := add(c.service(i)); err != nil {
 			return err
 		}
 	}
 	for i := range c.Workloads {
-		if err := add(pod(i, fmt.Sprintf("w-%d", i), i%max(c.Services, 1))); err != nil {
+		if err := add(c.pod(i, fmt.Sprintf("w-%d", i), i%max(c.Services, 1))); err != nil {
 			return err
 		}
 	}
@@ -150,9 +154,9 @@ func (c Churn) change(ctx context.Context) (did Churned, err error) {
 			did.Changes++
 			next = next.Add(step)
 			if did.Changes%2 == 1 {
-				err = c.set("pod-"+name, k < live, pod(1<<22+k%live, name, 0))
+				err = c.set("pod-"+name, k < live, c.pod(1<<22+k%live, name, 0))
 			} else {
-				err = c.set("policy-"+name, k < live, policy(CrowdNamespace, name, "  selector: {matchLabels: {app: a-0}}\n"))
+				err = c.set("policy-"+name, k < live, policy(c.namespace(), name, "  selector: {matchLabels: {app: a-0}}\n"))
 			}
 		}
 		if err != nil {
@@ -174,7 +178,9 @@ func (c Churn) set(name string, there bool, doc string) error {
 // filePrefix is that of every file it writes.
 const filePrefix = "perf-churn."
 
-func (c Churn) file(name string) string { return filepath.Join(c.Dir, filePrefix+name+".yaml") }
+func (c Churn) file(name string) string {
+	return filepath.Join(c.Dir, filePrefix+c.Name+"."+name+".yaml")
+}
 
 // put writes a file in one step: a reader never sees half of it.
 func (c Churn) put(name, text string) error {
@@ -194,24 +200,24 @@ func (c Churn) clear() error {
 	return err
 }
 
-const namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + CrowdNamespace + ", labels: {istio.io/dataplane-mode: ambient}}\n"
+const namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {istio.io/dataplane-mode: ambient}}\n"
 
 // pod is one that runs on a node which is not in the lab, in the mesh.
-func pod(i int, name string, service int) string {
+func (c Churn) pod(i int, name string, service int) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata: {name: %s, namespace: %s, labels: {app: a-%d}, annotations: {ambient.istio.io/redirection: enabled}}
 spec: {nodeName: elsewhere, serviceAccountName: sa-%d, containers: [{name: c, image: none}]}
 status: {phase: Running, podIP: %[5]s, podIPs: [{ip: %[5]s}], conditions: [{type: Ready, status: "True"}]}
-`, name, CrowdNamespace, service, service, crowdAddr(10, 128, i))
+`, name, c.namespace(), service, service, crowdAddr(10, 128, i))
 }
 
-func service(i int) string {
+func (c Churn) service(i int) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Service
 metadata: {name: s-%d, namespace: %s}
 spec: {clusterIP: %[3]s, clusterIPs: [%[3]s], selector: {app: a-%[1]d}, ports: [{name: http, port: 80, targetPort: 8080}]}
-`, i, CrowdNamespace, crowdAddr(10, 112, i))
+`, i, c.namespace(), crowdAddr(10, 112, i))
 }
 
 // crowdAddr is the address i of a part of 10.0.0.0/8 where the lab has nothing.

@@ -18,14 +18,14 @@ func TestChurnWritesAndTakesAway(t *testing.T) {
 	r, w := io.Pipe()
 	donec := make(chan error, 1)
 	go func() {
-		donec <- Churn{Dir: dir, Workloads: 1500, Services: 10, PerSec: 2000, Deny: "ns", Every: 5 * time.Millisecond}.Run(ctx, w)
+		donec <- Churn{Dir: dir, Name: "n", Workloads: 1500, Services: 10, PerSec: 2000, Deny: "ns", Every: 5 * time.Millisecond}.Run(ctx, w)
 		_ = w.Close()
 	}()
 	lines := bufio.NewReader(r)
 	if _, err := lines.ReadBytes('\n'); err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob(filepath.Join(dir, filePrefix+"crowd-*.yaml"))
+	files, err := filepath.Glob(filepath.Join(dir, filePrefix+"n.crowd-*.yaml"))
 	if err != nil || len(files) != 2 { // of 1000 and 511 objects
 		t.Fatalf("%v, %v", files, err)
 	}
@@ -34,11 +34,11 @@ func TestChurnWritesAndTakesAway(t *testing.T) {
 		t.Errorf("%d pods, %v", strings.Count(string(b), "kind: Pod"), err)
 	}
 	for {
-		changed, err := filepath.Glob(filepath.Join(dir, filePrefix+"p*.yaml"))
+		changed, err := filepath.Glob(filepath.Join(dir, filePrefix+"n.p*.yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		toggled, _ := filepath.Glob(filepath.Join(dir, filePrefix+"toggle.yaml")) // the pattern is sound, as above
+		toggled, _ := filepath.Glob(filepath.Join(dir, filePrefix+"n.toggle.yaml")) // the pattern is sound, as above
 		if len(changed) > 3 && len(toggled) == 1 {
 			break
 		}

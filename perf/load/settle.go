@@ -65,9 +65,3 @@ func (r *run) settle(watch []Process) (Result, error) {
 	r.collect(&out)
 	return out, nil
 }
-
-// Figures that loads have.
-const (
-	FigureBefore  = "RSS MiB before"
-	FigureChurned = "RSS MiB after the last connection"
-)

@@ -62,7 +62,7 @@ func colours(r *Report) map[string]int {
 
 func (g Group) view(colours map[string]int) groupView {
 	v := groupView{Scenario: g.Scenario, Head: []string{"mode"}}
-	metrics := Metrics(g.Scenario.Load.Kind)
+	metrics := g.Metrics()
 	for _, m := range metrics {
 		v.Head = append(v.Head, m.Unit)
 	}

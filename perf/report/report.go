@@ -75,6 +75,7 @@ type Row struct {
 	Scenario Scenario `json:"scenario"`
 	Mode     string   `json:"mode"`
 	Runs     []Run    `json:"runs"`              // in the order of rounds
+	LeftOut  string   `json:"leftOut,omitempty"` // why there are none
 	Counted  *Run     `json:"counted,omitempty"` // the run in which system calls were counted; its other figures are none
 }
 
@@ -164,6 +165,15 @@ const (
 	MetricRSS      = "rss"
 	MetricPerConn  = "perconn"
 	MetricKernel   = "kernel"
+
+	MetricStall    = "stall"    // the longest request
+	MetricKept     = "kept"     // rate, divided by that of the baseline
+	MetricTail     = "tail"     // p99, likewise
+	MetricSettled  = "settled"  // RSS of proxies after the wait, divided by what it was
+	MetricEffect   = "effect"   // from a declaration to the first connection decided by it
+	MetricPushes   = "pushes"   // responses of the control plane
+	MetricControl  = "control"  // its CPU
+	MetricControlM = "controlm" // its memory
 )
 
 // Metrics are the figures of a kind of load, in the order of columns.
@@ -197,14 +207,15 @@ func Metrics(kind string) []Metric {
 	perSecond := Metric{MetricRate, "per s", +1, func(_ load.Spec, r load.Result) (float64, bool) {
 		return float64(r.Ops) / r.Elapsed.Seconds(), r.Elapsed > 0
 	}}
+	more := slices.Concat(besides(), []Metric{rss, heap, logged, failed})
 	switch kind {
 	case load.Up, load.Down:
 		rate := Metric{MetricRate, "GB/s", +1, func(_ load.Spec, r load.Result) (float64, bool) {
 			return float64(r.Bytes) / 1e9 / r.Elapsed.Seconds(), r.Elapsed > 0
 		}}
-		return slices.Concat([]Metric{rate}, cpu, []Metric{rss, heap, logged, failed})
+		return slices.Concat([]Metric{rate}, cpu, more)
 	case load.Idle:
-		return []Metric{
+		return slices.Concat([]Metric{
 			{"open", "connections", 0, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Ops), true }},
 			{MetricPerConn, "KiB/conn each proxy", -1, func(_ load.Spec, r load.Result) (float64, bool) {
 				sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.Grown) })
@@ -214,12 +225,92 @@ func Metrics(kind string) []Metric {
 			{MetricKernel, "KiB/conn kernel, machine", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 				return float64(r.Machine.Kernel) / 1024 / float64(max(r.Ops, 1)), true
 			}},
-			rss, heap, logged, failed,
-		}
+		}, more)
+	case load.Settle:
+		return slices.Concat([]Metric{
+			{"open", "connections", 0, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Ops), true }},
+			{MetricSettled, "RSS after / before", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+				sum, ok := proxies(r, func(u load.Usage) float64 { return float64(u.RSS) })
+				return sum / (1 << 20) / r.Figures[load.FigureBefore], ok && r.Figures[load.FigureBefore] > 0
+			}},
+			{"churned", "RSS MiB at its end", -1, figureOf(load.FigureChurned)},
+		}, tails, more)
+	case load.Decide:
+		perSecond.Better = 0
+		return slices.Concat([]Metric{perSecond}, more)
 	case load.Rate:
 		perSecond.Better = 0 // it is set
 	}
-	return slices.Concat([]Metric{perSecond}, tails, cpu, []Metric{rss, heap, logged, failed})
+	return slices.Concat([]Metric{perSecond}, tails, cpu, more)
+}
+
+// besides are the figures of loads beside which something else went on.
+func besides() []Metric {
+	milliseconds := func(r load.Result) (float64, bool) {
+		return float64(r.Latency.Max()) / 1e6, r.Latency != nil
+	}
+	return []Metric{
+		{MetricStall, "longest ms", -1, func(s load.Spec, r load.Result) (float64, bool) {
+			if s.Beside == "" {
+				return 0, false
+			}
+			return milliseconds(r)
+		}},
+		{MetricKept, "rate / baseline", +1, func(_ load.Spec, r load.Result) (float64, bool) {
+			if r.Baseline == nil || r.Baseline.Ops == 0 || r.Elapsed <= 0 {
+				return 0, false
+			}
+			return float64(r.Ops) / r.Elapsed.Seconds() / (float64(r.Baseline.Ops) / r.Baseline.Elapsed.Seconds()), true
+		}},
+		{MetricTail, "p99 / baseline", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			if r.Baseline == nil {
+				return 0, false
+			}
+			with, ok := r.Latency.Quantile(0.99)
+			without, had := r.Baseline.Latency.Quantile(0.99)
+			return float64(with) / float64(max(without, 1)), ok && had
+		}},
+		{"unstalled", "baseline longest ms", 0, func(_ load.Spec, r load.Result) (float64, bool) {
+			if r.Baseline == nil {
+				return 0, false
+			}
+			return milliseconds(load.Result{Latency: r.Baseline.Latency})
+		}},
+		{"beside", "GB/s beside", +1, figureOf(load.FigureBeside)},
+		{MetricEffect, "effect p50 ms", -1, figureOf(load.FigureEffect)},
+		{"effects", "effect longest ms", -1, figureOf(load.FigureEffects)},
+		{"missed", "without effect", -1, figureOf(load.FigureMissed)},
+		{"changes", "changes/s", 0, figureOf(load.FigureChanges)},
+		{MetricPushes, "pushes/s", -1, figureOf(load.FigurePushes)},
+		{MetricControl, "CPU-s/s ambitd", -1, ofControl(func(r load.Result, u load.Usage) float64 { return u.CPU.Seconds() / r.Elapsed.Seconds() })},
+		{MetricControlM, "RSS MiB ambitd", -1, ofControl(func(_ load.Result, u load.Usage) float64 { return float64(u.RSS) / (1 << 20) })},
+		{"rolled", "s until replaced", -1, figureOf(load.FigureReplaced)},
+	}
+}
+
+// ofControl is something of the control plane, where it was watched.
+func ofControl(of func(load.Result, load.Usage) float64) func(load.Spec, load.Result) (float64, bool) {
+	return func(_ load.Spec, r load.Result) (float64, bool) {
+		i := slices.IndexFunc(r.Usage, func(u load.Usage) bool { return u.Name == load.ControlPlane })
+		if i < 0 || r.Elapsed <= 0 {
+			return 0, false
+		}
+		return of(r, r.Usage[i]), true
+	}
+}
+
+func figureOf(name string) func(load.Spec, load.Result) (float64, bool) {
+	return func(_ load.Spec, r load.Result) (float64, bool) {
+		v, ok := r.Figures[name]
+		return v, ok
+	}
+}
+
+// Metrics are the columns of a scenario: those of which some row has a figure.
+func (g Group) Metrics() []Metric {
+	return slices.DeleteFunc(Metrics(g.Scenario.Load.Kind), func(m Metric) bool {
+		return m.Name != "logged" && m.Name != "errors" && !slices.ContainsFunc(g.Rows, func(r Row) bool { return len(r.Values(m)) > 0 })
+	})
 }
 
 // Values are a metric's of all runs that have it.

@@ -60,7 +60,7 @@ func (s Settings) String() string {
 // group is a scenario's table and, below it, what it says about us.
 func (p *printer) group(r *Report, g Group) {
 	p.f("\n%s · %s  [%s]\n", g.Scenario.Title, g.Scenario.Placement, g.Scenario.Name)
-	metrics := Metrics(g.Scenario.Load.Kind)
+	metrics := g.Metrics()
 	t := table{{"mode"}}
 	for _, m := range metrics {
 		t[0] = append(t[0], m.Unit)
@@ -102,6 +102,12 @@ func (p *printer) group(r *Report, g Group) {
 
 // remarks says what is wrong with a row's runs.
 func (p *printer) remarks(row Row) {
+	if row.LeftOut != "" {
+		p.f("  %s: left out, %s\n", row.Mode, row.LeftOut)
+	}
+	if agreed := row.agreed(); agreed != "" {
+		p.f("  %s: %s\n", row.Mode, agreed)
+	}
 	if n := row.Repeated(); n > 0 {
 		p.f("  %s: %d runs repeated because CPU was stolen\n", row.Mode, n)
 	}
@@ -116,6 +122,16 @@ func (p *printer) remarks(row Row) {
 			p.f("  %s, round %d kept with %.1f %% stolen CPU\n", row.Mode, run.Round, 100*run.Result.StealShare())
 		}
 	}
+}
+
+// agreed is what the client's own handshakes agreed to.
+func (r Row) agreed() string {
+	for _, run := range r.Runs {
+		if run.Result.Agreed != "" {
+			return run.Result.Agreed
+		}
+	}
+	return ""
 }
 
 // notes say what each mode is.

@@ -2,7 +2,9 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -15,6 +17,10 @@ import (
 type Network interface {
 	Path(mode string, p topo.Placement) (topo.Path, bool)
 	Run(ctx context.Context, p topo.Path, s load.Spec) (load.Result, error)
+	// Begin starts what goes on beside a load of a length; end ends it.
+	Begin(ctx context.Context, p topo.Path, b topo.Beside, length time.Duration) (end func(load.Result) (map[string]float64, error), err error)
+	// Gather makes the control plane know so much.
+	Gather(ctx context.Context, c topo.Crowd) error
 }
 
 // Runner measures scenarios.
@@ -47,11 +53,14 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 		total += len(r.modesOf(s)) * r.rounds(s)
 	}
 	for _, s := range scenarios {
+		if err := r.Network.Gather(ctx, s.Crowd); err != nil {
+			return rows, fmt.Errorf("prepare %s: %w", s.Name, err)
+		}
 		modes := r.modesOf(s)
 		group := make([]report.Row, len(modes))
 		for i, m := range modes {
 			group[i] = report.Row{Scenario: s.described(), Mode: m}
-			group[i].Scenario.Load.Warm, group[i].Scenario.Load.For = r.Settings.Warm, r.Settings.For
+			group[i].Scenario.Load.Warm, group[i].Scenario.Load.For = r.Settings.Warm, r.length(s)
 		}
 		for round := range r.rounds(s) {
 			for k := range modes {
@@ -69,7 +78,7 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 				return append(rows, group...), err
 			}
 		}
-		rows = append(rows, group...)
+		rows = append(append(rows, group...), r.leftOut(s)...)
 	}
 	return rows, nil
 }
@@ -81,7 +90,7 @@ const countFor = 250 * time.Millisecond
 // nothing else is believed.
 func (r *Runner) count(ctx context.Context, s Scenario, row *report.Row) error {
 	path, _ := r.Network.Path(row.Mode, s.Placement) // modesOf has asked
-	if !r.Settings.Syscalls || !countable(s.Load.Kind) || !slices.ContainsFunc(path.Watch, func(p load.Process) bool { return p.Proxy }) {
+	if !r.Settings.Syscalls || !s.countable() || !slices.ContainsFunc(path.Watch, func(p load.Process) bool { return p.Proxy }) {
 		return nil
 	}
 	spec := s.Load
@@ -98,18 +107,22 @@ func (r *Runner) count(ctx context.Context, s Scenario, row *report.Row) error {
 }
 
 // countable are loads of which every moment is like the other.
-func countable(kind string) bool {
-	return slices.Contains([]string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.HTTP, load.GRPC, load.GRPCStream}, kind)
+func (s Scenario) countable() bool {
+	kind := s.Load.Kind
+	return s.Beside == "" && slices.Contains([]string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.HTTP, load.GRPC, load.GRPCStream}, kind)
 }
 
 // rounds is how often a scenario runs. Memory of idle connections is no matter of
 // chance, and opening them takes long.
 func (r *Runner) rounds(s Scenario) int {
-	if s.Load.Kind == load.Idle {
+	if s.Load.Kind == load.Idle || s.Once {
 		return 1
 	}
 	return r.Settings.Rounds
 }
+
+// length is how long a run is measured.
+func (r *Runner) length(s Scenario) time.Duration { return max(r.Settings.For, s.AtLeast) }
 
 // measured are the rows that have a run.
 func measured(rows []report.Row) []report.Row {
@@ -125,25 +138,34 @@ func measured(rows []report.Row) []report.Row {
 func (r *Runner) modesOf(s Scenario) []string {
 	var out []string
 	for _, m := range r.Modes {
-		if _, ok := r.Network.Path(m, s.Placement); ok {
+		if p, ok := r.Network.Path(m, s.Placement); ok && s.lacks(p) == "" {
 			out = append(out, m)
 		}
 	}
 	return out
 }
 
+// leftOut are the rows of modes in which a scenario makes no sense.
+func (r *Runner) leftOut(s Scenario) (rows []report.Row) {
+	for _, m := range r.Modes {
+		if p, ok := r.Network.Path(m, s.Placement); ok && s.lacks(p) != "" {
+			rows = append(rows, report.Row{Scenario: s.described(), Mode: m, LeftOut: s.lacks(p)})
+		}
+	}
+	return rows
+}
+
 // one makes a run, and again while CPU is stolen. Only the end of ctx is an error:
 // a run that fails is part of the report.
 func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
-	path, _ := r.Network.Path(step.Mode, step.Scenario.Placement) // modesOf has asked
 	spec := step.Scenario.Load
-	spec.Warm, spec.For = r.Settings.Warm, r.Settings.For
+	spec.Warm, spec.For = r.Settings.Warm, r.length(step.Scenario)
 	spec.Label = fmt.Sprintf("%s.%s.round%d", step.Scenario.Name, step.Mode, step.Round+1)
 	run := report.Run{Round: step.Round + 1}
 	for ; ; run.Repeated++ {
 		step.Repeat = run.Repeated
 		r.tell(step, nil)
-		result, err := r.Network.Run(ctx, path, spec)
+		result, stolen, err := r.measure(ctx, step, spec)
 		if ctx.Err() != nil {
 			return run, fmt.Errorf("measure %s over %s: %w", step.Scenario.Name, step.Mode, context.Cause(ctx))
 		}
@@ -152,7 +174,7 @@ func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 			run.Failed = err.Error()
 			break
 		}
-		if result.StealShare() <= r.Settings.MaxSteal {
+		if max(stolen, result.StealShare()) <= r.Settings.MaxSteal {
 			break
 		}
 		if run.Repeated == attempts-1 {
@@ -163,6 +185,50 @@ func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 	step.Done++
 	r.tell(step, &run)
 	return run, nil
+}
+
+// measure makes a load, and where something is to go on beside it, first the one
+// that it is compared with. Stolen is the share of CPU that was taken from the latter.
+func (r *Runner) measure(ctx context.Context, step Step, spec load.Spec) (result load.Result, stolen float64, err error) {
+	s := step.Scenario
+	if s.Beside == "" {
+		path, _ := r.Network.Path(step.Mode, s.Placement) // modesOf has asked
+		result, err = r.Network.Run(ctx, path, spec)
+		return result, 0, err
+	}
+	var baseline *load.Baseline
+	if s.Baseline.There {
+		before, err := r.beside(ctx, step, spec, s.Baseline.Beside)
+		if err != nil {
+			return before, 0, fmt.Errorf("measure what it is compared with: %w", err)
+		}
+		stolen = before.StealShare()
+		baseline = &load.Baseline{Elapsed: before.Elapsed, Ops: before.Ops, Errors: before.Errors, Latency: before.Latency, Steal: before.Machine.Steal}
+	}
+	result, err = r.beside(ctx, step, spec, s.Beside)
+	result.Baseline = baseline
+	return result, stolen, err
+}
+
+// beside makes a load while something goes on.
+func (r *Runner) beside(ctx context.Context, step Step, spec load.Spec, b topo.Beside) (load.Result, error) {
+	path, _ := r.Network.Path(step.Mode, step.Scenario.Placement) // modesOf has asked
+	if b == "" {
+		return r.Network.Run(ctx, path, spec)
+	}
+	spec.Beside = string(b)
+	end, err := r.Network.Begin(ctx, path, b, spec.Warm+spec.For)
+	if err != nil {
+		return load.Result{}, err
+	}
+	result, err := r.Network.Run(ctx, path, spec)
+	figures, endErr := end(result)
+	if result.Figures == nil {
+		result.Figures = figures
+	} else {
+		maps.Copy(result.Figures, figures)
+	}
+	return result, errors.Join(err, endErr)
 }
 
 func (r *Runner) tell(s Step, run *report.Run) {
@@ -177,12 +243,18 @@ func (r *Runner) Estimate(scenarios []Scenario) time.Duration {
 	const between = 60 * time.Millisecond // a process is started per run
 	var d time.Duration
 	for _, s := range scenarios {
-		one := r.Settings.Warm + r.Settings.For + between
-		if s.Load.Kind == load.Idle {
-			one = r.Settings.For + time.Duration(s.Load.Conns)*300*time.Microsecond
+		one := r.Settings.Warm + r.length(s) + between
+		switch {
+		case s.Load.Kind == load.Idle:
+			one = r.length(s) + time.Duration(s.Load.Conns)*300*time.Microsecond
+		case s.Load.Kind == load.Settle:
+			one = r.length(s) + time.Duration(s.Load.Total)*300*time.Microsecond
+		case s.Baseline.There:
+			one += one + s.Beside.Lead() + s.Baseline.Beside.Lead()
 		}
 		d += one * time.Duration(len(r.modesOf(s))*r.rounds(s))
-		if r.Settings.Syscalls && countable(s.Load.Kind) {
+		d += time.Duration(s.Crowd.Workloads) * 300 * time.Microsecond
+		if r.Settings.Syscalls && s.countable() {
 			d += time.Duration(len(r.modesOf(s))) * (min(r.Settings.Warm, countFor) + min(r.Settings.For, countFor) + between)
 		}
 	}

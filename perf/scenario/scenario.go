@@ -5,6 +5,8 @@ package scenario
 import (
 	"fmt"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
@@ -29,10 +31,55 @@ type Scenario struct {
 	Placement   topo.Placement
 	Load        load.Spec
 	Set         Set
+
+	Needs    Need
+	Beside   topo.Beside   // what goes on meanwhile
+	Baseline Baseline      // what it is compared with, in the same run
+	Crowd    topo.Crowd    // what the control plane knows besides
+	AtLeast  time.Duration // that a run takes, where less says nothing
+	Once     bool          // it is no matter of chance, or takes long
+}
+
+// Baseline is the load that is measured before something goes on beside it.
+type Baseline struct {
+	There  bool
+	Beside topo.Beside // what goes on beside the baseline; "": nothing
+}
+
+// Need is what a mode must have for a scenario to make sense.
+type Need string
+
+// Needs.
+const (
+	Encryption   Need = "TLS between nodes"
+	Proxies      Need = "proxies"
+	ControlPlane Need = "a control plane"
+	Neighbours   Need = "proxies that other pods use too"
+)
+
+// lacks says why a path is left out of a scenario; "": it is not.
+func (s Scenario) lacks(p topo.Path) string {
+	proxied := slices.ContainsFunc(p.Watch, func(w load.Process) bool { return w.Proxy })
+	has := true
+	switch s.Needs {
+	case Encryption:
+		has = p.TLSServer != ""
+	case Proxies:
+		has = proxied
+	case ControlPlane:
+		has = p.Meshed
+	case Neighbours: // no mesh at all is the control
+		has = p.Meshed || !proxied
+	}
+	if has {
+		return ""
+	}
+	return "it has no " + strings.TrimPrefix(string(s.Needs), "a ")
 }
 
 // described is the scenario in a report.
 func (s Scenario) described() report.Scenario {
+	s.Load.Beside = string(s.Beside)
 	return report.Scenario{Name: s.Name, Title: s.Title, Placement: string(s.Placement), Load: s.Load}
 }
 
@@ -88,7 +135,7 @@ func Catalog() []Scenario {
 			add(set, fmt.Sprintf("idle-%d", n), fmt.Sprintf("%d idle connections", n), load.Spec{Kind: load.Idle, Conns: n, Size: 64})
 		}
 	}
-	return append(out, hops()...)
+	return slices.Concat(out, hops(), mesh(), disturbed())
 }
 
 func bulkSet(cross bool, kind string, conns, size int) Set {

@@ -43,6 +43,16 @@ type status struct {
 	} `json:"components"`
 }
 
+// pid is a component's; 0: it does not run.
+func (s status) pid(name string) int {
+	for _, c := range s.Parts {
+		if c.Name == name {
+			return c.PID
+		}
+	}
+	return 0
+}
+
 func (l *Lab) status(ctx context.Context) (s status, err error) {
 	out, err := l.do(ctx, "", "status", "-o", "json")
 	if err != nil {

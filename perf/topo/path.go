@@ -29,7 +29,7 @@ func (l *Lab) lay(ctx context.Context, mode string, e end, to Placement) (Path, 
 	if to == Hop1 {
 		return l.layHTTP(ctx, mode, e)
 	}
-	p := Path{Mode: mode, Placement: to, Namespace: e.namespace, Server: fmt.Sprintf("%s:%d", ip, load.Port)}
+	p := Path{Mode: mode, Placement: to, Namespace: e.namespace, Server: fmt.Sprintf("%s:%d", ip, load.Port), Near: e.near, Far: node}
 	p.Watch = []load.Process{{Name: "server", PID: e.serverPID[to]}}
 	var err error
 	switch mode {
@@ -182,18 +182,18 @@ func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error 
 	if err != nil {
 		return err
 	}
+	l.control = status.pid(load.ControlPlane)
 	nodes := slices.Compact([]string{near, far})
 	for _, node := range nodes {
 		name := "ztunnel@" + node
-		for _, c := range status.Parts {
-			if c.Name == name {
-				p.Watch = append(p.Watch, load.Process{Name: name, PID: c.PID, Proxy: true})
-			}
+		if pid := status.pid(name); pid != 0 {
+			p.Watch = append(p.Watch, load.Process{Name: name, PID: pid, Proxy: true})
 		}
 	}
 	if len(p.Watch) != 1+len(nodes) {
 		return fmt.Errorf("no node proxy runs on %s", strings.Join(nodes, " or "))
 	}
+	p.Meshed = true
 	p.Targets = l.targets(ctx, status, p.Watch[1:])
 	for _, r := range status.Redirect {
 		if r.Node == near {

@@ -82,6 +82,10 @@ type Config struct {
 	// Placements are those that are needed; nil: all.
 	Placements []Placement
 
+	// Neighbours makes two more pods per namespace, on either node, and one
+	// outside the mesh, which are what a pod shares proxies with.
+	Neighbours bool
+
 	// ProfileDir takes profiles of our processes in every run; "": none.
 	ProfileDir string
 
@@ -95,6 +99,8 @@ const (
 	Hop    = "in-node-hop"
 	Proxy  = "in-node-proxy"
 	Asker  = "in-node-asker"
+	Churn  = "in-node-churn"
+	Member = "in-node-member"
 	Hellos = "in-node-hellos"
 )
 
@@ -106,6 +112,10 @@ type Lab struct {
 
 	ends  map[string]end  // mode → its pods
 	paths map[string]Path // mode and placement
+
+	members map[string]member // by mode: who makes handshakes
+	crowd   Crowd
+	control int // process of the control plane; 0: there is none
 
 	mu     sync.Mutex
 	agreed []load.Agreed // guarded by mu
@@ -121,6 +131,7 @@ type end struct {
 	near, far   string            // nodes
 	nearIP      string            // of the server beside the client
 	farIP       string            // of the other one
+	otherIP     string            // of the neighbours' server, on the far node
 	serverPID   map[Placement]int // in the lab's process namespace
 	accelerated bool
 }
@@ -138,6 +149,9 @@ type Path struct {
 	Version   string
 	Targets   []inspect.Target // Go programs that have an admin port
 	Settings  string           // the file a peer was configured with, "" when it had none
+
+	Near, Far string // nodes
+	Meshed    bool   // the proxies are told what to do by the control plane
 }
 
 // Supports reports whether a mode exists for a placement. Modes that are not built
@@ -158,7 +172,7 @@ func (c Config) Supports(mode string, p Placement) bool {
 
 // Start brings everything up. The caller must call Close.
 func Start(ctx context.Context, cfg Config) (*Lab, error) {
-	l := &Lab{Config: cfg, name: fmt.Sprintf("perf-%d", os.Getpid()), ends: map[string]end{}, paths: map[string]Path{}}
+	l := &Lab{Config: cfg, name: fmt.Sprintf("perf-%d", os.Getpid()), ends: map[string]end{}, paths: map[string]Path{}, members: map[string]member{}}
 	args := []string{"up"}
 	nodes := 2
 	for _, m := range cfg.Modes {
@@ -245,7 +259,7 @@ func (l *Lab) fill(ctx context.Context) error {
 	}
 	manifests := map[string]string{}
 	for _, e := range l.ends {
-		manifests[e.namespace] = e.manifest(l.Self)
+		manifests[e.namespace] = e.manifest(l.Self, l.Neighbours)
 	}
 	for _, ns := range slices.Sorted(maps.Keys(manifests)) {
 		if _, err := l.do(ctx, manifests[ns], "apply", "-f", "-"); err != nil {
@@ -294,7 +308,7 @@ func (l *Lab) fill(ctx context.Context) error {
 }
 
 // manifest is a mode's namespace: a client, a server beside it, a server away.
-func (e end) manifest(self string) string {
+func (e end) manifest(self string, neighbours bool) string {
 	labels, notes := "", ""
 	if e.namespace != "plain" {
 		labels = `, labels: {istio.io/dataplane-mode: ambient}`
@@ -304,11 +318,18 @@ func (e end) manifest(self string) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "apiVersion: v1\nkind: Namespace\nmetadata: {name: %s%s%s}\n", e.namespace, labels, notes)
-	for _, pod := range []struct{ name, node, command string }{
-		{"client", e.near, `ambit-sample, pause`}, {"near", e.near, fmt.Sprintf("%q, %s", self, Serve)}, {"far", e.far, fmt.Sprintf("%q, %s", self, Serve)},
-	} {
-		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s}\nspec:\n  nodeName: %s\n  terminationGracePeriodSeconds: 1\n  containers:\n"+
-			"  - {name: c, image: ambit-sample, command: [%s]}\n", pod.name, e.namespace, pod.node, pod.command)
+	pods := []struct{ name, node, command, notes string }{
+		{"client", e.near, `ambit-sample, pause`, ""}, {"near", e.near, fmt.Sprintf("%q, %s", self, Serve), ""}, {"far", e.far, fmt.Sprintf("%q, %s", self, Serve), ""},
+	}
+	if neighbours {
+		pods = append(pods, []struct{ name, node, command, notes string }{
+			{"neighbour", e.near, `ambit-sample, pause`, ""}, {"other", e.far, `ambit-sample, echo`, ""},
+			{"stranger", e.near, `ambit-sample, pause`, `, labels: {istio.io/dataplane-mode: none}`},
+		}...)
+	}
+	for _, pod := range pods {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s%s}\nspec:\n  nodeName: %s\n  terminationGracePeriodSeconds: 1\n  containers:\n"+
+			"  - {name: c, image: ambit-sample, command: [%s]}\n", pod.name, e.namespace, pod.notes, pod.node, pod.command)
 	}
 	return b.String()
 }
@@ -316,34 +337,41 @@ func (e end) manifest(self string) string {
 // locate asks for addresses and processes.
 func (l *Lab) locate(ctx context.Context, e end) (end, error) {
 	e.serverPID = map[Placement]int{}
-	for pod, to := range map[string]Placement{"near": Same, "far": Cross} {
-		out, err := l.do(ctx, "", "get", "pod", pod, "-n", e.namespace, "-o", "json")
-		if err != nil {
-			return e, err
-		}
-		var p struct {
-			Status struct {
-				PodIP             string
-				ContainerStatuses []struct{ ContainerID string }
-			}
-		}
-		if err := json.Unmarshal([]byte(out), &p); err != nil {
-			return e, fmt.Errorf("read pod %s: %w", pod, err)
-		}
-		if len(p.Status.ContainerStatuses) != 1 {
-			return e, fmt.Errorf("pod %s/%s has no container", e.namespace, pod)
-		}
-		var pid int
-		if _, err := fmt.Sscanf(p.Status.ContainerStatuses[0].ContainerID, "lab://%d", &pid); err != nil {
-			return e, fmt.Errorf("read process of pod %s/%s: %w", e.namespace, pod, err)
-		}
-		if e.serverPID[to] = pid; to == Same {
-			e.nearIP = p.Status.PodIP
-		} else {
-			e.farIP = p.Status.PodIP
+	var err error
+	if e.nearIP, e.serverPID[Same], err = l.find(ctx, e.namespace, "near"); err != nil {
+		return e, err
+	}
+	if e.farIP, e.serverPID[Cross], err = l.find(ctx, e.namespace, "far"); err != nil {
+		return e, err
+	}
+	if l.Neighbours {
+		e.otherIP, _, err = l.find(ctx, e.namespace, "other")
+	}
+	return e, err
+}
+
+// find is a pod's address and process.
+func (l *Lab) find(ctx context.Context, ns, pod string) (ip string, pid int, err error) {
+	out, err := l.do(ctx, "", "get", "pod", pod, "-n", ns, "-o", "json")
+	if err != nil {
+		return "", 0, err
+	}
+	var p struct {
+		Status struct {
+			PodIP             string
+			ContainerStatuses []struct{ ContainerID string }
 		}
 	}
-	return e, nil
+	if err := json.Unmarshal([]byte(out), &p); err != nil {
+		return "", 0, fmt.Errorf("read pod %s: %w", pod, err)
+	}
+	if len(p.Status.ContainerStatuses) != 1 {
+		return "", 0, fmt.Errorf("pod %s/%s has no container", ns, pod)
+	}
+	if _, err := fmt.Sscanf(p.Status.ContainerStatuses[0].ContainerID, "lab://%d", &pid); err != nil {
+		return "", 0, fmt.Errorf("read process of pod %s/%s: %w", ns, pod, err)
+	}
+	return p.Status.PodIP, pid, nil
 }
 
 // Path is how a mode connects two pods.
@@ -355,13 +383,20 @@ func (l *Lab) Path(mode string, p Placement) (Path, bool) {
 // Run runs a load over a path; the spec's server and processes are filled in. With
 // Config.Profile it takes profiles meanwhile.
 func (l *Lab) Run(ctx context.Context, p Path, s load.Spec) (load.Result, error) {
-	s.Server, s.Watch = p.Server, p.Watch
+	s.Server, s.Watch = p.Server, p.watched(Beside(s.Beside), l.control)
+	where := []string{"exec", "client", "-n", p.Namespace}
+	if s.Kind == load.Handshake || s.Kind == load.Tunnel {
+		if err := l.asMember(ctx, p, &s); err != nil {
+			return load.Result{}, err
+		}
+		where = []string{"exec", p.Near} // what a node sends goes without its proxy
+	}
 	b, err := json.Marshal(s)
 	if err != nil {
 		return load.Result{}, err
 	}
 	profiled := l.profile(ctx, p, s)
-	out, err := l.do(ctx, "", "exec", "client", "-n", p.Namespace, "--", l.Self, Client, string(b))
+	out, err := l.do(ctx, "", append(where, "--", l.Self, Client, string(b))...)
 	if err := errors.Join(err, profiled()); err != nil {
 		return load.Result{}, err
 	}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -56,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"version": func(_ context.Context, args []string, out, _ io.Writer) error {
 			return boot.PrintVersion(out, "ambit-perf", args)
 		},
-		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Proxy: proxyCommand, topo.Asker: askerCommand, topo.Hellos: hellosCommand,
+		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Proxy: proxyCommand, topo.Asker: askerCommand, topo.Churn: churnCommand, topo.Member: memberCommand, topo.Hellos: hellosCommand,
 	}
 	if slices.Contains([]string{"-h", "--help", "help"}, args[0]) {
 		fmt.Fprint(stdout, usage)
@@ -198,6 +199,25 @@ func proxyCommand(ctx context.Context, args []string, stdout, _ io.Writer) error
 
 func askerCommand(ctx context.Context, _ []string, stdout, _ io.Writer) error {
 	return inspect.Serve(ctx, os.Stdin, stdout)
+}
+
+func churnCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	var c load.Churn
+	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &c) != nil {
+		return fmt.Errorf("%w: this verb is used by ambit-perf itself", errUsage)
+	}
+	return c.Run(ctx, stdout)
+}
+
+func memberCommand(ctx context.Context, args []string, stdout, _ io.Writer) error {
+	if len(args) != 2 {
+		return fmt.Errorf("%w: this verb is used by ambit-perf itself", errUsage)
+	}
+	pid, err := strconv.Atoi(args[0])
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return topo.EnrolAs(ctx, pid, args[1], stdout)
 }
 
 func hellosCommand(ctx context.Context, _ []string, stdout, _ io.Writer) error {

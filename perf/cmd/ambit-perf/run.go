@@ -173,6 +173,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	cfg := topo.Config{Bin: o.bin, Self: o.self, Peers: o.peers, Env: o.settings.Env, Out: stderr}
 	cfg.Placements = []topo.Placement{}
 	for _, s := range list {
+		cfg.Neighbours = cfg.Neighbours || s.Beside.Neighbourly()
 		if !slices.Contains(cfg.Placements, s.Placement) {
 			cfg.Placements = append(cfg.Placements, s.Placement)
 		}

@@ -1,0 +1,358 @@
+package topo
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/perf/load"
+)
+
+// Beside is what goes on in the lab while a load is measured.
+type Beside string
+
+// What there is. A neighbour is another pod of the client's node, which uses the
+// same proxies on the way to another server: well-behaved, or not.
+const (
+	Elephant Beside = "an elephant"       // bulk between the load's own pods, as fast as it can
+	Calf     Beside = "a paced elephant"  // the same, 100 MB/s
+	Connects Beside = "fresh connections" // 64 at a time, a request on each
+	Streams  Beside = "1000 streams"      // requests and answers of 64 KiB
+	Greets   Beside = "64 handshakes at a time"
+
+	AttackConnects Beside = "an attack with connections" // as many as it can, nothing on them
+	AttackRefused  Beside = "an attack with connections to a port that nobody listens on"
+	AttackStreams  Beside = "an attack with streams" // 1000 on which nothing is read
+	AttackGreets   Beside = "an attack with handshakes"
+
+	Changes Beside = "changes of objects"                    // 50 per second
+	Toggles Beside = "changes of objects, and of one policy" // the load tells when it takes effect
+	Rollout Beside = "a rolling restart of both proxies"
+	Resend  Beside = "a restart of the control plane, which sends everything again"
+)
+
+// Neighbourly says that it needs a neighbour.
+func (b Beside) Neighbourly() bool {
+	switch b {
+	case Connects, Streams, Greets, AttackConnects, AttackRefused, AttackStreams, AttackGreets:
+		return true
+	}
+	return false
+}
+
+// Lead is how long it goes on before it is worth measuring beside.
+func (b Beside) Lead() time.Duration {
+	switch {
+	case b.Neighbourly():
+		return time.Second
+	case b == Elephant || b == Calf:
+		return 300 * time.Millisecond
+	}
+	return 0
+}
+
+// Crowd is how much the control plane knows besides the lab.
+type Crowd struct{ Workloads, Services int }
+
+// clusterDir is where the lab's objects are published.
+const clusterDir = "/run/ambit-lab/cluster"
+
+// watched are the processes to measure: not those that are replaced meanwhile, and
+// the control plane where it has something to do.
+func (p Path) watched(b Beside, control int) []load.Process {
+	var out []load.Process
+	for _, w := range p.Watch {
+		if b != Rollout || !w.Proxy {
+			out = append(out, w)
+		}
+	}
+	if (b == Changes || b == Toggles) && control != 0 {
+		out = append(out, load.Process{Name: load.ControlPlane, PID: control})
+	}
+	return out
+}
+
+// Begin starts what goes on beside a load of about that length over a path. What it
+// returns ends it, and has its figures.
+func (l *Lab) Begin(ctx context.Context, p Path, b Beside, length time.Duration) (end func(load.Result) (map[string]float64, error), err error) {
+	switch b {
+	case Elephant, Calf:
+		end, err = l.elephant(ctx, p, b, length)
+	case Changes, Toggles:
+		end, err = l.changes(ctx, p, b)
+	case Rollout:
+		end = l.later(ctx, length/4, "restart "+p.Near+" and "+p.Far, []string{"restart", "ztunnel@" + p.Near, "--rolling"}, []string{"restart", "ztunnel@" + p.Far, "--rolling"})
+	case Resend:
+		end = l.later(ctx, length/4, "restart the control plane", []string{"restart", load.ControlPlane})
+	default:
+		end, err = l.neighbour(ctx, p, b, length)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("begin %s: %w", b, err)
+	}
+	select {
+	case <-time.After(b.Lead()):
+	case <-ctx.Done():
+	}
+	return end, nil
+}
+
+// aside is a command of the lab's beside others.
+type aside struct {
+	cmd       *exec.Cmd
+	out, errs bytes.Buffer
+}
+
+func (l *Lab) aside(ctx context.Context, args ...string) (*aside, error) {
+	a := &aside{cmd: l.command(ctx, args...)}
+	a.cmd.Stdout, a.cmd.Stderr = &a.out, &a.errs
+	a.cmd.Cancel = func() error { return a.cmd.Process.Signal(os.Interrupt) } // it hands signals on
+	a.cmd.WaitDelay = 10 * time.Second
+	return a, a.cmd.Start()
+}
+
+// end waits for the command, after a signal where it does not end by itself.
+func (a *aside) end(sig os.Signal) error {
+	if sig != nil {
+		_ = a.cmd.Process.Signal(sig) // it may have ended, which Wait tells
+	}
+	if err := a.cmd.Wait(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(a.errs.String()))
+	}
+	return nil
+}
+
+func (l *Lab) elephant(ctx context.Context, p Path, b Beside, length time.Duration) (func(load.Result) (map[string]float64, error), error) {
+	spec := load.Spec{Kind: load.Up, Server: p.Server, Conns: 1, Size: 64 << 10, Warm: b.Lead(), For: length + 200*time.Millisecond}
+	if b == Calf {
+		spec.Pace = 100e6
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	a, err := l.aside(ctx, "exec", "client", "-n", p.Namespace, "--", l.Self, Client, string(text))
+	if err != nil {
+		return nil, err
+	}
+	return func(load.Result) (map[string]float64, error) {
+		if err := a.end(nil); err != nil { // its time is up
+			return nil, err
+		}
+		var r load.Result
+		if err := json.Unmarshal(a.out.Bytes(), &r); err != nil {
+			return nil, fmt.Errorf("read what the elephant measured: %w", err)
+		}
+		return map[string]float64{load.FigureBeside: float64(r.Bytes) / 1e9 / r.Elapsed.Seconds()}, nil
+	}, nil
+}
+
+// neighbour lets another pod do something until it is told to end.
+func (l *Lab) neighbour(ctx context.Context, p Path, b Beside, length time.Duration) (func(load.Result) (map[string]float64, error), error) {
+	e := l.ends[p.Mode]
+	server, closed, tunnels := e.otherIP+":9000", e.otherIP+":9999", fmt.Sprintf("%s:%d", e.otherIP, tunnelPort)
+	pod, args := "neighbour", map[Beside][]string{
+		Connects:       {"load", "--fresh", "--conns", "64", "--for", "10m", server},
+		Streams:        {"load", "--conns", "1000", "--size", "65536", "--for", "10m", server},
+		Greets:         {"load", "--tls", "--conns", "64", "--for", "10m", tunnels},
+		AttackConnects: {"attack", "--n", "64", "connects", server},
+		AttackRefused:  {"attack", "--n", "64", "connects", closed},
+		AttackStreams:  {"attack", "--n", "1000", "stalled", server},
+		AttackGreets:   {"attack", "--n", "10000", "handshakes", tunnels},
+	}[b]
+	if args == nil {
+		return nil, errors.New("it is not known")
+	}
+	if b == Greets || b == AttackGreets {
+		pod = "stranger" // whose connections no proxy takes
+	}
+	limit := strconv.Itoa(int((b.Lead() + length + 5*time.Second).Seconds())) // where nobody ends it
+	began := time.Now()
+	a, err := l.aside(ctx, append([]string{"exec", pod, "-n", p.Namespace, "--", "timeout", "-s", "INT", limit, "ambit-sample"}, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	return func(load.Result) (map[string]float64, error) {
+		if err := a.end(os.Interrupt); err != nil && a.out.Len() == 0 {
+			return nil, err
+		}
+		var did struct{ Opened, Requests float64 }
+		if err := json.Unmarshal(a.out.Bytes(), &did); err != nil {
+			return nil, fmt.Errorf("read what the neighbour did: %w", err)
+		}
+		return map[string]float64{load.FigureOthers: cmp.Or(did.Opened, did.Requests) / time.Since(began).Seconds()}, nil
+	}, nil
+}
+
+// later runs commands of the lab's in turn, some time from now.
+func (l *Lab) later(ctx context.Context, after time.Duration, what string, commands ...[]string) func(load.Result) (map[string]float64, error) {
+	type ended struct {
+		took time.Duration
+		err  error
+	}
+	donec := make(chan ended, 1)
+	go func() {
+		select {
+		case <-time.After(after):
+		case <-ctx.Done():
+			donec <- ended{0, context.Cause(ctx)}
+			return
+		}
+		began := time.Now()
+		for _, args := range commands {
+			if _, err := l.do(ctx, "", args...); err != nil {
+				donec <- ended{0, err}
+				return
+			}
+		}
+		donec <- ended{time.Since(began), nil}
+	}()
+	return func(load.Result) (map[string]float64, error) {
+		e := <-donec
+		if e.err != nil {
+			return nil, fmt.Errorf("%s: %w", what, e.err)
+		}
+		return map[string]float64{load.FigureReplaced: e.took.Seconds()}, l.refresh(ctx)
+	}
+}
+
+// refresh looks for the processes of paths where some were replaced.
+func (l *Lab) refresh(ctx context.Context) error {
+	s, err := l.status(ctx)
+	if err != nil {
+		return err
+	}
+	l.control = s.pid(load.ControlPlane)
+	for name, p := range l.paths {
+		for i, w := range p.Watch {
+			if pid := s.pid(w.Name); pid != 0 {
+				p.Watch[i].PID = pid
+			}
+		}
+		for i, t := range p.Targets {
+			if pid := s.pid(t.Name); pid != 0 {
+				p.Targets[i].PID = pid
+			}
+		}
+		l.paths[name] = p
+	}
+	clear(l.members) // they name processes
+	return nil
+}
+
+// changes lets objects come and go.
+func (l *Lab) changes(ctx context.Context, p Path, b Beside) (func(load.Result) (map[string]float64, error), error) {
+	if !l.meshed {
+		return nil, errors.New("there is no control plane")
+	}
+	c := load.Churn{Dir: clusterDir, Name: "changes", PerSec: 50}
+	if b == Toggles {
+		c.Deny, c.Every = p.Namespace, 400*time.Millisecond
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	before := l.pushes(ctx)
+	a, err := l.aside(ctx, "exec", "node-1", "--", l.Self, Churn, string(text))
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	return func(r load.Result) (map[string]float64, error) {
+		if err := a.end(os.Interrupt); err != nil {
+			return nil, err
+		}
+		took := time.Since(began).Seconds()
+		lines := bytes.Split(bytes.TrimSpace(a.out.Bytes()), []byte("\n"))
+		var did load.Churned
+		if err := json.Unmarshal(lines[len(lines)-1], &did); err != nil {
+			return nil, fmt.Errorf("read what was changed: %w", err)
+		}
+		out := map[string]float64{
+			load.FigureChanges: float64(did.Changes+len(did.Toggles)) / did.Elapsed.Seconds(),
+			load.FigurePushes:  (l.pushes(ctx) - before) / took,
+		}
+		if b != Toggles {
+			return out, nil
+		}
+		h, missed := load.Delays(did.Toggles, r.Decided)
+		out[load.FigureMissed] = float64(missed)
+		if v, ok := h.Quantile(0.5); ok {
+			out[load.FigureEffect], out[load.FigureEffects] = float64(v)/1e6, float64(h.Max())/1e6
+		}
+		return out, l.prove(ctx, p) // it is allowed again
+	}, nil
+}
+
+// pushes is how many responses the control plane has sent.
+func (l *Lab) pushes(ctx context.Context) (n float64) {
+	if l.asks == nil || l.control == 0 {
+		return 0
+	}
+	b, err := l.asks.Get(ctx, l.control, "http://"+controlPlaneAdmin+"/metrics")
+	if err != nil {
+		return 0
+	}
+	return sum(string(b), "ambit_ambitd_xds_responses_total")
+}
+
+// sum adds up a metric over its labels.
+func sum(text, name string) (total float64) {
+	for line := range strings.Lines(text) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		f := strings.Fields(line)
+		v, err := strconv.ParseFloat(f[len(f)-1], 64)
+		if err == nil {
+			total += v
+		}
+	}
+	return total
+}
+
+// Gather makes the control plane know a crowd, and no other, and waits until it has
+// been told to everybody. Where there is no control plane it does nothing.
+func (l *Lab) Gather(ctx context.Context, c Crowd) error {
+	if c == l.crowd || !l.meshed {
+		return nil
+	}
+	text, err := json.Marshal(load.Churn{Dir: clusterDir, Name: "crowd", Workloads: c.Workloads, Services: c.Services, Stay: true})
+	if err != nil {
+		return err
+	}
+	if _, err := l.do(ctx, "", "exec", "node-1", "--", l.Self, Churn, string(text)); err != nil {
+		return fmt.Errorf("gather a crowd: %w", err)
+	}
+	l.crowd = c
+	return l.calm(ctx)
+}
+
+// calm waits until the control plane has had nothing to send for a while.
+func (l *Lab) calm(ctx context.Context) error {
+	const quiet = 3 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("the control plane still sends after two minutes"))
+	defer cancel()
+	last, since := l.pushes(ctx), time.Now()
+	for time.Since(since) < quiet {
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if n := l.pushes(ctx); n != last {
+			last, since = n, time.Now()
+		}
+	}
+	return nil
+}
