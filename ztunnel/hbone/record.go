@@ -189,10 +189,12 @@ type gatherConn struct {
 	secured bool   // the handshake is over: an end of the transport is no longer an end of the peer's
 	turn    *turn  // until then: given up while the transport is waited for
 	once    func(fd uintptr) bool
+	reads   quick
 
 	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
 	tried   []byte
 	tryErr  error
+	writes  quick
 
 	// Outbound. crypto/tls may write from its reader, too (KeyUpdate, alerts), so this side has a lock.
 	mu     sync.Mutex
@@ -319,7 +321,7 @@ func (g *gatherConn) makeRoom() {
 func (g *gatherConn) readOnce(fd uintptr) bool {
 	g.borrow()
 	for {
-		n, err := unix.Read(int(fd), g.in.data[g.w:])
+		n, err := g.reads.read(fd, g.in.data[g.w:])
 		if err == unix.EINTR {
 			continue
 		}
@@ -330,6 +332,7 @@ func (g *gatherConn) readOnce(fd uintptr) bool {
 			return true
 		case err == unix.EAGAIN:
 			g.giveBack()
+			g.reads.rested()
 			return false
 		case err != nil:
 			g.readErr = &net.OpError{Op: "read", Net: "tcp", Source: g.LocalAddr(), Addr: g.RemoteAddr(), Err: err}
@@ -478,7 +481,7 @@ func (g *gatherConn) try(p []byte) (int, error) {
 
 func (g *gatherConn) writeOnce(fd uintptr) bool {
 	for len(g.tried) > 0 {
-		n, err := unix.Write(int(fd), g.tried)
+		n, err := g.writes.write(fd, g.tried)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:

@@ -152,6 +152,7 @@ type parcel struct {
 	gone   int // bytes written and not yet accounted
 	err    error
 	once   func(fd uintptr) bool
+	calls  quick
 }
 
 var parcels = sync.Pool{New: func() any {
@@ -184,9 +185,9 @@ func (p *parcel) writeOnce(fd uintptr) bool {
 		var n int
 		var err error
 		if p.hi-p.lo == 1 {
-			n, err = unix.Write(int(fd), p.views[p.lo])
+			n, err = p.calls.write(fd, p.views[p.lo])
 		} else {
-			n, err = unix.Writev(int(fd), p.views[p.lo:p.hi])
+			n, err = p.calls.writev(fd, p.views[p.lo:p.hi])
 		}
 		switch {
 		case err == unix.EINTR:
@@ -249,5 +250,6 @@ func (p *parcel) recycle() {
 	}
 	p.o, p.err = nil, nil
 	p.lo, p.hi, p.gone = 0, 0, 0
+	p.calls.rested()
 	parcels.Put(p)
 }

@@ -97,7 +97,8 @@ func (s *Stream) RelayFrom(src io.Reader, n *atomic.Uint64) (readErr, writeErr e
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	in := relayIn{s: s, want: smallBlock - frameHeaderLen}
-	if sc, ok := src.(syscall.Conn); ok {
+	sc, ok := src.(syscall.Conn)
+	if _, socket := src.(net.Conn); ok && socket {
 		if raw, err := sc.SyscallConn(); err == nil {
 			return in.socket(raw, n)
 		}
@@ -116,7 +117,8 @@ type relayIn struct {
 	err      error
 	noWindow bool
 	waited   bool // the source had nothing before this read
-	iov      [largeBlock / recordLen][]byte
+	iov      [maxParts][]byte
+	calls    quick
 }
 
 // socket waits for readability, and then takes window and block and reads: an idle stream holds neither.
@@ -155,9 +157,9 @@ func (in *relayIn) once(fd uintptr) bool {
 	var err error
 	for {
 		if in.reserved <= in.frame {
-			in.n, err = unix.Read(int(fd), in.blk.data[frameHeaderLen:frameHeaderLen+in.reserved])
+			in.n, err = in.calls.read(fd, in.blk.data[frameHeaderLen:frameHeaderLen+in.reserved])
 		} else {
-			in.n, err = unix.Readv(int(fd), in.slots())
+			in.n, err = in.calls.readv(fd, in.slots())
 		}
 		if err != unix.EINTR {
 			break
@@ -170,6 +172,7 @@ func (in *relayIn) once(fd uintptr) bool {
 	in.abandon()
 	if err == unix.EAGAIN {
 		in.waited = true
+		in.calls.rested()
 		return false
 	}
 	in.err = err
