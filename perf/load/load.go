@@ -166,6 +166,7 @@ type worker struct {
 	ops, bytes atomic.Uint64
 	hist       Histogram
 	due        time.Duration // of the next request at a fixed rate, on the monotonic clock
+	open       time.Duration // of the first that has no answer in the histogram
 	_          [64]byte      // the next worker's counters are on another cache line
 }
 
@@ -174,6 +175,7 @@ type run struct {
 	Spec
 	ctx       context.Context
 	measuring atomic.Bool
+	window    [2]time.Duration // its beginning and end, on the monotonic clock
 	ended     atomic.Bool
 	workers   []worker
 	calls     *calls // of gRPC
@@ -279,6 +281,7 @@ func (r *run) measure(watch []Process) (Result, error) {
 	if err := r.wait(r.Warm); err != nil {
 		return Result{}, err
 	}
+	r.window[0] = monotonic()
 	r.measuring.Store(true)
 	before, err := look(watch)
 	if err != nil {
@@ -294,6 +297,7 @@ func (r *run) measure(watch []Process) (Result, error) {
 	}
 	opsNow, bytesNow := r.counts()
 	r.measuring.Store(false)
+	r.window[1] = monotonic()
 	out := between(before, after)
 	out.Ops, out.Bytes = opsNow-ops, bytesNow-bytes
 	return out, nil
@@ -322,6 +326,7 @@ func (r *run) collect(out *Result) {
 	out.Decided = r.decided.changes()
 	var all Histogram
 	for i := range r.workers {
+		r.overdue(&r.workers[i])
 		all.Merge(&r.workers[i].hist)
 	}
 	if all.Count() > 0 {
@@ -445,6 +450,7 @@ func (r *run) done(w *worker, took time.Duration, timed bool) {
 	w.bytes.Add(uint64(r.Size))
 	if timed && r.measuring.Load() {
 		w.hist.Add(int64(took))
+		w.open = w.due
 	}
 }
 

@@ -279,3 +279,36 @@ func TestFixedRateCountsTheTimeWithoutAConnection(t *testing.T) {
 		t.Errorf("longest %s, %d errors; the server was away for %s", time.Duration(r.Latency.Max()), r.Errors, gap)
 	}
 }
+
+// What is due in a window and not answered by its end has waited until then, at least: else a stall at the end of a run
+// would be in no figure.
+func TestStallAtTheEndIsSeen(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for answered := 0; ; answered++ {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			if b := make([]byte, 64); answered < 100 {
+				if _, err := io.ReadFull(c, b); err == nil {
+					_, _ = c.Write(b) // the client counts it
+				}
+			}
+		}
+	}()
+	const perSec, length = 1000, 300 * time.Millisecond
+	r, err := Run(t.Context(), Spec{Kind: Connect, Server: ln.Addr().String(), Conns: 1, Size: 64, PerSec: perSec, For: length})
+	if err != nil {
+		t.Fatal(err)
+	}
+	due := uint64(perSec * length.Seconds())
+	if n := r.Latency.Count(); r.Ops > 100 || n < due-1 {
+		t.Errorf("%d requests were answered, %d were due, and %d are in the figures", r.Ops, due, n)
+	}
+}

@@ -18,7 +18,22 @@ import (
 func (r *run) schedule() {
 	now, step := monotonic(), r.step()
 	for i := range r.workers {
-		r.workers[i].due = now + step*time.Duration(i)/time.Duration(len(r.workers))
+		w := &r.workers[i]
+		w.due = now + step*time.Duration(i)/time.Duration(len(r.workers))
+		w.open = w.due
+	}
+}
+
+// overdue counts what was due in the window and had no answer when it ended: it has waited until then, at least. A
+// stall at the end would leave no trace otherwise.
+func (r *run) overdue(w *worker) {
+	if r.PerSec == 0 {
+		return
+	}
+	for due := w.open; due < r.window[1]; due += r.step() {
+		if due >= r.window[0] {
+			w.hist.Add(int64(r.window[1] - due))
+		}
 	}
 }
 
