@@ -120,15 +120,19 @@ func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, arg
 		p.tell(ctx, c, a)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout())
+	// The clock says when time is up: ctx says so a little later, and in between one
+	// would ask once more, to hear of nothing but that.
+	end := time.Now().Add(c.timeout())
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
+	late := func() bool { return ctx.Err() != nil || !time.Now().Before(end) }
 	var waiting error
 	for {
 		_, err := p.client(c).Ask(ctx, attach.Request{Command: command, Attachment: a})
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil && waiting != nil {
+		if late() && waiting != nil {
 			return waiting // this time it was too late to learn more
 		}
 		refusal, refused := errors.AsType[*attach.Refusal](err)
@@ -155,7 +159,7 @@ func (p *Plugin) admit(ctx context.Context, command attach.Command, c *call, arg
 		case <-time.After(retryInterval):
 		case <-ctx.Done():
 		}
-		if ctx.Err() != nil {
+		if late() {
 			return waiting
 		}
 	}

@@ -209,7 +209,7 @@ func (s *Server) answer(ctx context.Context, r Request) Answer {
 		if err = r.Attachment.Validate(); err != nil {
 			err = &Refusal{Message: "the container runtime's words about the pod cannot be used", Details: err.Error(), Final: true}
 		} else if ctx.Err() != nil {
-			err = &Refusal{Message: "the node agent read the request too late"}
+			err = &Refusal{Message: "the node agent read the request too late", Unready: true} // nothing was said of the pod
 		} else if r.Command == Tell {
 			err = s.cfg.Handler.Attach(ctx, r.Attachment)
 		} else if r.Command == Add {

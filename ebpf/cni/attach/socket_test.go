@@ -192,8 +192,8 @@ func TestRequestsThatAreReadTooLateAreNot(t *testing.T) {
 		defer cancel()
 		time.AfterFunc(2*time.Second, func() { close(hung) })
 		_, err := c.Ask(ctx, attach.Request{Command: attach.Add, Attachment: pod()})
-		if refusal, ok := errors.AsType[*attach.Refusal](err); !ok || refusal.Final || !strings.Contains(refusal.Message, "too late") {
-			t.Errorf("got %v, want a refusal", err)
+		if refusal, ok := errors.AsType[*attach.Refusal](err); !ok || refusal.Final || !refusal.Unready || !strings.Contains(refusal.Message, "too late") {
+			t.Errorf("got %v, want an agent that was not ready", err)
 		}
 	})
 }
