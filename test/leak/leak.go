@@ -15,7 +15,7 @@ import (
 )
 
 // grace is how long what is ending may take to end. It is waited for only when something is still there.
-const grace = 5 * time.Second
+const grace = 30 * time.Second
 
 // Main runs the tests and exits, with a failure if anything is left over.
 func Main(m *testing.M) {
