@@ -23,9 +23,10 @@ const (
 //
 // One goroutine at a time uses it. The zero value is ready.
 type quick struct {
-	calls int
-	iov   [maxParts]unix.Iovec
-	msg   unix.Msghdr
+	calls  int
+	unseen bool // also by the race detector, which wants to know what is written to memory; tests of these calls
+	iov    [maxParts]unix.Iovec
+	msg    unix.Msghdr
 }
 
 // rested says that its user has waited, or will now: the scheduler has its turn.
@@ -33,7 +34,7 @@ func (q *quick) rested() { q.calls = 0 }
 
 func (q *quick) public() bool {
 	q.calls++
-	return raceEnabled || q.calls%quickCalls == 0 // the detector wants to know what is written to memory
+	return raceEnabled && !q.unseen || q.calls%quickCalls == 0
 }
 
 func (q *quick) read(fd uintptr, p []byte) (int, error) {
