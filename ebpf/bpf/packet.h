@@ -37,7 +37,24 @@ struct packet_place {
 	__u32 at;
 	__u8 next;    /* the protocol of what is there */
 	bool wrapped; /* in another packet, or behind a VLAN tag */
+	bool cut;     /* the first fragment of more */
+	__u32 end;    /* of the packet, as its IP header says */
 };
+
+/* Whether the packet has n more bytes. What a frame has behind a packet's end, others do not read: behind the end of
+ * a fragment the next one is what counts, and such bytes would speak in its place. A whole packet that ends too early
+ * is read by nobody. */
+static __always_inline bool packet_has(const struct packet_place *p, __u32 n)
+{
+	return !p->cut || p->at + n <= p->end;
+}
+
+/* Within a fragment, nothing reaches further than that does. */
+static __always_inline void packet_ends(struct packet_place *p, __u32 end)
+{
+	if (!p->cut || end < p->end)
+		p->end = end;
+}
 
 /* Says of nearly all packets, without a call, what packet_read would: that they are PACKET_OTHER. Of what is not
  * read here (wrapped, in fragments, with options or extensions, in pages) it says nothing. TCP hands over its
@@ -93,7 +110,7 @@ static __always_inline enum packet packet_ip4(struct __sk_buff *skb, struct pack
 		__be32 source, destination;
 	} ip;
 
-	if (bpf_skb_load_bytes(skb, p->at, &ip, sizeof(ip)))
+	if (!packet_has(p, sizeof(ip)) || bpf_skb_load_bytes(skb, p->at, &ip, sizeof(ip)))
 		return PACKET_MALFORMED;
 	p->next = ip.protocol;
 	__u16 offset = bpf_ntohs(ip.fragment) & 0x1fff;
@@ -103,6 +120,8 @@ static __always_inline enum packet packet_ip4(struct __sk_buff *skb, struct pack
 		return PACKET_OTHER;
 	f->local = from_ip4(ip.source);
 	f->remote = from_ip4(ip.destination);
+	packet_ends(p, p->at + bpf_ntohs(ip.len));
+	p->cut |= !!(ip.fragment & bpf_htons(0x2000));
 	p->at += (ip.version & 0xf) * 4;
 	return PACKET_SYN;
 }
@@ -116,12 +135,13 @@ static __always_inline enum packet packet_ip6(struct __sk_buff *skb, struct pack
 		struct address source, destination;
 	} ip;
 
-	if (bpf_skb_load_bytes(skb, p->at, &ip, sizeof(ip)))
+	if (!packet_has(p, sizeof(ip)) || bpf_skb_load_bytes(skb, p->at, &ip, sizeof(ip)))
 		return PACKET_MALFORMED;
 	p->next = ip.next;
 	f->local = ip.source;
 	f->remote = ip.destination;
 	p->at += sizeof(ip);
+	packet_ends(p, p->at + bpf_ntohs(ip.len));
 	return PACKET_SYN;
 }
 
@@ -133,11 +153,16 @@ static __always_inline enum packet packet_extension(struct __sk_buff *skb, struc
 		__be16 fragment;
 	} ext;
 
-	if (bpf_skb_load_bytes(skb, p->at, &ext, sizeof(ext)))
+	if (!packet_has(p, sizeof(ext)) || bpf_skb_load_bytes(skb, p->at, &ext, sizeof(ext)))
 		return PACKET_MALFORMED;
 	if (p->next == IPPROTO_FRAGMENT) {
-		if (bpf_ntohs(ext.fragment) & 0xfff8)
+		__u16 offset = bpf_ntohs(ext.fragment) & 0xfff8;
+
+		if (offset == 8)
+			return PACKET_MALFORMED; /* as with IPv4, whatever it says is next: only the first one's word counts */
+		if (offset)
 			return PACKET_OTHER;
+		p->cut |= !!(ext.fragment & bpf_htons(1));
 		p->at += 8;
 	} else {
 		p->at += (ext.len + 1) * 8;
@@ -153,7 +178,7 @@ static __always_inline enum packet packet_tcp(struct __sk_buff *skb, struct pack
 	} ports;
 	__u8 flags;
 
-	if (bpf_skb_load_bytes(skb, p->at, &ports, sizeof(ports)) || bpf_skb_load_bytes(skb, p->at + 13, &flags, 1))
+	if (!packet_has(p, 14) || bpf_skb_load_bytes(skb, p->at, &ports, sizeof(ports)) || bpf_skb_load_bytes(skb, p->at + 13, &flags, 1))
 		return PACKET_MALFORMED;
 	f->local_port = ports.source;
 	f->remote_port = ports.destination;

@@ -132,6 +132,13 @@ func packetRows() []func(mark []byte) frame {
 			return frame{name: "fragment without flags", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 0x2000, syn(m)[:8]))}
 		},
 		func(m []byte) frame {
+			return frame{name: "fragment without flags, others behind it", bytes: padded(ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 0x2000, syn(m)[:8])), m, 8)}
+		},
+		func(m []byte) frame {
+			return frame{name: "fragment of IPv4 in IPv4, flags behind it",
+				bytes: padded(ether(unix.ETH_P_IP, ip4(podV4, clientV4, 4, 0x2000, v4(6, syn(m))[:32])), m, 12)}
+		},
+		func(m []byte) frame {
 			return frame{name: "fragment with flags only", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 1, syn(m)[8:])), limits: byPacket}
 		},
 		func(m []byte) frame {
@@ -178,6 +185,9 @@ func packetRows() []func(mark []byte) frame {
 		}},
 		{"atomic fragment", func(m []byte) []byte { return v6(44, append([]byte{6, 0, 0, 0, 0, 0, 0, 9}, syn(m)...)) }},
 		{"fragment without flags", func(m []byte) []byte { return v6(44, append([]byte{6, 0, 0, 1, 0, 0, 0, 9}, syn(m)[:8]...)) }},
+		{"fragment without flags, others behind it", func(m []byte) []byte {
+			return padded(v6(44, append([]byte{6, 0, 0, 1, 0, 0, 0, 9}, syn(m)[:8]...)), m, 8)
+		}},
 		{"fragment with extensions only", func(m []byte) []byte {
 			return v6(44, slices.Concat([]byte{60, 0, 0, 1, 0, 0, 0, 9}, []byte{6, 1, 1, 4}, m))
 		}},
@@ -189,6 +199,14 @@ func packetRows() []func(mark []byte) frame {
 		})
 	}
 	return append(rows,
+		func(m []byte) frame {
+			return frame{name: "IPv6 fragment of IPv6 in IPv6, flags behind it",
+				bytes: padded(ether(unix.ETH_P_IPV6, v6(44, slices.Concat([]byte{41, 0, 0, 1, 0, 0, 0, 9}, v6(6, syn(m))[:48]))), m, 8)}
+		},
+		func(m []byte) frame {
+			return frame{name: "IPv6 fragment with flags only",
+				bytes: ether(unix.ETH_P_IPV6, v6(44, slices.Concat([]byte{6, 0, 0, 8, 0, 0, 0, 9}, m, syn(m)[12:])))}
+		},
 		rawSocket("IPv6 raw socket", clientV6, nil, nil),
 		func(m []byte) frame {
 			return frame{name: "IPv6 in IPv4", bytes: ether(unix.ETH_P_IP, v4(41, v6(6, syn(m)))), limits: byPacket}
@@ -201,6 +219,14 @@ func syn(mark []byte) []byte {
 		mark = make([]byte, 4)
 	}
 	return slices.Concat([]byte{0x80 | mark[2]&0x7f, mark[3], 0x1f, 0x90}, mark, mark, []byte{0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0})
+}
+
+// padded is a frame that ends with the first n bytes of a TCP header and goes on behind the packet's end as if nothing
+// began there.
+func padded(frame, mark []byte, n int) []byte {
+	rest := syn(mark)
+	rest[13] = 0x10
+	return append(frame, append(rest, make([]byte, 24)...)[n:]...)
 }
 
 func ip4(from, to netip.Addr, proto byte, fragment uint16, payload []byte) []byte {
