@@ -64,7 +64,7 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 		}
 		for round := range r.rounds(s) {
 			for k := range modes {
-				i := (k + round) % len(modes) // nobody is always after the same one
+				i := turn(k, round, len(modes))
 				run, err := r.one(ctx, Step{Done: done, Of: total, Scenario: s, Mode: modes[i], Round: round})
 				if err != nil {
 					return append(rows, measured(group)...), err
@@ -81,6 +81,15 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 		rows = append(append(rows, group...), r.leftOut(s)...)
 	}
 	return rows, nil
+}
+
+// turn says who of n is at place k in a round: forwards and backwards in turn, and each time somebody else first, so
+// that nobody is always after the same one.
+func turn(k, round, n int) int {
+	if round%2 == 1 {
+		k = n - 1 - k
+	}
+	return (k + round/2) % n
 }
 
 // countFor is enough to count system calls.

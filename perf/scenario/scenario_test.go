@@ -110,13 +110,38 @@ func TestModesRunInTurn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(n.runs, " "); got != "none tls ambit tls ambit none ambit none tls" {
+	if got := strings.Join(n.runs, " "); got != "none tls ambit ambit tls none tls ambit none" {
 		t.Errorf("order: %s", got)
 	}
 	for _, row := range rows {
 		for i, run := range row.Runs {
 			if run.Round != i+1 {
 				t.Errorf("%s: round %d is at %d", row.Mode, run.Round, i)
+			}
+		}
+	}
+}
+
+// What a run leaves behind must not meet the same mode every time.
+func TestNobodyIsAlwaysAfterTheSame(t *testing.T) {
+	for n := 2; n < 7; n++ {
+		before := map[int]map[int]bool{}
+		last := -1
+		for round := range 4 {
+			for k := range n {
+				i := turn(k, round, n)
+				if last >= 0 {
+					if before[i] == nil {
+						before[i] = map[int]bool{}
+					}
+					before[i][last] = true
+				}
+				last = i
+			}
+		}
+		for i := range n {
+			if len(before[i]) < 2 {
+				t.Errorf("of %d modes, number %d only runs after %v", n, i, before[i])
 			}
 		}
 	}
