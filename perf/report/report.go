@@ -164,6 +164,7 @@ const (
 	MetricHeap     = "heap"
 	MetricRSS      = "rss"
 	MetricPerConn  = "perconn"
+	MetricErrors   = "errors"
 	MetricKernel   = "kernel"
 
 	MetricStall    = "stall"    // the longest request
@@ -171,6 +172,8 @@ const (
 	MetricTail     = "tail"     // p99, likewise
 	MetricSettled  = "settled"  // RSS of proxies after the wait, divided by what it was
 	MetricEffect   = "effect"   // from a declaration to the first connection decided by it
+	MetricRise     = "rise"     // p99.9, minus that of the baseline
+	MetricBase     = "base"     // memory of each proxy before idle connections
 	MetricPushes   = "pushes"   // responses of the control plane
 	MetricControl  = "control"  // its CPU
 	MetricControlM = "controlm" // its memory
@@ -199,7 +202,7 @@ func Metrics(kind string) []Metric {
 	logged := Metric{"logged", "log lines", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 		return proxies(r, func(u load.Usage) float64 { return float64(u.LogLines) })
 	}}
-	failed := Metric{"errors", "errors", -1, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Errors), true }}
+	failed := Metric{MetricErrors, "errors", -1, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Errors), true }}
 	tails := []Metric{
 		{MetricP50, "p50 µs", -1, quantile(0.5)}, {"p90", "p90 µs", -1, quantile(0.9)},
 		{MetricP99, "p99 µs", -1, quantile(0.99)}, {"p99.9", "p99.9 µs", -1, quantile(0.999)},
@@ -222,6 +225,7 @@ func Metrics(kind string) []Metric {
 				n, _ := proxies(r, func(load.Usage) float64 { return 1 })
 				return sum / max(n, 1) / 1024 / float64(max(r.Ops, 1)), ok
 			}},
+			{MetricBase, "RSS MiB each before", -1, idleBase},
 			{MetricKernel, "KiB/conn kernel, machine", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 				return float64(r.Machine.Kernel) / 1024 / float64(max(r.Ops, 1)), true
 			}},
@@ -270,6 +274,7 @@ func besides() []Metric {
 			without, had := r.Baseline.Latency.Quantile(0.99)
 			return float64(with) / float64(max(without, 1)), ok && had
 		}},
+		{MetricRise, "p99.9 − baseline µs", 0, rise},
 		{"unstalled", "baseline longest ms", 0, func(_ load.Spec, r load.Result) (float64, bool) {
 			if r.Baseline == nil {
 				return 0, false
@@ -309,7 +314,10 @@ func figureOf(name string) func(load.Spec, load.Result) (float64, bool) {
 // Metrics are the columns of a scenario: those of which some row has a figure.
 func (g Group) Metrics() []Metric {
 	return slices.DeleteFunc(Metrics(g.Scenario.Load.Kind), func(m Metric) bool {
-		return m.Name != "logged" && m.Name != "errors" && !slices.ContainsFunc(g.Rows, func(r Row) bool { return len(r.Values(m)) > 0 })
+		if m.Name == MetricErrors { // remarks say which
+			return !slices.ContainsFunc(g.Rows, func(r Row) bool { return r.errors() > 0 })
+		}
+		return !slices.ContainsFunc(g.Rows, func(r Row) bool { return len(r.Values(m)) > 0 })
 	})
 }
 

@@ -19,9 +19,9 @@ func TestSpread(t *testing.T) {
 		text   string
 	}{
 		{nil, Spread{}, "–"},
-		{[]float64{3}, Spread{3, 3, 3, 1}, "3.00"},
-		{[]float64{4, 1}, Spread{1.75, 2.5, 3.25, 2}, "2.50 (1.75–3.25)"},
-		{[]float64{5, 1, 2, 4, 3}, Spread{2, 3, 4, 5}, "3.00 (2.00–4.00)"},
+		{[]float64{3}, Spread{3, 3, 3, 1, 3, 3}, "3.00"},
+		{[]float64{4, 1}, Spread{1.75, 2.5, 3.25, 2, 1, 4}, "2.50 (1.75–3.25)"},
+		{[]float64{5, 1, 2, 4, 3}, Spread{2, 3, 4, 5, 1, 5}, "3.00 (2.00–4.00)"},
 	}
 	for _, tt := range tests {
 		if got := SpreadOf(tt.values); got != tt.want || got.String() != tt.text {
@@ -193,17 +193,24 @@ func TestCompare(t *testing.T) {
 	}
 	b.Machine.CPUs = 4
 	b.Settings.AccessLog = false
-	var out bytes.Buffer
-	if err := Compare(&out, a, b); err != nil {
+	c, err := Compare(a, b)
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"the machines differ", "access logs", "ambit / none rate", "10.00  better", "none per s"} {
+	var out bytes.Buffer
+	if err := c.Text(&out, false); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Worse) > 0 || len(c.Better) == 0 {
+		t.Errorf("worse %v, better %v", c.Worse, c.Better)
+	}
+	for _, want := range []string{"the machines differ", "access logs", "ambit / none", "10.00  better", "better  cross-node/ask-1 · ambit · per s"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, out.String())
 		}
 	}
 	b.Rows = nil
-	if err := Compare(&out, a, b); err == nil {
+	if _, err := Compare(a, b); err == nil {
 		t.Error("nothing in common is no error")
 	}
 }

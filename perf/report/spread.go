@@ -12,6 +12,7 @@ import (
 type Spread struct {
 	Low, Median, High float64
 	N                 int
+	Min, Max          float64
 }
 
 // SpreadOf computes it; quartiles are interpolated between neighbours.
@@ -28,7 +29,7 @@ func SpreadOf(values []float64) Spread {
 		}
 		return v[i] + (x-float64(i))*(v[i+1]-v[i])
 	}
-	return Spread{at(0.25), at(0.5), at(0.75), len(v)}
+	return Spread{at(0.25), at(0.5), at(0.75), len(v), v[0], v[len(v)-1]}
 }
 
 // String shows the median, and the quartiles where there are several values.
@@ -64,10 +65,21 @@ func figure(v float64) string {
 	return s
 }
 
-// Apart reports whether the middle halves of two spreads do not overlap, and
-// which one is higher: -1, 0, +1.
+// Noise is where the next round would not surprise: between the quartiles, and
+// between the extremes where there are too few rounds for quartiles to mean much.
+func (s Spread) Noise() (low, high float64) {
+	if s.N < 4 {
+		return s.Min, s.Max
+	}
+	return s.Low, s.High
+}
+
+// Apart reports whether two spreads do not overlap beyond noise, and which one is
+// higher: -1, 0, +1.
 func Apart(a, b Spread) int {
-	if a.N < 2 || b.N < 2 || a.Low <= b.High && b.Low <= a.High {
+	aLow, aHigh := a.Noise()
+	bLow, bHigh := b.Noise()
+	if a.N < 2 || b.N < 2 || aLow <= bHigh && bLow <= aHigh {
 		return 0
 	}
 	return cmp.Compare(a.Median, b.Median)

@@ -15,6 +15,7 @@ func (r *Report) Text(w io.Writer) error {
 	for _, g := range r.Groups() {
 		p.group(r, g)
 	}
+	p.bars(r)
 	p.notes(r)
 	return p.err
 }
@@ -35,8 +36,57 @@ func (p *printer) head(r *Report) {
 	p.f("%s · %s\n", r.Version, strings.Join(r.Command, " "))
 	p.f("%s, %d CPUs, %d GiB, Linux %s, %s, load %.2f before\n", r.Machine.CPU, r.Machine.CPUs, (r.Machine.Memory+1<<29)>>30, r.Machine.Kernel, r.Machine.Go, r.Machine.LoadAvg)
 	p.f("%s\n", r.Settings)
+	for _, s := range r.Warnings() {
+		p.f("%s\n", s)
+	}
+}
+
+// Warnings are what makes figures doubtful.
+func (r *Report) Warnings() []string {
+	var out []string
 	if r.Settings.Profiled {
-		p.f("%s\n", notMeasured)
+		out = append(out, notMeasured)
+	}
+	// Half of it may be the invocation before.
+	if r.Machine.CPUs > 0 && r.Machine.LoadAvg > 0.75*float64(r.Machine.CPUs) {
+		out = append(out, fmt.Sprintf("BUSY MACHINE: a load of %.2f on %d CPUs in the minute before. What else ran may be in these figures.", r.Machine.LoadAvg, r.Machine.CPUs))
+	}
+	runs, stolen, failed, errs := 0, 0, 0, uint64(0)
+	for _, row := range r.Rows {
+		for _, run := range row.Runs {
+			runs++
+			if run.Failed != "" {
+				failed++
+			}
+		}
+		stolen += row.stolen()
+		errs += row.errors()
+	}
+	if stolen > 0 {
+		out = append(out, fmt.Sprintf("STOLEN CPU: %d of %d runs were kept although other machines took more than %.1f %% of the CPU.", stolen, runs, 100*r.Settings.MaxSteal))
+	}
+	if failed > 0 {
+		out = append(out, fmt.Sprintf("FAILED: %d of %d runs have no figures; the remarks say why.", failed, runs))
+	}
+	if errs > 0 {
+		out = append(out, fmt.Sprintf("ERRORS: %d requests or connections failed; the remarks say in which rows.", errs))
+	}
+	return out
+}
+
+// bars says which of them are met. A short measurement is not asked about those of
+// scenarios that it left out.
+func (p *printer) bars(r *Report) {
+	judged := r.Judge(bars)
+	t, elsewhere := barLines(judged)
+	if len(t) > 0 {
+		p.f("\nbars\n")
+		append(table{barHead}, t...).print(p)
+		p.f("  %s\n", Tally(judged))
+		if len(elsewhere) > 0 {
+			p.f("  not measured because the scenario was not run: %s\n", strings.Join(elsewhere, ", "))
+		}
+		p.f("  within noise: the bar lies between the quartiles, with less than 4 rounds between the extremes.\n")
 	}
 }
 
@@ -84,7 +134,7 @@ func (p *printer) group(r *Report, g Group) {
 	for _, pair := range g.Pairs() {
 		line := []string{pair.Subject.Mode + " / " + pair.Other.Mode}
 		for _, m := range metrics {
-			if m.Better != 0 && m.Name != "errors" && m.Name != "switches" {
+			if m.Better != 0 && m.Name != MetricErrors && m.Name != "switches" {
 				if s := SpreadOf(Ratios(pair.Subject, pair.Other, m)); s.N > 0 {
 					line = append(line, m.Name+" "+s.String())
 				}

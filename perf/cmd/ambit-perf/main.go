@@ -29,12 +29,15 @@ import (
 const usage = `Usage:
   ambit-perf run [flags] [SCENARIO...]   measure; SCENARIO is a regular expression, default: the core set
   ambit-perf list                        scenarios and modes
-  ambit-perf show FILE                   print a report that was kept as JSON; --html FILE makes the page of it
-  ambit-perf compare A.json B.json       what differs
+  ambit-perf show FILE...                print a report that was kept as JSON; --markdown: short tables for a document,
+                                         --html FILE: the page. Several files of one build become one report
+  ambit-perf compare A.json B.json       what differs; --all: every figure; -o json
+  ambit-perf sizing FILE...              what a node proxy costs, and the requests and limits that follow for a node
   ambit-perf version [-o json]
 
 ambit-perf run -h lists its flags. It wants root, or a machine where users may make namespaces,
-and the programs that make build puts beside it. Exit status: 0 ok, 1 failed, 2 wrong flags.
+and the programs that make build puts beside it.
+Exit status: 0 ok; 1 failed, or some runs did; 2 wrong flags; 3 compare found something worse beyond noise.
 `
 
 func main() {
@@ -47,13 +50,16 @@ func main() {
 // errUsage is a mistake in the command line.
 var errUsage = errors.New("wrong command line")
 
+// errWorse is what compare was asked to find.
+var errWorse = errors.New("worse")
+
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
 	verbs := map[string]func(context.Context, []string, io.Writer, io.Writer) error{
-		"run": runCommand, "list": listCommand, "show": showCommand, "compare": compareCommand,
+		"run": runCommand, "list": listCommand, "show": showCommand, "compare": compareCommand, "sizing": sizingCommand,
 		"version": func(_ context.Context, args []string, out, _ io.Writer) error {
 			return boot.PrintVersion(out, "ambit-perf", args)
 		},
@@ -75,6 +81,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errUsage):
 		fmt.Fprintf(stderr, "ambit-perf %s: %v\n", args[0], err)
 		return 2
+	case errors.Is(err, errWorse): // and was printed
+		return 3
 	}
 	fmt.Fprintf(stderr, "ambit-perf: %v\n", err)
 	return 1
@@ -97,23 +105,39 @@ func showCommand(_ context.Context, args []string, stdout, stderr io.Writer) err
 	fs := flag.NewFlagSet("show", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	html := fs.String("html", "", "write the page to this `file` instead")
+	kept := fs.String("json", "", "write the report to this `file` instead")
+	markdown := fs.Bool("markdown", false, "short tables for a document, without paths of this machine")
 	if err := parse(fs, &args); err != nil {
 		return err
 	}
-	if len(args) != 1 {
-		return fmt.Errorf("%w: show wants one file", errUsage)
-	}
-	r, err := readReport(args[0])
+	r, err := readReports(args)
 	if err != nil {
 		return err
 	}
+	var errs []error
 	if *html != "" {
-		return writeFile(*html, r.HTML)
+		errs = append(errs, writeFile(*html, r.HTML))
 	}
-	return r.Text(stdout)
+	if *kept != "" {
+		errs = append(errs, writeFile(*kept, r.Encode))
+	}
+	switch {
+	case *markdown:
+		errs = append(errs, r.Markdown(stdout))
+	case *html == "" && *kept == "":
+		errs = append(errs, r.Text(stdout))
+	}
+	return errors.Join(errs...)
 }
 
-func compareCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
+func compareCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet("compare", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	all := fs.Bool("all", false, "show every figure, not only those that count")
+	output := fs.String("o", "table", "`table|json`")
+	if err := parse(fs, &args); err != nil {
+		return err
+	}
 	if len(args) != 2 {
 		return fmt.Errorf("%w: compare wants two files", errUsage)
 	}
@@ -125,7 +149,70 @@ func compareCommand(_ context.Context, args []string, stdout, _ io.Writer) error
 	if err != nil {
 		return err
 	}
-	return report.Compare(stdout, a, b)
+	c, err := report.Compare(a, b)
+	if err != nil {
+		return err
+	}
+	if err := print(stdout, *output, c, func(w io.Writer) error { return c.Text(w, *all) }); err != nil {
+		return err
+	}
+	if len(c.Worse) > 0 {
+		return errWorse
+	}
+	return nil
+}
+
+func sizingCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet("sizing", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	var n report.Node
+	def := report.ExampleNode
+	fs.IntVar(&n.Pods, "pods", def.Pods, "enrolled `pods` of the node")
+	fs.IntVar(&n.Connections, "connections", def.Connections, "open `connections`")
+	fs.IntVar(&n.Connects, "connects", def.Connects, "new `connections` per second")
+	fs.Float64Var(&n.GB, "gb", def.GB, "`GB` per second")
+	fs.IntVar(&n.Requests, "requests", def.Requests, "`requests` per second on open connections")
+	fs.IntVar(&n.Workloads, "workloads", def.Workloads, "`workloads` of the whole mesh")
+	mode := fs.String("mode", topo.Ambit, "`mode` of the report")
+	output := fs.String("o", "table", "`table|json`")
+	if err := parse(fs, &args); err != nil {
+		return err
+	}
+	r, err := readReports(args)
+	if err != nil {
+		return err
+	}
+	s := r.SizingOf(*mode, n)
+	return print(stdout, *output, s, s.Text)
+}
+
+// print writes a form that was asked for.
+func print(w io.Writer, form string, v any, text func(io.Writer) error) error {
+	switch form {
+	case "table":
+		return text(w)
+	case "json":
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", " ")
+		return enc.Encode(v)
+	}
+	return fmt.Errorf("%w: -o %s: want table or json", errUsage, form)
+}
+
+// readReports makes one of several.
+func readReports(paths []string) (*report.Report, error) {
+	if len(paths) == 0 {
+		return nil, fmt.Errorf("%w: want a file", errUsage)
+	}
+	var all []*report.Report
+	for _, path := range paths {
+		r, err := readReport(path)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return report.Merge(all...)
 }
 
 func readReport(path string) (*report.Report, error) {
@@ -233,4 +320,9 @@ func writeFile(path string, write func(io.Writer) error) error {
 }
 
 // seconds is for people.
-func seconds(d time.Duration) string { return fmt.Sprintf("%.0f s", d.Seconds()) }
+func seconds(d time.Duration) string {
+	if d >= 2*time.Minute {
+		return fmt.Sprintf("%.0f min", d.Minutes())
+	}
+	return fmt.Sprintf("%.0f s", d.Seconds())
+}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,7 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
+	began    time.Time // of the first run
 }
 
 func newProgress(w io.Writer) *progress {
@@ -29,7 +31,11 @@ func newProgress(w io.Writer) *progress {
 }
 
 func (p *progress) step(s scenario.Step) {
-	line := fmt.Sprintf("[%d/%d] %s · %s · round %d", s.Done, s.Of, s.Scenario.Name, s.Mode, s.Round+1)
+	left := ""
+	if s.Done > 0 && s.Done < s.Of && !p.began.IsZero() {
+		left = " " + seconds(time.Since(p.began)/time.Duration(s.Done)*time.Duration(s.Of-s.Done)) + " left"
+	}
+	line := fmt.Sprintf("[%d/%d%s] %s · %s · round %d", s.Done, s.Of, left, s.Scenario.Name, s.Mode, s.Round+1)
 	if s.Repeat > 0 && s.Run == nil {
 		line += fmt.Sprintf(" · again, CPU was stolen (%d)", s.Repeat)
 	}

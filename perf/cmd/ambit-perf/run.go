@@ -201,15 +201,16 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 		return err
 	}
 	r.Version = strings.TrimSpace(version.String())
-	fmt.Fprintf(stderr, "starting a lab with %s\n", strings.Join(o.modes, ", "))
+	progress := newProgress(stderr)
+	runner := &scenario.Runner{Network: planned{Config: cfg}, Modes: o.modes, Settings: o.settings, Progress: progress.step}
+	fmt.Fprintf(stderr, "%d scenarios, about %s, longer where CPU is stolen and runs are repeated\nstarting a lab with %s\n", len(list), seconds(runner.Estimate(list)+starting), strings.Join(o.modes, ", "))
 	lab, err := topo.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer lab.Close()
-	progress := newProgress(stderr)
-	runner := &scenario.Runner{Network: lab, Modes: o.modes, Settings: o.settings, Progress: progress.step}
-	fmt.Fprintf(stderr, "%d scenarios, about %s\n", len(list), seconds(runner.Estimate(list)))
+	runner.Network = lab
+	progress.began = time.Now()
 	var failed error
 	r.Rows, failed = runner.Run(ctx, list)
 	progress.end()
@@ -221,7 +222,42 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	if o.profile != "" {
 		fmt.Fprintf(stderr, profileHint, o.profile)
 	}
-	return errors.Join(failed, o.write(r, stdout))
+	return errors.Join(failed, o.write(r, stdout), failures(r))
+}
+
+// starting is about what the lab takes to come and go.
+const starting = 8 * time.Second
+
+// planned is a network that is not there yet: it knows which paths there will be.
+type planned struct {
+	scenario.Network
+	topo.Config
+}
+
+func (p planned) Path(mode string, to topo.Placement) (topo.Path, bool) {
+	return topo.Path{Mode: mode, Placement: to}, p.Supports(mode, to)
+}
+
+// failures is an error where a report has gaps. Others than a failed run are no
+// reason to stop: what can be measured is.
+func failures(r *report.Report) error {
+	failed, all := 0, 0
+	var first string
+	for _, row := range r.Rows {
+		for _, run := range row.Runs {
+			all++
+			if run.Failed == "" {
+				continue
+			}
+			if failed++; first == "" {
+				first = fmt.Sprintf("%s over %s: %s", row.Scenario.Name, row.Mode, run.Failed)
+			}
+		}
+	}
+	if failed == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d runs failed, the first: %s", failed, all, first)
 }
 
 // profileHint says how profiles are opened.
