@@ -40,46 +40,52 @@ func (s *Store) begin() *edit {
 
 // addresses applies workloads and services.
 func (e *edit) addresses(d client.Delta) (rejects []client.Reject) {
-	for _, r := range d.Added {
+	for i, r := range d.Added {
 		if err := e.address(r); err != nil {
 			rejects = append(rejects, client.Reject{Name: r.Name, Reason: err.Error()})
 		}
+		breathe(i)
 	}
-	for _, name := range d.Removed {
+	for i, name := range d.Removed {
+		delete(e.s.raws.known, name)
 		e.removeAddress(name)
+		breathe(i)
 	}
 	return rejects
 }
 
-func (e *edit) address(r client.Resource) error {
+// decoded decodes a workload or a service, puts it in force or holds it back, and returns which it is then.
+func (e *edit) decoded(r client.Resource) (k raw, err error) {
 	if r.TypeURL != api.AddressType {
-		return fmt.Errorf("value has type %s, want %s", r.TypeURL, api.AddressType)
+		return k, fmt.Errorf("value has type %s, want %s", r.TypeURL, api.AddressType)
 	}
 	var a workload.Address
 	if err := proto.Unmarshal(r.Value, &a); err != nil {
-		return fmt.Errorf("decode address: %w", err)
+		return k, fmt.Errorf("decode address: %w", err)
 	}
 	switch v := a.GetType().(type) {
 	case *workload.Address_Workload:
 		w, err := mesh.DecodeWorkload(v.Workload)
 		if err != nil {
-			return err
+			return k, err
 		}
-		e.putWorkload(w)
+		k.workload = e.putWorkload(w)
 	case *workload.Address_Service:
 		svc, err := mesh.DecodeService(v.Service)
 		if err != nil {
-			return err
+			return k, err
 		}
-		if reflect.DeepEqual(e.mesh.Service(svc.Host), svc) {
-			break // sent again, as putWorkload says
+		if old := e.mesh.Service(svc.Host); reflect.DeepEqual(old, svc) {
+			svc = old // sent again, as putWorkload says
+		} else {
+			e.mesh.PutService(svc)
+			e.services[svc.Host] = true
 		}
-		e.mesh.PutService(svc)
-		e.services[svc.Host] = true
+		k.service = svc
 	default:
-		return fmt.Errorf("address is neither a workload nor a service that this version knows")
+		return k, fmt.Errorf("address is neither a workload nor a service that this version knows")
 	}
-	return nil
+	return k, nil
 }
 
 // removeAddress: a name is a uid, else namespace/hostname, of which a further
@@ -102,21 +108,23 @@ func (e *edit) removeAddress(name string) {
 
 // putWorkload takes a version in force or holds it back. What is sent again as
 // it was, by a control plane that does not know what this proxy has, is no
-// change: nothing is decided anew for it, however much of it there is.
-func (e *edit) putWorkload(w *mesh.Workload) {
+// change: nothing is decided anew for it, however much of it there is. It
+// returns the version that stands for w: w, or an equal one.
+func (e *edit) putWorkload(w *mesh.Workload) *mesh.Workload {
 	e.dropHeld(w.UID)
 	old := e.mesh.Workload(w.UID)
 	if reflect.DeepEqual(old, w) {
-		return
+		return old
 	}
 	e.count(w, 1)
 	if old != nil && samePod(old, w) && e.missing(w) != "" {
 		e.s.held[w.UID] = held{w, time.Now().Add(HoldBack)}
-		return
+		return w
 	}
 	e.count(old, -1)
 	e.mesh.PutWorkload(w)
 	e.workloads[w.UID] = true
+	return w
 }
 
 // samePod: the version before can stand in for the new one.

@@ -15,7 +15,7 @@ import (
 
 // wholeMesh is every resource of a mesh of n workloads, as a control plane sends
 // it that knows nothing of what its proxies have.
-func wholeMesh(t *testing.T, n int) (addresses, policies client.Delta) {
+func wholeMesh(t testing.TB, n int) (addresses, policies client.Delta) {
 	t.Helper()
 	addresses, policies = client.Delta{Type: api.AddressType}, client.Delta{Type: api.AuthorizationType}
 	add := func(d *client.Delta, name string, m proto.Message) {

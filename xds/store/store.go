@@ -60,6 +60,7 @@ type Store struct {
 	held   map[string]held      // by uid: waits for policies
 	dying  map[string]time.Time // policies removed but still named, with deadlines
 	named  map[string]int       // policy key → workloads in force or held that name it
+	raws   raws                 // what came last under each name
 	timer  *time.Timer
 	closed bool
 }
@@ -73,7 +74,7 @@ type held struct {
 func New(cfg Config) *Store {
 	s := &Store{
 		log: cfg.Logger, synced: map[string]bool{}, held: map[string]held{},
-		dying: map[string]time.Time{}, named: map[string]int{},
+		dying: map[string]time.Time{}, named: map[string]int{}, raws: newRaws(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -1,0 +1,23 @@
+//go:build !race
+
+package store
+
+import (
+	"testing"
+
+	"github.com/ambit-mesh/ambit/xds/client"
+)
+
+// What comes again as it was is not decoded: a resend allocates no more for a thousand resources than for ten.
+func TestResendAllocs(t *testing.T) {
+	s := newTestStore(t)
+	addresses, policies := wholeMesh(t, 1000)
+	for _, d := range []client.Delta{policies, addresses} {
+		if r := s.Apply(d); len(r) > 0 {
+			t.Fatal(r[0])
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() { s.Apply(addresses) }); n > 20 {
+		t.Errorf("%v allocations for %d known resources, want at most 20", n, len(addresses.Added))
+	}
+}
