@@ -9,6 +9,9 @@ const (
 	smallBlock = recordLen
 	// largeBlock is the knee of the curve: smaller batches lose throughput to syscalls, larger ones gain nothing.
 	largeBlock = 8 * recordLen
+	// hugeBlock is for reading from a tunnel that has more at hand than a large block takes: whoever its bytes are for is
+	// woken half as often.
+	hugeBlock = 16 * recordLen
 )
 
 // block is pooled memory, with one byte of capacity more than length: a record's content type goes there.
@@ -22,12 +25,16 @@ type block struct {
 var (
 	smallBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, smallBlock+1)[:smallBlock]} }}
 	largeBlocks = sync.Pool{New: func() any { return &block{data: make([]byte, largeBlock+1)[:largeBlock]} }}
+	hugeBlocks  = sync.Pool{New: func() any { return &block{data: make([]byte, hugeBlock+1)[:hugeBlock]} }}
 )
 
-// getBlock returns a block of at least n bytes (at most largeBlock) with one reference.
+// getBlock returns a block of at least n bytes (at most hugeBlock) with one reference.
 func getBlock(n int) *block {
 	p := &smallBlocks
-	if n > smallBlock {
+	switch {
+	case n > largeBlock:
+		p = &hugeBlocks
+	case n > smallBlock:
 		p = &largeBlocks
 	}
 	b := p.Get().(*block)
@@ -44,7 +51,9 @@ func (b *block) release() {
 		panic("BUG: hbone: block released twice")
 	case len(b.data) == smallBlock:
 		smallBlocks.Put(b)
-	default:
+	case len(b.data) == largeBlock:
 		largeBlocks.Put(b)
+	default:
+		hugeBlocks.Put(b)
 	}
 }

@@ -9,9 +9,9 @@ import (
 
 const (
 	// maxParts is how many parts one call takes.
-	maxParts = largeBlock / recordLen
+	maxParts = hugeBlock / recordLen
 	// quickCalls is how many calls in a row may go unseen by the scheduler.
-	quickCalls = 16
+	quickCalls = 64
 )
 
 // quick reads and writes sockets without waiting, and without the Go scheduler's knowing.

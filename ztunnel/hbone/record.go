@@ -190,6 +190,7 @@ type gatherConn struct {
 	turn    *turn  // until then: given up while the transport is waited for
 	once    func(fd uintptr) bool
 	reads   quick
+	full    bool // the last read filled the block
 
 	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
 	tried   []byte
@@ -303,10 +304,10 @@ func (g *gatherConn) makeRoom() {
 		return
 	}
 	old := g.in
-	if old.refs.Load() > 1 {
+	if old.refs.Load() > 1 || g.full && len(old.data) < hugeBlock {
 		g.in = nil
 		if g.buffered() {
-			g.in = getBlock(largeBlock)
+			g.in = getBlock(g.blockSize())
 			copy(g.in.data, old.data[g.r:g.w])
 		}
 		old.release()
@@ -329,6 +330,7 @@ func (g *gatherConn) readOnce(fd uintptr) bool {
 		switch {
 		case n > 0:
 			g.w += n
+			g.full = g.w == len(g.in.data)
 			return true
 		case err == unix.EAGAIN:
 			g.giveBack()
@@ -346,8 +348,15 @@ func (g *gatherConn) readOnce(fd uintptr) bool {
 
 func (g *gatherConn) borrow() {
 	if g.in == nil {
-		g.in = getBlock(largeBlock)
+		g.in = getBlock(g.blockSize())
 	}
+}
+
+func (g *gatherConn) blockSize() int {
+	if g.full {
+		return hugeBlock
+	}
+	return largeBlock
 }
 
 func (g *gatherConn) giveBack() {

@@ -530,7 +530,7 @@ const pinLimit = 8
 // borrowsLocked decides whether p stays where it is, for the price of its whole block, or is copied.
 func (s *Stream) borrowsLocked(blk *block, p []byte) bool {
 	k := len(s.pieces)
-	return len(p) >= borrowLimit && (k-s.first < pinLimit || s.pieces[k-1].blk == blk)
+	return len(p) >= borrowLimit && (k-s.first < pinLimit*largeBlock/len(blk.data) || k > s.first && s.pieces[k-1].blk == blk)
 }
 
 func (s *Stream) copyInLocked(p []byte) {

@@ -140,7 +140,7 @@ func (o *outlet) end(p *parcel, readErr, writeErr error) {
 }
 
 // parcelPieces is how many pieces of received data one write takes: about what one read of the tunnel brings.
-const parcelPieces = 8
+const parcelPieces = maxParts
 
 // parcel is what is on its way from a stream to a socket. It is borrowed while there is something.
 type parcel struct {

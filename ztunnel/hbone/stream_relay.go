@@ -117,7 +117,7 @@ type relayIn struct {
 	err      error
 	noWindow bool
 	waited   bool // the source had nothing before this read
-	iov      [maxParts][]byte
+	iov      [largeBlock / recordLen][]byte
 	calls    quick
 }
 

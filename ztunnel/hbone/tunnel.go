@@ -107,6 +107,7 @@ func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState, windows Wi
 		streams: make(map[uint32]*Stream), nextID: 1, maxStreams: assumedMaxStreams, clock: time.Now,
 	}
 	t.w = newWriter(rc, func(err error) { t.fail(&lostError{err}) })
+	t.w.batch = batchFor(c)
 	t.in.init(t)
 	return t
 }

@@ -40,13 +40,14 @@ type writer struct {
 
 	window        int64 // the peer's connection window
 	initialWindow int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE, of streams opened from now on
+	batch         int   // of bulk: what the writers' turns bring, at most largeBlock
 	frame         int   // payload of a DATA frame: as many whole records as the peer's frame limit allows
 	waiters       streamList
 	firstBlock    bool // the first header block is still to come
 }
 
 func newWriter(rc recordConn, fail func(error)) *writer {
-	w := &writer{rc: rc, fail: fail, window: defaultWindow, initialWindow: defaultWindow, firstBlock: true}
+	w := &writer{rc: rc, fail: fail, window: defaultWindow, initialWindow: defaultWindow, firstBlock: true, batch: largeBlock}
 	w.idle.L = &w.mu
 	w.setMaxFrameLocked(minMaxFrame)
 	return w
@@ -269,8 +270,7 @@ func (w *writer) reserveLocked(s *Stream, want int) (int, error) {
 			return 0, err
 		}
 		if s.sendWindow > 0 && w.window > 0 && w.admitsLocked(s, want) {
-			most := largeBlock / (w.frame + frameHeaderLen) * w.frame // what fits a large block with its headers
-			n := int(min(int64(want), s.sendWindow, w.window, int64(most)))
+			n := int(min(int64(want), s.sendWindow, w.window, int64(w.mostLocked())))
 			s.sendWindow -= int64(n)
 			w.window -= int64(n)
 			w.leaveLocked(s)
@@ -283,6 +283,16 @@ func (w *writer) reserveLocked(s *Stream, want int) (int, error) {
 		}
 		s.waitLocked()
 	}
+}
+
+// mostLocked is the payload of a batch's frames.
+func (w *writer) mostLocked() int {
+	whole := w.frame + frameHeaderLen
+	n := w.batch / whole * w.frame
+	if rest := w.batch % whole; rest > frameHeaderLen {
+		n += rest - frameHeaderLen
+	}
+	return n
 }
 
 // admitsLocked reports whether there is room and it is s's turn.
