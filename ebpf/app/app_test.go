@@ -193,7 +193,7 @@ func (z *ztunnel) SnapshotDone(known []string) { z.events <- fmt.Sprint("snapsho
 
 func (z *ztunnel) want(t *testing.T, event string) {
 	t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(60 * time.Second)
 	for {
 		select {
 		case got := <-z.events:

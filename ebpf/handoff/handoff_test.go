@@ -106,7 +106,7 @@ func (r *recorder) want(t *testing.T, why string, events ...string) {
 			if got != want {
 				t.Fatalf("%s: the proxy saw %q, want %q", why, got, want)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatalf("%s: the proxy did not see %q", why, want)
 		}
 	}
@@ -314,7 +314,7 @@ func rawProxy(t *testing.T, path string) *net.UnixConn {
 	t.Helper()
 	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
 	check(t, err)
-	check(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+	check(t, c.SetDeadline(time.Now().Add(60*time.Second)))
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -431,10 +431,10 @@ func newRawAgent(t testing.TB) *rawAgent {
 // accept takes the next connection and its hello.
 func (a *rawAgent) accept(t testing.TB) *net.UnixConn {
 	t.Helper()
-	check(t, a.ln.SetDeadline(time.Now().Add(10*time.Second)))
+	check(t, a.ln.SetDeadline(time.Now().Add(60*time.Second)))
 	c, err := a.ln.AcceptUnix()
 	check(t, err)
-	check(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+	check(t, c.SetDeadline(time.Now().Add(60*time.Second)))
 	t.Cleanup(func() { c.Close() })
 	buf := make([]byte, 64)
 	n, err := c.Read(buf)

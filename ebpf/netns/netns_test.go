@@ -182,7 +182,7 @@ func TestDupAndClose(t *testing.T) {
 // exchange sends one line through a connection and returns the dialer's two ends.
 func exchange(t *testing.T, ns *NS, ln net.Listener, d *net.Dialer, addr string) (local, remote netip.AddrPort) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	c, err := ns.Dial(ctx, d, "tcp", addr)
 	if err != nil {

@@ -212,7 +212,7 @@ func TestQueueMovesToTheNextListener(t *testing.T) {
 		next := listen(t, s.proxy, s.pod.NS, "10.8.0.2:15008", proxyOptions)
 		defer next.Close()
 		check(t, old.Close())
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		stop := context.AfterFunc(ctx, func() { _ = next.Close() })
 		defer stop()

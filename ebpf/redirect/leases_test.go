@@ -133,7 +133,7 @@ func (h *heard) more() {
 // wait waits until f, called with the lock, is true.
 func (h *heard) wait(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(60 * time.Second)
 	for {
 		h.mu.Lock()
 		ok := f()
@@ -171,7 +171,7 @@ func (s *pairStage) hold(t testing.TB, to netip.AddrPort) (fd int) {
 		if fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
-		return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}), unix.Connect(fd, sockaddr(to)))
+		return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}), unix.Connect(fd, sockaddr(to)))
 	}))
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd

@@ -125,13 +125,13 @@ func TestOlderConnections(t *testing.T) {
 				continue
 			}
 			for i, c := range conns {
-				check(t, c.SetReadDeadline(time.Now().Add(3*time.Second)))
+				check(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
 				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.ECONNABORTED) {
 					t.Errorf("%s, end %d: %v, want a reset", what, i, err)
 				}
 			}
 		}
-		check(t, captured.SetReadDeadline(time.Now().Add(3*time.Second)))
+		check(t, captured.SetReadDeadline(time.Now().Add(20*time.Second)))
 		b := make([]byte, 5)
 		if _, err := captured.Read(b); string(b) != "15001" {
 			t.Errorf("the captured connection was answered %q, %v", b, err)

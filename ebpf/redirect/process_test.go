@@ -226,7 +226,7 @@ func dial(fd int, to netip.AddrPort) error {
 }
 
 func patience(fd int) error {
-	tv := unix.Timeval{Sec: 3}
+	tv := unix.Timeval{Sec: 20}
 	return errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv))

@@ -89,17 +89,20 @@ func (l *lab) apply(yaml string) {
 	}
 }
 
-// until tries for 20 s; the last answer is in the failure.
+// untilLimit is what a failure takes, however slow the machine.
+const untilLimit = 90 * time.Second
+
+// until tries for untilLimit; the last answer is in the failure.
 func (l *lab) until(what string, try func() (bool, string)) {
 	l.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(untilLimit)
 	for {
 		ok, seen := try()
 		if ok {
 			return
 		}
 		if time.Now().After(deadline) {
-			l.t.Fatalf("%s: not so after 20s; seen last: %s", what, seen)
+			l.t.Fatalf("%s: not so after %v; seen last: %s", what, untilLimit, seen)
 		}
 	}
 }

@@ -60,7 +60,7 @@ func (s *schedule) step() string {
 		{"proxy", func() { signal(term, proxy) }},
 		{"proxy", func() { signal(term, proxy) }},
 		{"both proxies", func() { signal("KILL", "ztunnel@node-1", "ztunnel@node-2") }},
-		{"rolling restart", func() { s.l.tryFor(20*time.Second, "", "restart", "--rolling", proxy) }},
+		{"rolling restart", func() { s.l.tryFor(2*time.Minute, "", "restart", "--rolling", proxy) }},
 		{"agent", func() { signal(term, agent) }},
 		{"agent and proxy", func() { signal("KILL", agent, proxy) }},
 		{"proxy beside a frozen agent", func() {

@@ -35,7 +35,7 @@ import (
 func TestMain(m *testing.M) { leak.Main(m) }
 
 // deadline is only reached by a test that fails.
-const deadline = 30 * time.Second
+const deadline = 60 * time.Second
 
 // syncBuffer is a log that is read while it is written.
 type syncBuffer struct {

@@ -54,7 +54,7 @@ func (r *rig) Apply(d client.Delta) []client.Reject {
 }
 
 func newRig(t *testing.T) *rig {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	t.Cleanup(cancel)
 	return &rig{
 		T: t, ctx: ctx, server: fakexds.New(t), store: store.New(store.Config{}),

@@ -161,7 +161,7 @@ func svc(name string) delta.Upsert {
 
 func (o *onDemand) demand(keys ...string) error {
 	o.Helper()
-	ctx, cancel := context.WithTimeout(o.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(o.Context(), 60*time.Second)
 	defer cancel()
 	return o.client.Demand(ctx, keys...)
 }
@@ -212,7 +212,7 @@ func (o *onDemand) until(what string, cond func() bool) {
 		default:
 		}
 	})()
-	for deadline := time.After(20 * time.Second); !cond(); {
+	for deadline := time.After(60 * time.Second); !cond(); {
 		select {
 		case <-changed:
 		case <-deadline:

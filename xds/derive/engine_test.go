@@ -505,7 +505,7 @@ func TestCertificatesDoNotWaitForApply(t *testing.T) {
 		if !ok {
 			t.Error("reads during Apply do not see the state before")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Fatal("reads wait for Apply")
 	}
 }

@@ -63,7 +63,7 @@ func (w *testWatch) replace(name, text string) {
 func (w *testWatch) want(why, objects, problems string) {
 	w.t.Helper()
 	var got []string
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(60 * time.Second)
 	for {
 		select {
 		case c := <-w.changes:

@@ -39,7 +39,7 @@ import (
 func TestMain(m *testing.M) { leak.Main(m) }
 
 // deadline is only reached by a test that fails.
-const deadline = 20 * time.Second
+const deadline = 60 * time.Second
 
 type placement map[string]string // node → identity
 

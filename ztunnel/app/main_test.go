@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 // leftover waits a moment for what is ending.
 func leftover(known map[string]bool) string {
 	var left []string
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		left = leak.Goroutines()
 		for _, fd := range leak.Descriptors() {
 			if !known[fd] && !strings.Contains(fd, "pipe:") {

@@ -33,7 +33,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 )
 
-const waitLimit = 10 * time.Second
+const waitLimit = 60 * time.Second
 
 // world is a mesh of pods in real network namespaces, joined by one router,
 // with a real data path per node and real redirection rules. What the control

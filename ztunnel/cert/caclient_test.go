@@ -98,7 +98,7 @@ func (s *caServer) client(cfg CAConfig) *Client {
 
 func sign(t *testing.T, c *Client, sa string) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	_, csr, err := request(id(sa))
 	if err != nil {
@@ -119,7 +119,7 @@ func TestManagerOverTheRealAPI(t *testing.T) {
 	go func() { donec <- m.Run(ctx) }()
 	defer func() { stop(); <-donec }()
 	for i, sa := range []string{"a", "b"} {
-		gctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		gctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 		c, err := m.Get(gctx, id(sa))
 		cancel()
 		if err != nil {

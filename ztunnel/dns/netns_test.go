@@ -164,7 +164,7 @@ func (l *lab) proxy(s *mesh.Snapshot) {
 	ns, err := l.pod.NS.Dup()
 	must(l.t, err, l.pods.AddPod(l.t.Context(), handoff.Pod{UID: "u", Name: "client", Namespace: "shop", ServiceAccount: "default", NS: ns}))
 	l.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		l.pods.Shutdown(ctx)
 		if n := l.account.InUse(ledger.Queries) + l.account.InUse(ledger.Connections); n != 0 {
@@ -242,7 +242,7 @@ var bigAnswer = func() string {
 // ask queries from the pod.
 func (l *lab) ask(network, server, name string, qtype uint16, change ...func(*mdns.Msg)) (*mdns.Msg, error) {
 	l.t.Helper()
-	c, err := l.dial(net.Dialer{Timeout: 3 * time.Second}, network, netip.AddrPortFrom(ip(server), 53).String())
+	c, err := l.dial(net.Dialer{Timeout: 30 * time.Second}, network, netip.AddrPortFrom(ip(server), 53).String())
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +253,7 @@ func (l *lab) ask(network, server, name string, qtype uint16, change ...func(*md
 	for _, f := range change {
 		f(q)
 	}
-	_ = conn.SetDeadline(time.Now().Add(8 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(60 * time.Second))
 	if err := conn.WriteMsg(q); err != nil {
 		return nil, err
 	}
@@ -366,7 +366,7 @@ func testAskedDirectly(t *testing.T, l *lab) {
 				conn := &mdns.Conn{Conn: c}
 				q := new(mdns.Msg)
 				q.SetQuestion(name, mdns.TypeA)
-				must(t, conn.SetDeadline(time.Now().Add(8*time.Second)), conn.WriteMsg(q))
+				must(t, conn.SetDeadline(time.Now().Add(60*time.Second)), conn.WriteMsg(q))
 				m, err := conn.ReadMsg()
 				if err != nil || records(m) != want {
 					t.Errorf("%s over %s to %s: %v, %v, want %s", name, network, addr, m, err, want)
@@ -425,7 +425,7 @@ func testThreeServersFromOneSocket(t *testing.T, l *lab) {
 				return err
 			}))
 			defer pc.Close()
-			must(t, pc.SetDeadline(time.Now().Add(8*time.Second)))
+			must(t, pc.SetDeadline(time.Now().Add(60*time.Second)))
 			for round := range 3 {
 				want := map[string]string{}
 				for i, server := range tc.servers {
@@ -547,7 +547,7 @@ func testNobodyElseIsAnswered(t *testing.T, l *lab) {
 		must(t, err)
 		defer c.Close()
 		_, err = c.Write(raw)
-		must(t, err, c.SetDeadline(time.Now().Add(8*time.Second)))
+		must(t, err, c.SetDeadline(time.Now().Add(60*time.Second)))
 		b := make([]byte, 1500)
 		if n, err := c.Read(b); err != nil || records(unpacked(t, b[:n])) != "NOERROR A 10.96.0.1" {
 			t.Errorf("the pod's own query to %s: %v", a, err)
@@ -583,7 +583,7 @@ func TestSourcePortOfAnEarlierSocket(t *testing.T) {
 		defer conn.Close()
 		q := new(mdns.Msg)
 		q.SetQuestion(name, qtype)
-		must(t, conn.SetDeadline(time.Now().Add(8*time.Second)), conn.WriteMsg(q))
+		must(t, conn.SetDeadline(time.Now().Add(60*time.Second)), conn.WriteMsg(q))
 		m, err := conn.ReadMsg()
 		must(t, err)
 		return records(m), c.LocalAddr()

@@ -60,7 +60,7 @@ func newLab(t *testing.T) *lab {
 		return err
 	}))
 	t.Cleanup(func() { l.listener.Close() })
-	must(t, l.listener.SetDeadline(time.Now().Add(20*time.Second)), h.Apply(l.pod.NS, redirect.PodRules{IPv6: netlab.IPv6()}))
+	must(t, l.listener.SetDeadline(time.Now().Add(60*time.Second)), h.Apply(l.pod.NS, redirect.PodRules{IPv6: netlab.IPv6()}))
 	return l
 }
 

@@ -435,7 +435,7 @@ func TestAgainstOpenSSL(t *testing.T) {
 				}
 				addr := ln.Addr().String()
 				ccfg, scfg := configs()
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 				defer cancel()
 				var args []string
 				if client {
@@ -468,7 +468,7 @@ func TestAgainstOpenSSL(t *testing.T) {
 					t.Fatal("s_server never listened")
 				}
 				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 				cfg := ccfg
 				if !client {
 					cfg = scfg

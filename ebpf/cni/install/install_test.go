@@ -273,7 +273,7 @@ func TestWatch(t *testing.T) {
 	}()
 	chained := func(why, name string) {
 		t.Helper()
-		for range 2000 {
+		for range 12000 {
 			data, err := os.ReadFile(n.path(name))
 			if err == nil && strings.Contains(string(data), entry) {
 				return
@@ -282,7 +282,7 @@ func TestWatch(t *testing.T) {
 		}
 		t.Fatalf("%s: %s has no entry; log:\n%s", why, name, n.log.String())
 	}
-	for range 2000 {
+	for range 12000 {
 		if strings.Contains(n.log.String(), "no network configuration") {
 			break
 		}
@@ -300,7 +300,7 @@ func TestWatch(t *testing.T) {
 	if err := os.Remove(n.path("bin/ambit-cni")); err != nil {
 		t.Fatal(err)
 	}
-	for range 2000 {
+	for range 12000 {
 		if _, err := os.Stat(n.path("bin/ambit-cni")); err == nil {
 			return
 		}

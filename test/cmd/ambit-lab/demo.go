@@ -59,9 +59,9 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 func (s *story) plain() {
 	s.chapter("Before: no mesh. A client on node-1 calls a server on node-2")
 	s.must("apply", "-f", "echo")
-	s.must("wait", "--timeout", "60s")
+	s.must("wait", "--timeout", "120s")
 	wire := s.sniff("node-1", "eth0")
-	got := s.run("exec", "client", "--", "curl", "-sS", "--max-time", "5", "-d", marker, "http://echo/hello")
+	got := s.run("exec", "client", "--", "curl", "-sS", "--max-time", "30", "-d", marker, "http://echo/hello")
 	seen := wire.stop()
 	s.check(got.code == 0 && strings.Contains(got.out, marker), "the server answers and repeats what it was sent")
 	s.check(seen.Marker > 0, "and everyone on the wire between the nodes can read it: %d of %d packets have the text %q", seen.Marker, seen.Packets, marker)
@@ -71,10 +71,10 @@ func (s *story) enrol() {
 	s.chapter("One label, and the same pods are in the mesh. Nothing restarts")
 	before := s.quiet("get", "pods", "-o", "name").out
 	s.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
-	s.must("wait", "--timeout", "30s")
+	s.must("wait", "--timeout", "120s")
 	s.check(before == s.quiet("get", "pods", "-o", "name").out, "the same pods run: %s", strings.Join(strings.Fields(before), " "))
 	s.line("$ ambit-lab exec client -- curl http://echo/hello      (the same call; its line in ztunnel's access log on node-2:)")
-	ok := s.until(20*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		mark := s.logged("ztunnel@node-2")
 		s.quiet("exec", "client", "--", "curl", "-sS", "--max-time", "5", "-d", marker, "http://echo/hello")
 		line := s.newLine(mark, "ztunnel@node-2", "connection complete", `direction="inbound"`, "dst.hbone_addr")
@@ -86,7 +86,7 @@ func (s *story) enrol() {
 func (s *story) encrypted() {
 	s.chapter("What is plain text, and where")
 	wire, eth, lo := s.sniff("node-1", "eth0"), s.sniff("client", "eth0"), s.sniff("client", "lo")
-	got := s.run("exec", "client", "--", "curl", "-sS", "--max-time", "5", "-d", marker, "http://echo/hello")
+	got := s.run("exec", "client", "--", "curl", "-sS", "--max-time", "30", "-d", marker, "http://echo/hello")
 	w, e, l := wire.stop(), eth.stop(), lo.stop()
 	s.check(got.code == 0 && strings.Contains(got.out, marker), "the server still gets the text")
 	s.check(w.Marker == 0 && w.TLS > 0 && w.HBONE > 0, "on the wire between the nodes: %d packets, %d with TLS records, %d to or from port 15008, %d with the text", w.Packets, w.TLS, w.HBONE, w.Marker)
@@ -105,9 +105,9 @@ func (s *story) bookinfo() {
 	s.line("   (pods of one node may do without a tunnel; here each call is to have one)")
 	s.must("annotate", "ns", "bookinfo", "ambit.dev/same-node=hbone")
 	s.must("label", "ns", "bookinfo", "istio.io/dataplane-mode=ambient")
-	s.must("wait", "-n", "bookinfo", "--timeout", "60s")
+	s.must("wait", "-n", "bookinfo", "--timeout", "120s")
 	s.line("$ ambit-lab exec client -- curl http://productpage.bookinfo:9080/productpage")
-	ok := s.until(20*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		mark := s.marks()
 		page := s.quiet("exec", "client", "--", "curl", "-sS", "--max-time", "8", "http://productpage.bookinfo:9080/productpage").out
 		text := between(page, "<title>", "</title>") + "; reviews served by " + between(page, "<u>", "</u>")
@@ -140,13 +140,13 @@ spec:
 func (s *story) strict() {
 	s.chapter("STRICT: who is not in the mesh stays outside")
 	s.apply(outsiderYAML, "a pod in a namespace that is not in the mesh")
-	s.must("wait", "-n", "outside", "--timeout", "30s")
-	plain := s.run("exec", "-n", "outside", "outsider", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://echo.default/")
+	s.must("wait", "-n", "outside", "--timeout", "120s")
+	plain := s.run("exec", "-n", "outside", "outsider", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "http://echo.default/")
 	s.check(plain.out == "200", "by default (PERMISSIVE) its plain call is let in: status %s", plain.out)
 	s.apply(strictYAML, "PeerAuthentication default: STRICT")
 	s.line("$ ambit-lab exec -n outside outsider -- curl http://echo.default/")
 	var why string
-	ok := s.until(20*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		mark := s.logged("ztunnel@node-2")
 		r := s.quiet("exec", "-n", "outside", "outsider", "--", "curl", "-sS", "-o", "/dev/null", "--max-time", "5", "http://echo.default/")
 		why = field(s.newLine(mark, "ztunnel@node-2", "STRICT"), "error")
@@ -173,7 +173,7 @@ func (s *story) authorize() {
 	s.apply(allowClientYAML, "AuthorizationPolicy echo-callers: only cluster.local/ns/default/sa/client")
 	s.line("$ ambit-lab exec stranger -- curl http://echo/")
 	var why string
-	ok := s.until(20*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		mark := s.logged("ztunnel@node-2")
 		r := s.quiet("exec", "stranger", "--", "curl", "-sS", "-o", "/dev/null", "--max-time", "5", "http://echo/")
 		why = field(s.newLine(mark, "ztunnel@node-2", `/sa/stranger"`, "error="), "error")
@@ -196,9 +196,9 @@ spec:
 
 func (s *story) revoke() {
 	s.chapter("A policy change closes connections that run")
-	c := s.background("exec", "client", "--", "curl", "-sSN", "--max-time", "60", "http://echo/stream")
+	c := s.background("exec", "client", "--", "curl", "-sSN", "--max-time", "300", "http://echo/stream")
 	defer c.stop()
-	if !s.until(15*time.Second, func() (bool, string) { return c.lines() >= 3, c.last() }) {
+	if !s.until(patience, func() (bool, string) { return c.lines() >= 3, c.last() }) {
 		s.check(false, "a stream runs: %s", c.last())
 		return
 	}
@@ -206,30 +206,30 @@ func (s *story) revoke() {
 	mark := s.logged("ztunnel@node-2")
 	at := time.Now()
 	s.apply(denyClientYAML, "AuthorizationPolicy no-client: DENY the identity of client")
-	ended := c.wait(20 * time.Second)
+	ended := c.wait(patience)
 	s.check(ended && c.code() != 0, "the connection is closed %s after `apply` was typed", time.Since(at).Round(time.Millisecond))
 	line := ""
-	s.until(5*time.Second, func() (bool, string) {
+	s.until(patience, func() (bool, string) {
 		line = s.newLine(mark, "ztunnel@node-2", `/sa/client"`, "error=")
 		return line != "", "ztunnel's log: " + field(line, "error")
 	})
 	s.check(strings.Contains(line, "no-client"), "and the log names the policy")
 	s.must("delete", "authorizationpolicy", "no-client")
-	s.check(s.until(15*time.Second, func() (bool, string) { return s.works("client"), "" }), "without the policy it may call again")
+	s.check(s.until(patience, func() (bool, string) { return s.works("client"), "" }), "without the policy it may call again")
 }
 
 func (s *story) rotate() {
 	s.chapter("Certificates are renewed at half of their life, under load")
-	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "5", "http://echo/[1-1000000]")
+	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "30", "http://echo/[1-1000000]")
 	defer load.stop()
 	served := func(n int) bool {
-		return s.until(20*time.Second, func() (bool, string) { return load.lines() >= n, "" })
+		return s.until(patience, func() (bool, string) { return load.lines() >= n, "" })
 	}
 	s.check(served(20), "calls run one after the other")
 	first := s.serial("node-1", "client")
 	s.line("   the certificate of client has the serial number %s", first)
 	last := ""
-	ok := s.until(50*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		last = s.serial("node-1", "client")
 		return first != "" && last != "" && last != first, ""
 	})
@@ -245,7 +245,7 @@ func (s *story) survive() {
 	s.must("kill", "ztunnel@node-1", "-s", "KILL")
 	at := time.Now()
 	wire := s.sniff("node-1", "eth0")
-	ok := s.until(30*time.Second, func() (bool, string) { return s.works("client"), "" })
+	ok := s.until(patience, func() (bool, string) { return s.worksWithin("client", "5"), "" })
 	took := time.Since(at).Round(10 * time.Millisecond)
 	seen := wire.stop()
 	s.check(ok, "traffic of the node's pods resumes after %s, without a restart of any pod", took)
@@ -256,7 +256,7 @@ func (s *story) metrics() {
 	s.chapter("Metrics, under the names that dashboards have")
 	s.line("$ ambit-lab exec node-2 -- curl http://127.0.0.1:15020/metrics | grep istio_tcp_connections_opened_total")
 	var found string
-	ok := s.until(10*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		for line := range strings.SplitSeq(s.quiet("exec", "node-2", "--", "curl", "-sS", "http://127.0.0.1:15020/metrics").out, "\n") {
 			if strings.HasPrefix(line, "istio_tcp_connections_opened_total{") && strings.Contains(line, `connection_security_policy="mutual_tls"`) &&
 				strings.Contains(line, "sa/client") && strings.Contains(line, `reporter="destination"`) {
@@ -274,8 +274,8 @@ func (s *story) leave() {
 	s.must("delete", "peerauthentication", "default")
 	s.must("delete", "authorizationpolicy", "echo-callers")
 	s.must("label", "ns", "default", "istio.io/dataplane-mode-")
-	s.must("wait", "--timeout", "30s")
-	ok := s.until(20*time.Second, func() (bool, string) {
+	s.must("wait", "--timeout", "120s")
+	ok := s.until(patience, func() (bool, string) {
 		wire := s.sniff("node-1", "eth0")
 		r := s.quiet("exec", "client", "--", "curl", "-sS", "--max-time", "5", "-d", marker, "http://echo/")
 		return wire.stop().Marker > 0 && r.code == 0, ""

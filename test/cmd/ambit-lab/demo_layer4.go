@@ -55,9 +55,9 @@ func (s *story) names() {
 	s.chapter("Names: the node's proxy answers DNS for the mesh")
 	s.apply(webYAML, "a StatefulSet web with two pods, a headless Service web, a Service shop")
 	s.apply(vendorYAML, "ServiceEntry vendor: api.vendor.example, which no DNS server knows and which has no address")
-	s.must("wait", "--timeout", "30s")
+	s.must("wait", "--timeout", "120s")
 	var pods []string
-	ok := s.until(15*time.Second, func() (bool, string) {
+	ok := s.until(patience, func() (bool, string) {
 		pods = strings.Fields(s.quiet("exec", "client", "--", "ambit-sample", "lookup", "web").out)
 		one := strings.Fields(s.quiet("exec", "client", "--", "ambit-sample", "lookup", "web-1.web").out)
 		return len(one) > 0 && len(pods) == 2*len(one), ""
@@ -67,22 +67,22 @@ func (s *story) names() {
 	s.check(len(one) >= 1 && len(one) < len(pods), "and each pod of a StatefulSet its own name: web-1.web is %s", strings.Join(one, " "))
 	vip := s.dig("api.vendor.example")
 	s.check(len(vip) > 0 && (strings.HasPrefix(vip[0], "240.240.") || strings.HasPrefix(vip[len(vip)-1], "240.240.")), "the ServiceEntry was given an address of its own: %s", strings.Join(vip, " "))
-	got := s.run("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://api.vendor.example/")
+	got := s.run("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "http://api.vendor.example/")
 	s.check(got.out == "200", "and a call to it is served: status %s", got.out)
 }
 
 func (s *story) failover() {
 	s.chapter("An endpoint dies, and its callers do not notice")
-	calls := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "5", "http://shop/[1-1000000]")
+	calls := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "30", "http://shop/[1-1000000]")
 	defer calls.stop()
 	served := func(n int) bool {
-		return s.until(20*time.Second, func() (bool, string) { return calls.lines() >= n, "" })
+		return s.until(patience, func() (bool, string) { return calls.lines() >= n, "" })
 	}
 	served(20)
 	for range 3 {
 		s.must("kill", "web-1", "-s", "KILL")
 		served(calls.lines() + 30)
-		s.until(10*time.Second, func() (bool, string) { return s.quiet("exec", "web-1", "--", "true").code == 0, "" })
+		s.until(patience, func() (bool, string) { return s.quiet("exec", "web-1", "--", "true").code == 0, "" })
 	}
 	calls.stop()
 	all, failed := calls.calls()
@@ -104,7 +104,7 @@ func (s *story) refusals() {
 	}
 	s.check(trace != "", "the refusals of stranger are there, %d of them in one line", count)
 	line := ""
-	s.until(5*time.Second, func() (bool, string) {
+	s.until(patience, func() (bool, string) {
 		line = s.newLine(0, "ztunnel@node-2", trace)
 		return line != "", "the other side's line with the same trace id: " + field(line, "error")
 	})
@@ -113,7 +113,7 @@ func (s *story) refusals() {
 
 func (s *story) roots() {
 	s.chapter("Another root certificate, while everything runs")
-	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "5", "http://echo/[1-1000000]")
+	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "30", "http://echo/[1-1000000]")
 	defer load.stop()
 	ca := func(verb string, more ...string) result {
 		return s.quiet(append([]string{"exec", "node-1", "--", "ambitd", "ca", verb, "--state-dir", ambitdState}, more...)...)
@@ -125,13 +125,13 @@ func (s *story) roots() {
 	s.line("$ ambitd ca rotate")
 	r := ca("rotate")
 	s.check(r.code == 0, "%s", told(r))
-	both := s.until(20*time.Second, func() (bool, string) { return s.rootsOf("node-1") == 2 && s.rootsOf("node-2") == 2, "" })
+	both := s.until(patience, func() (bool, string) { return s.rootsOf("node-1") == 2 && s.rootsOf("node-2") == 2, "" })
 	s.check(both, "both nodes trust two roots now")
 	s.line("$ ambitd ca promote --force      (the lab cannot wait a day for proxies that do not follow at once)")
 	client, echo := s.serial("node-1", "client"), s.serial("node-2", "echo")
 	r = ca("promote", "--force")
 	s.check(r.code == 0, "%s", told(r))
-	s.until(40*time.Second, func() (bool, string) {
+	s.until(patience, func() (bool, string) {
 		return s.serial("node-1", "client") != client && s.serial("node-2", "echo") != echo, ""
 	})
 	load.stop()
@@ -140,8 +140,8 @@ func (s *story) roots() {
 	s.line("$ ambitd ca retire --force      (a day later nothing stands on the old root; now it cuts what still does)")
 	r = ca("retire", "--force")
 	s.check(r.code == 0, "%s", told(r))
-	one := s.until(20*time.Second, func() (bool, string) { return s.rootsOf("node-1") == 1 && s.rootsOf("node-2") == 1, "" })
-	works := s.until(10*time.Second, func() (bool, string) { return s.works("client"), "" })
+	one := s.until(patience, func() (bool, string) { return s.rootsOf("node-1") == 1 && s.rootsOf("node-2") == 1, "" })
+	works := s.until(patience, func() (bool, string) { return s.works("client"), "" })
 	s.check(one && works, "only the new root is trusted, and calls go on")
 }
 

@@ -105,7 +105,7 @@ func (s *story) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // quiet runs a command without a word.
 func (s *story) quiet(args ...string) result {
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := s.command(ctx, args...)
@@ -139,7 +139,7 @@ func (s *story) must(args ...string) {
 // apply applies a text and says in words what it is.
 func (s *story) apply(yaml, what string) {
 	s.line("$ ambit-lab apply -f -      # %s", what)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := s.command(ctx, "apply", "-f", "-")
 	cmd.Stdin = strings.NewReader(yaml)
@@ -168,6 +168,10 @@ func short(s string) string {
 	}
 	return s
 }
+
+// patience is how long the story waits for what must come, on a machine that has
+// other things to do; what is there is not waited for.
+const patience = 90 * time.Second
 
 // until tries until it is so, and shows what was seen last. A first miss is
 // normal: changes need some milliseconds to reach the nodes.
@@ -203,8 +207,10 @@ func (s *story) stopped() bool {
 }
 
 // works makes one call that has to succeed, with the marker in it.
-func (s *story) works(pod string) bool {
-	r := s.quiet("exec", pod, "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "-d", marker, "http://echo/")
+func (s *story) works(pod string) bool { return s.worksWithin(pod, "30") }
+
+func (s *story) worksWithin(pod, seconds string) bool {
+	r := s.quiet("exec", pod, "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", seconds, "-d", marker, "http://echo/")
 	return r.out == "200"
 }
 
