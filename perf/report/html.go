@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,14 +25,40 @@ type view struct {
 	When   string
 	TookS  string
 	Groups []groupView
+
+	Bars      []Judged
+	Tally     string
+	Elsewhere []string // scenarios of bars that were not run
+	Sizing    [][]string
+	Follows   string
+}
+
+// cell is a figure: the median, and below it the quartiles.
+type cell struct{ Figure, Spread string }
+
+type line struct {
+	Name  string
+	Cells []cell
+}
+
+func (s Spread) cell() cell {
+	c := cell{Figure: figure(s.Median)}
+	switch {
+	case s.N == 0:
+		c.Figure = "–"
+	case s.N > 1:
+		c.Spread = figure(s.Low) + "–" + figure(s.High)
+	}
+	return c
 }
 
 type groupView struct {
 	Scenario Scenario
 	Plots    []template.HTML
 	Head     []string
-	Rows     [][]string
-	Ratios   [][]string
+	Rows     []line
+	Against  []string // columns of Ratios
+	Ratios   []line
 	Remarks  string
 }
 
@@ -42,6 +69,17 @@ func (r *Report) HTML(w io.Writer) error {
 	colours := colours(r)
 	for _, g := range r.Groups() {
 		v.Groups = append(v.Groups, g.view(colours))
+	}
+	judged := r.Judge(bars)
+	v.Tally = Tally(judged)
+	_, v.Elsewhere = barLines(judged)
+	for _, j := range judged {
+		if j.Why != notRun {
+			v.Bars = append(v.Bars, j)
+		}
+	}
+	if s := r.SizingOf("ambit", ExampleNode); s.Measured() {
+		v.Sizing, v.Follows = s.lines(), s.follows()
 	}
 	if err := page.Execute(w, v); err != nil {
 		return fmt.Errorf("write page: %w", err)
@@ -67,25 +105,16 @@ func (g Group) view(colours map[string]int) groupView {
 		v.Head = append(v.Head, m.Unit)
 	}
 	for _, row := range g.Rows {
-		line := []string{row.Mode}
-		for _, m := range metrics {
-			line = append(line, SpreadOf(row.Values(m)).String())
+		if len(row.Runs) == 0 {
+			continue // it was left out, which remarks say
 		}
-		v.Rows = append(v.Rows, line)
-	}
-	for _, pair := range g.Pairs() {
-		line := []string{pair.Subject.Mode + " / " + pair.Other.Mode}
+		l := line{Name: row.Mode}
 		for _, m := range metrics {
-			cell := ""
-			if m.Better != 0 && m.Name != "errors" {
-				if s := SpreadOf(Ratios(pair.Subject, pair.Other, m)); s.N > 0 {
-					cell = s.String()
-				}
-			}
-			line = append(line, cell)
+			l.Cells = append(l.Cells, SpreadOf(row.Values(m)).cell())
 		}
-		v.Ratios = append(v.Ratios, line)
+		v.Rows = append(v.Rows, l)
 	}
+	v.ratios(g, metrics)
 	v.Plots = g.plots(metrics, colours)
 	var b strings.Builder
 	p := &printer{w: &b}
@@ -96,13 +125,45 @@ func (g Group) view(colours map[string]int) groupView {
 	return v
 }
 
+// ratios has a column for each figure that some pair of modes has.
+func (v *groupView) ratios(g Group, metrics []Metric) {
+	pairs := g.Pairs()
+	for _, pair := range pairs {
+		v.Ratios = append(v.Ratios, line{Name: pair.Subject.Mode + " / " + pair.Other.Mode})
+	}
+	for _, m := range metrics {
+		if m.Better == 0 || m.Name == MetricErrors {
+			continue
+		}
+		var column []cell
+		some := false
+		for _, pair := range pairs {
+			s := SpreadOf(Ratios(pair.Subject, pair.Other, m))
+			some = some || s.N > 0
+			column = append(column, s.cell())
+		}
+		if !some {
+			continue
+		}
+		v.Against = append(v.Against, m.Unit)
+		for i, c := range column {
+			v.Ratios[i].Cells = append(v.Ratios[i].Cells, c)
+		}
+	}
+	if len(v.Against) == 0 {
+		v.Ratios = nil
+	}
+}
+
 // plots are bars of the first figure that differs, of CPU, and percentiles.
 func (g Group) plots(metrics []Metric, colours map[string]int) []template.HTML {
-	wanted := []string{MetricRate, MetricCPU, "machine"}
-	switch g.Scenario.Load.Kind {
-	case load.Idle:
-		wanted = []string{"perconn"}
-	case load.Rate:
+	wanted := []string{MetricRate, MetricCPU, MetricMachine}
+	switch spec := g.Scenario.Load; {
+	case spec.Beside != "":
+		wanted = []string{MetricKept, MetricTail, MetricStall, MetricEffect}
+	case spec.Kind == load.Idle || spec.Kind == load.Settle:
+		wanted = []string{MetricPerConn, MetricSettled}
+	case spec.Kind == load.Rate || spec.PerSec > 0:
 		wanted = wanted[1:] // the rate is given
 	}
 	var out []template.HTML
@@ -123,32 +184,33 @@ const (
 )
 
 // bars draws a metric's medians, with a line from the lower to the upper quartile.
+// Modes that have none, as a client without proxies has no CPU of theirs, are left out.
 func (g Group) bars(m Metric, colours map[string]int) template.HTML {
+	var modes []string
+	var spreads []Spread
 	top := 0.0
 	for _, row := range g.Rows {
-		top = max(top, SpreadOf(row.Values(m)).High)
+		if s := SpreadOf(row.Values(m)); s.N > 0 {
+			modes, spreads = append(modes, row.Mode), append(spreads, s)
+			top = max(top, s.High)
+		}
 	}
-	if top == 0 {
+	if top <= 0 {
 		top = 1
 	}
 	var b strings.Builder
-	height := topMargin + barHeight*len(g.Rows) + 4
+	height := topMargin + barHeight*len(modes) + 4
 	direction := map[int]string{-1: ", less is better", +1: ", more is better"}[m.Better]
 	begin(&b, height, m.Unit+direction)
-	x := func(v float64) float64 { return labelWidth + max(v, 0)/top*(plotWidth-labelWidth-70) }
-	for i, row := range g.Rows {
+	x := func(v float64) float64 { return labelWidth + max(v, 0)/top*(plotWidth-labelWidth-60) }
+	for i, s := range spreads {
 		y := topMargin + i*barHeight
-		s := SpreadOf(row.Values(m))
-		text(&b, labelWidth-6, y+15, "end", row.Mode)
-		if s.N == 0 {
-			text(&b, labelWidth+4, y+15, "start", "–")
-			continue
-		}
-		fmt.Fprintf(&b, `<rect class="c%d" x="%d" y="%d" width="%.1f" height="%d"/>`, colours[row.Mode], labelWidth, y+3, x(s.Median)-labelWidth, barHeight-7)
+		text(&b, labelWidth-6, y+15, "end", modes[i])
+		fmt.Fprintf(&b, `<rect class="c%d" x="%d" y="%d" width="%.1f" height="%d"/>`, colours[modes[i]], labelWidth, y+3, x(s.Median)-labelWidth, barHeight-7)
 		if s.N > 1 {
 			fmt.Fprintf(&b, `<path class="q" d="M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8"/>`, x(s.Low), y+10, x(s.High), x(s.Low), y+6, x(s.High), y+6)
 		}
-		text(&b, int(x(s.High))+6, y+15, "start", figure(s.Median))
+		text(&b, int(max(x(s.High), x(s.Median)))+6, y+15, "start", figure(s.Median))
 	}
 	b.WriteString("</svg>")
 	return template.HTML(b.String()) // every text in it was escaped
@@ -178,22 +240,24 @@ func (g Group) tails(colours map[string]int) template.HTML {
 	if high == 0 {
 		return ""
 	}
-	const height, bottom = 240, 30
+	const bottom = 30
+	height := max(240, topMargin+17*len(g.Rows)+bottom) // the legend is beside it
 	first, last := int(math.Floor(math.Log10(low))), int(math.Floor(math.Log10(high)))+1
 	var b strings.Builder
 	begin(&b, height, "latency, µs, logarithmic")
 	y := func(v float64) float64 {
-		return height - bottom - (math.Log10(v)-float64(first))/float64(last-first)*(height-bottom-topMargin-6)
+		return float64(height-bottom) - (math.Log10(v)-float64(first))/float64(last-first)*float64(height-bottom-topMargin-6)
 	}
 	x := func(i int) int { return 70 + i*80 }
 	for d := first; d <= last; d++ {
 		v := math.Pow10(d)
 		fmt.Fprintf(&b, `<path class="g" d="M60 %.1fH%d"/>`, y(v), x(3)+10)
-		text(&b, 54, int(y(v))+4, "end", figure(v))
+		text(&b, 54, int(y(v))+4, "end", decade(d))
 	}
 	for i, q := range quantiles {
 		text(&b, x(i), height-10, "middle", q.name)
 	}
+	legend := 0
 	for i, row := range g.Rows {
 		if len(values[i]) == 0 {
 			continue
@@ -204,12 +268,21 @@ func (g Group) tails(colours map[string]int) template.HTML {
 			fmt.Fprintf(&b, `<circle class="c%d" cx="%d" cy="%.1f" r="3"/>`, colours[row.Mode], x(k), y(v))
 		}
 		fmt.Fprintf(&b, `<path class="l%d" d="%s"/>`, colours[row.Mode], d.String())
-		at := topMargin + 12 + 17*i
+		at := topMargin + 12 + 17*legend
+		legend++
 		fmt.Fprintf(&b, `<rect class="c%d" x="%d" y="%d" width="10" height="10"/>`, colours[row.Mode], x(3)+24, at-9)
 		text(&b, x(3)+38, at, "start", row.Mode)
 	}
 	b.WriteString("</svg>")
 	return template.HTML(b.String()) // every text in it was escaped
+}
+
+// decade names a power of ten.
+func decade(d int) string {
+	if d < 3 {
+		return strconv.FormatFloat(math.Pow10(d), 'f', -1, 64)
+	}
+	return []string{"1", "10", "100"}[d%3] + []string{"", "k", "M", "G"}[min(d/3, 3)]
 }
 
 func begin(b *strings.Builder, height int, title string) {

@@ -80,12 +80,13 @@ func markdownTable(p *printer, place string, groups []Group) {
 		t[0] = append(t[0], names[0]+" / "+names[1])
 	}
 	for _, g := range groups {
+		title := g.Scenario.Title
 		for _, name := range headline(g.Scenario.Load) {
 			m, ok := metric(g.Scenario.Load.Kind, name)
 			if !ok {
 				continue
 			}
-			line := []string{g.Scenario.Title, m.Unit}
+			line := []string{title, m.Unit}
 			some := false
 			for _, mode := range modes {
 				cell := ""
@@ -106,7 +107,7 @@ func markdownTable(p *printer, place string, groups []Group) {
 				line = append(line, cell)
 			}
 			if some {
-				t = append(t, line)
+				t, title = append(t, line), "" // said once
 			}
 		}
 	}

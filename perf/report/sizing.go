@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
@@ -131,6 +132,11 @@ func most(r load.Result, of func(load.Result, load.Usage) float64) (out float64)
 		}
 	}
 	return out
+}
+
+// Measured reports whether there is anything in it.
+func (s Sizing) Measured() bool {
+	return slices.ContainsFunc(s.Costs, func(c Cost) bool { return c.From != "" })
 }
 
 func (s Sizing) lines() table {
