@@ -25,7 +25,7 @@ func id(sa string) identity.ID {
 
 // fakeCA signs what it is asked, unless told otherwise, and remembers the order.
 type fakeCA struct {
-	t  *testing.T
+	t  testing.TB
 	ca *meshca.CA
 
 	mu    sync.Mutex
@@ -310,7 +310,7 @@ func TestHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cs.Version != tls.VersionTLS13 || cs.NegotiatedProtocol != "h2" || cs.DidResume || cs.ServerName != "" || cs.CurveID != tls.X25519 {
+	if cs.Version != tls.VersionTLS13 || cs.NegotiatedProtocol != "h2" || cs.DidResume || cs.ServerName != "" || cs.CurveID != tls.X25519MLKEM768 {
 		t.Errorf("negotiated %+v", cs)
 	}
 	if _, err := shake(m.ClientConfig(id("client"), []identity.ID{id("impostor")})); err == nil || !strings.Contains(err.Error(), "expected spiffe://cluster.local/ns/default/sa/impostor") {

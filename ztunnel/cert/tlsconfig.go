@@ -15,10 +15,12 @@ import (
 // costs a microsecond, the bound only guards memory.
 const maxCachedConfigs = 8192
 
-// curves: X25519 first, as ztunnel does. The post-quantum hybrid
-// X25519MLKEM768 doubles the cost of a mutual handshake (facts/baseline.md)
-// and peers accept it last, so it is left out.
-var curves = []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384}
+// curves: the post-quantum hybrid first, so that what is recorded today is not read
+// by a quantum computer of tomorrow. Clients send shares of both it and X25519:
+// a peer without the hybrid answers at once with the other. (crypto/tls orders
+// them so whatever order they have here; GODEBUG=tlsmlkem=0 leaves the hybrid out,
+// and FIPS 140 mode what is not approved.)
+var curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384}
 
 // configCache holds ready tls.Configs. Certificates, roots and time are looked
 // up at handshake time, so a cached configuration never goes stale.
