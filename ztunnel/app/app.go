@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -40,6 +41,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pace"
+	"github.com/ambit-mesh/ambit/ztunnel/reclaim"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -55,6 +57,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelCo
 	}
 	if n, err := boot.RaiseNoFile(); err != nil {
 		log.Warn("open files stay limited", "limit", n, "error", err.Error())
+	}
+	if os.Getenv("GOMEMLIMIT") == "" { // who sets one means it
+		if limit := reclaim.SetLimit(); limit > 0 {
+			log.Info("memory is limited by the container", "limit", limit)
+		}
 	}
 	if cfg.Workers > 0 && cfg.Workers != runtime.GOMAXPROCS(0) {
 		runtime.GOMAXPROCS(cfg.Workers)
@@ -180,6 +187,7 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	if a.pacer != nil {
 		g.Go("processors", a.pacer.Run)
 	}
+	g.Go("memory", reclaim.New(boot.Scoped(a.log, "memory")).Run)
 	g.Go("certificates", a.node.certs.Run)
 	if w, ok := a.ca.(cert.TrustWatcher); ok {
 		g.Go("trust", func(ctx context.Context) error { return a.node.certs.FollowTrust(ctx, w) })

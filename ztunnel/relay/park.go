@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -146,6 +147,9 @@ func (p *parking) wait(f *os.File, raw syscall.RawConn) {
 			if w := p.of(ev); w != nil {
 				go w.wake()
 			}
+		}
+		if n == len(events) {
+			runtime.Gosched() // many end at once: those that are awake first, so that few goroutines do for all
 		}
 	}
 	_ = f.Close() // tests end it

@@ -1,0 +1,110 @@
+// Package reclaim keeps the process's memory in proportion: below the limit of its container, and given back to the
+// kernel when a load has gone.
+//
+// The runtime collects when the heap has grown, and keeps what a load has needed until then for the next one; an idle
+// proxy grows no heap. So when no collection has happened for a while, and there is something to be had, one is made
+// whose gain goes back to the kernel:
+//
+//	collection ──► quiet for Quiet? ──► worth it? ──► collect, return ──┐
+//	     ▲                                  └ no: nothing until the next │
+//	     └───────────────────────────────────────────────────────────────┘
+//
+// Each collection tells of itself, so nothing looks periodically, and a busy proxy, which collects all the time, is left
+// alone.
+//
+// Run owns everything.
+package reclaim
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+const (
+	// Quiet is how long no collection has happened where nothing goes on.
+	Quiet = 30 * time.Second
+	// worth is the least that a collection is made for, besides a share of all that is held.
+	worth      = 2 << 20
+	worthShare = 16
+)
+
+// Reclaimer gives memory back while the process is idle.
+type Reclaimer struct {
+	log       *slog.Logger
+	collected chan struct{} // holds one
+	machine   machine
+}
+
+// machine is the runtime as a Reclaimer sees it.
+type machine struct {
+	watch   func(ctx context.Context) // tells collected of each collection
+	look    func() memory
+	release func()
+}
+
+// memory is what the process holds, and what of it a collection could give back at most.
+type memory struct{ held, gain uint64 }
+
+// New returns a Reclaimer that does nothing before Run.
+func New(log *slog.Logger) *Reclaimer {
+	r := &Reclaimer{log: log, collected: make(chan struct{}, 1)}
+	r.machine = machine{watch: r.watch, look: newLooker(), release: debug.FreeOSMemory}
+	return r
+}
+
+// Run gives back what is not needed until ctx ends.
+func (r *Reclaimer) Run(ctx context.Context) error {
+	r.machine.watch(ctx)
+	timer := time.NewTimer(Quiet) // starting has left something, too
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.collected:
+			timer.Reset(Quiet)
+		case <-timer.C:
+			m := r.machine.look()
+			if m.gain < worth || m.gain < m.held/worthShare {
+				continue
+			}
+			r.machine.release()
+			r.log.Debug("memory given back", "held_before", m.held, "held", r.machine.look().held)
+		}
+	}
+}
+
+// watch tells of each collection: an object that nothing refers to has gone with it, and leaves another.
+func (r *Reclaimer) watch(ctx context.Context) {
+	sentinel := new([16]byte) // as large as the runtime does not put together with others
+	runtime.AddCleanup(sentinel, func(*Reclaimer) {
+		select {
+		case r.collected <- struct{}{}:
+		default: // one is as good as many
+		}
+		if ctx.Err() == nil {
+			r.watch(ctx)
+		}
+	}, r)
+}
+
+// newLooker reads the runtime's books.
+func newLooker() func() memory {
+	samples := []metrics.Sample{
+		{Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+	}
+	return func() memory {
+		metrics.Read(samples)
+		v := func(i int) uint64 { return samples[i].Value.Uint64() }
+		return memory{held: v(0) - v(1), gain: v(2) + v(3) + v(4) - min(v(4), v(5))} // what came since the last collection may all be garbage
+	}
+}
