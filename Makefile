@@ -67,8 +67,8 @@ bench: check-go ## benchmarks beside the code; BENCH=regexp BENCHTIME=1s COUNT=1
 
 # PERF holds what to measure: PERF=--all, PERF='--peer ztunnel=/path/to/ztunnel'.
 PERF ?= --quick
-perf: build ## load scenarios, side by side with no mesh: a table, perf.json and perf.html in bin/
-	bin/ambit-perf run $(PERF) --json bin/perf.json --html bin/perf.html
+perf: build ## the quick set of loads, side by side with no mesh: tables, bin/perf.json, bin/perf.html; PERF=--all, PERF='--peer ztunnel=PATH'
+	bin/ambit-perf run $(if $(filter --all,$(PERF)),,--quick) $(PERF) --json bin/perf.json --html bin/perf.html
 
 clean: ## remove bin/
 	rm -rf bin
