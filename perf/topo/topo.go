@@ -121,7 +121,8 @@ type Lab struct {
 	agreed []load.Agreed // guarded by mu
 	hops   int           // HTTP hops
 	asks   *inspect.Client
-	asking io.Closer   // what ends the asker
+	asking io.Closer // what ends the asker
+	keeper *keeper
 	behind []*exec.Cmd // hops and watchers, in the order of their start
 }
 
@@ -199,7 +200,12 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 	for _, e := range cfg.Env {
 		args = append(args, "--env", e)
 	}
+	var err error
+	if l.keeper, err = keep(cfg.Bin, l.name); err != nil {
+		return nil, err
+	}
 	if _, err := l.do(ctx, "", args...); err != nil {
+		l.Close() // who was stopped in the middle may have left it
 		return nil, fmt.Errorf("start the lab: %w", err)
 	}
 	if err := l.fill(ctx); err != nil {
@@ -217,6 +223,7 @@ func (l *Lab) Close() {
 		_ = l.asking.Close()
 	}
 	_, _ = l.do(ctx, "", "down") // with it ends what was started in it
+	l.keeper.release()
 	for _, c := range l.behind {
 		_ = c.Wait() // killed, by then
 	}
