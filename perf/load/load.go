@@ -79,6 +79,7 @@ type Spec struct {
 	Timeout time.Duration `json:"timeout"`         // of a dial
 	Label   string        `json:"-"`               // names this run among others
 
+	Pinned   bool `json:"pinned,omitempty"`   // client and server on CPUs of their own
 	Syscalls bool `json:"syscalls,omitempty"` // count them, which costs some of what is measured
 }
 
@@ -201,6 +202,13 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 	defer cancel()
 	r := &run{Spec: s, ctx: ctx, workers: make([]worker, s.workers()), conns: map[net.Conn]bool{}}
 	s.Watch = append(s.Watch, Process{Name: "client", PID: os.Getpid()})
+	if s.Pinned {
+		restore, err := pinned(s.Watch)
+		if err != nil {
+			return Result{}, err
+		}
+		defer restore()
+	}
 	if s.Syscalls {
 		c, err := countSyscalls(s.Watch)
 		if err != nil {

@@ -164,7 +164,8 @@ func (p *printer) remarks(row Row) {
 	for _, run := range row.Runs {
 		switch {
 		case run.Failed != "":
-			p.f("  %s, round %d failed: %s\n", row.Mode, run.Round, run.Failed)
+			why, _, _ := strings.Cut(run.Failed, "\n") // what follows is in the JSON form
+			p.f("  %s, round %d failed: %s\n", row.Mode, run.Round, why)
 		case run.Result.Errors > 0:
 			p.f("  %s, round %d: %d errors, the first: %s\n", row.Mode, run.Round, run.Result.Errors, run.Result.Error)
 		}

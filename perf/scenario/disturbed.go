@@ -46,15 +46,15 @@ func disturbed() []Scenario {
 	s.Needs = ControlPlane
 	s = add(Core, "effect", "from the declaration of a policy to the first connection decided by it, 1000 pods, 100 services, 50 other changes per second", topo.Toggles,
 		load.Spec{Kind: load.Decide, Conns: 8, Size: 64, PerSec: 500})
-	s.Needs, s.Crowd, s.AtLeast, s.Baseline = ControlPlane, topo.Crowd{Workloads: 1000, Services: 100}, 6*time.Second, Baseline{}
+	s.Needs, s.Crowd, s.AtLeast, s.Baseline = ControlPlane, topo.Crowd{Workloads: 1000, Services: 100}, 10*time.Second, Baseline{}
 	s = add(All, "effect-10000", "the same with 10000 pods and 1000 services", topo.Toggles, load.Spec{Kind: load.Decide, Conns: 8, Size: 64, PerSec: 500})
-	s.Needs, s.Crowd, s.AtLeast, s.Baseline = ControlPlane, topo.Crowd{Workloads: 10000, Services: 1000}, 6*time.Second, Baseline{}
+	s.Needs, s.Crowd, s.AtLeast, s.Baseline = ControlPlane, topo.Crowd{Workloads: 10000, Services: 1000}, 10*time.Second, Baseline{}
 
 	s = add(Core, "restart-connect", "500 connections per second at fixed times beside a rolling restart of both proxies; baseline: without", topo.Rollout, fresh)
-	s.Needs, s.AtLeast, s.Once = ControlPlane, 8*time.Second, true
+	s.Needs, s.AtLeast, s.Once = Rollouts, 8*time.Second, true
 	s = add(Core, "restart-rate", "500 requests of 1 KiB per second at fixed times on 16 connections that stay, beside a rolling restart of both proxies; baseline: without",
 		topo.Rollout, load.Spec{Kind: load.Rate, Conns: 16, Size: kib, PerSec: 500})
-	s.Needs, s.AtLeast, s.Once = ControlPlane, 12*time.Second, true
+	s.Needs, s.AtLeast, s.Once = Rollouts, 12*time.Second, true
 	s = add(All, "resend-70000", "500 connections per second at fixed times while the control plane, which knows 70000 workloads, starts again and sends them all; baseline: without",
 		topo.Resend, fresh)
 	s.Needs, s.Crowd, s.AtLeast, s.Once = ControlPlane, topo.Crowd{Workloads: 70000, Services: 1000}, 15*time.Second, true

@@ -30,6 +30,8 @@ type Runner struct {
 	Settings report.Settings
 	// Progress is told before each run, and after it with its result.
 	Progress func(Step)
+	// Pinned puts the clients and servers of all scenarios on CPUs of their own.
+	Pinned bool
 }
 
 // Step is a moment of a measurement.
@@ -60,6 +62,7 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 		group := make([]report.Row, len(modes))
 		for i, m := range modes {
 			group[i] = report.Row{Scenario: s.described(), Mode: m}
+			group[i].Scenario.Load.Pinned = r.pinned(s)
 			group[i].Scenario.Load.Warm, group[i].Scenario.Load.For = r.Settings.Warm, r.length(s)
 		}
 		for round := range r.rounds(s) {
@@ -130,6 +133,12 @@ func (r *Runner) rounds(s Scenario) int {
 	return r.Settings.Rounds
 }
 
+// pinned says whether client and server are on CPUs of their own. Whoever makes
+// handshakes has no server.
+func (r *Runner) pinned(s Scenario) bool {
+	return s.Load.Pinned || r.Pinned && s.Load.Kind != load.Handshake && s.Load.Kind != load.Tunnel
+}
+
 // length is how long a run is measured.
 func (r *Runner) length(s Scenario) time.Duration { return max(r.Settings.For, s.AtLeast) }
 
@@ -169,6 +178,7 @@ func (r *Runner) leftOut(s Scenario) (rows []report.Row) {
 func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 	spec := step.Scenario.Load
 	spec.Warm, spec.For = r.Settings.Warm, r.length(step.Scenario)
+	spec.Pinned = r.pinned(step.Scenario)
 	spec.Label = fmt.Sprintf("%s.%s.round%d", step.Scenario.Name, step.Mode, step.Round+1)
 	run := report.Run{Round: step.Round + 1}
 	for ; ; run.Repeated++ {

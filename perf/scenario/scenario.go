@@ -55,6 +55,7 @@ const (
 	Proxies      Need = "proxies"
 	ControlPlane Need = "a control plane"
 	Neighbours   Need = "proxies that other pods use too"
+	Rollouts     Need = "proxies of which two run at a time, on ports that can be set"
 )
 
 // lacks says why a path is left out of a scenario; "": it is not.
@@ -68,6 +69,8 @@ func (s Scenario) lacks(p topo.Path) string {
 		has = proxied
 	case ControlPlane:
 		has = p.Meshed
+	case Rollouts:
+		has = p.Rolls
 	case Neighbours: // no mesh at all is the control
 		has = p.Meshed || !proxied
 	}
@@ -108,6 +111,12 @@ func Catalog() []Scenario {
 				set = Quick
 			}
 			add(set, fmt.Sprintf("ask-%d", conns), fmt.Sprintf("request and response of 1 KiB, %s", connections(conns)), load.Spec{Kind: load.Ask, Conns: conns, Size: kib})
+		}
+		// Without a proxy in the path a placement of the scheduler's is all that an
+		// unpinned figure shows.
+		if set := Core; !cross {
+			add(set, "ask-1-pinned", "request and response of 1 KiB, 1 connection, client and server on a CPU each", load.Spec{Kind: load.Ask, Conns: 1, Size: kib, Pinned: true})
+			add(set, "bulk-up-1x64k-pinned", "bulk up, 1 connection, 64 KiB writes, client and server on a CPU each", load.Spec{Kind: load.Up, Conns: 1, Size: 64 * kib, Pinned: true})
 		}
 		for _, conns := range []int{1, 16} {
 			set := Core

@@ -255,7 +255,7 @@ func (l *Lab) changes(ctx context.Context, p Path, b Beside) (func(load.Result) 
 	}
 	c := load.Churn{Dir: clusterDir, Name: "changes", PerSec: 50}
 	if b == Toggles {
-		c.Deny, c.Every = p.Namespace, 400*time.Millisecond
+		c.Deny, c.Every = p.Namespace, time.Second
 	}
 	text, err := json.Marshal(c)
 	if err != nil {

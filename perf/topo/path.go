@@ -195,6 +195,9 @@ func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error 
 	}
 	p.Meshed = true
 	p.Targets = l.targets(ctx, status, p.Watch[1:])
+	// Two processes share the node's network here. Ours listen where they are told
+	// to; the ports of others are fixed.
+	p.Rolls = len(p.Targets) == 1+len(nodes)
 	for _, r := range status.Redirect {
 		if r.Node == near {
 			p.About = "HBONE between node proxies, redirected by " + r.Redirector

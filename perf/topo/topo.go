@@ -153,6 +153,7 @@ type Path struct {
 
 	Near, Far string // nodes
 	Meshed    bool   // the proxies are told what to do by the control plane
+	Rolls     bool   // a next process may be started beside the one that runs
 }
 
 // Supports reports whether a mode exists for a placement. Modes that are not built

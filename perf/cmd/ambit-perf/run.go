@@ -36,6 +36,7 @@ type options struct {
 	words       []string
 	self        string
 	accessLog   string
+	pinned      bool
 	quick, more bool
 }
 
@@ -58,6 +59,7 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 	fs.DurationVar(&o.settings.Warm, "warm", 0, "time before it that is not measured; default: of the set")
 	fs.Float64Var(&o.settings.MaxSteal, "max-steal", 0.01, "share of CPU time that may be stolen before a run is repeated")
 	fs.BoolVar(&o.settings.Syscalls, "syscalls", true, "count the system calls of proxies, in one more short run of each mode that is not measured")
+	fs.BoolVar(&o.pinned, "pinned", false, "clients and servers on CPUs of their own; scenarios whose name says so do it in any case")
 	fs.StringVar(&o.accessLog, "access-log", "on", "`on|off` for all node proxies")
 	fs.Func("env", "`NAME=VALUE` for all node proxies; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
@@ -202,7 +204,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	}
 	r.Version = strings.TrimSpace(version.String())
 	progress := newProgress(stderr)
-	runner := &scenario.Runner{Network: planned{Config: cfg}, Modes: o.modes, Settings: o.settings, Progress: progress.step}
+	runner := &scenario.Runner{Network: planned{Config: cfg}, Modes: o.modes, Settings: o.settings, Progress: progress.step, Pinned: o.pinned}
 	fmt.Fprintf(stderr, "%d scenarios, about %s, longer where CPU is stolen and runs are repeated\nstarting a lab with %s\n", len(list), seconds(runner.Estimate(list)+starting), strings.Join(o.modes, ", "))
 	lab, err := topo.Start(ctx, cfg)
 	if err != nil {
