@@ -12,7 +12,7 @@ const (
 	FigureMissed   = "changes without effect before the next"
 	FigureChanges  = "changes per second"
 	FigurePushes   = "responses of the control plane per second"
-	FigureReplaced = "s until the last process was replaced"
+	FigureDone     = "s until it was done" // that which went on beside
 )
 
 // ControlPlane is the name of its process among those that are measured.

@@ -289,7 +289,7 @@ func besides() []Metric {
 		{MetricPushes, "pushes/s", -1, figureOf(load.FigurePushes)},
 		{MetricControl, "CPU-s/s ambitd", -1, ofControl(func(r load.Result, u load.Usage) float64 { return u.CPU.Seconds() / r.Elapsed.Seconds() })},
 		{MetricControlM, "RSS MiB ambitd", -1, ofControl(func(_ load.Result, u load.Usage) float64 { return float64(u.RSS) / (1 << 20) })},
-		{"rolled", "s until replaced", -1, figureOf(load.FigureReplaced)},
+		{"done", "s until done", 0, figureOf(load.FigureDone)},
 	}
 }
 

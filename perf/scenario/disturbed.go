@@ -55,8 +55,10 @@ func disturbed() []Scenario {
 	s = add(Core, "restart-rate", "500 requests of 1 KiB per second at fixed times on 16 connections that stay, beside a rolling restart of both proxies; baseline: without",
 		topo.Rollout, load.Spec{Kind: load.Rate, Conns: 16, Size: kib, PerSec: 500})
 	s.Needs, s.AtLeast, s.Once = Rollouts, 12*time.Second, true
-	s = add(All, "resend-70000", "500 connections per second at fixed times while the control plane, which knows 70000 workloads, starts again and sends them all; baseline: without",
-		topo.Resend, fresh)
-	s.Needs, s.Crowd, s.AtLeast, s.Once = ControlPlane, topo.Crowd{Workloads: 70000, Services: 1000}, 15*time.Second, true
+	s = add(All, "arrival-70000", "500 connections per second at fixed times while 70000 workloads appear; baseline: without", topo.Arrival, fresh)
+	s.Needs, s.AtLeast, s.Once = ControlPlane, 40*time.Second, true
+	s = add(All, "reconnect-70000", "500 connections per second at fixed times while the control plane, which knows 70000 workloads, starts again; baseline: without",
+		topo.Restart, fresh)
+	s.Needs, s.Crowd, s.AtLeast, s.Once = ControlPlane, topo.Crowd{Workloads: 70000, Services: 1000}, 40*time.Second, true
 	return out
 }

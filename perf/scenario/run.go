@@ -206,6 +206,9 @@ func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 	return run, nil
 }
 
+// longBaseline is enough of a baseline, where it shall take long at all.
+const longBaseline = 5 * time.Second
+
 // measure makes a load, and where something is to go on beside it, first the one
 // that it is compared with. Stolen is the share of CPU that was taken from the latter.
 func (r *Runner) measure(ctx context.Context, step Step, spec load.Spec) (result load.Result, stolen float64, err error) {
@@ -217,7 +220,9 @@ func (r *Runner) measure(ctx context.Context, step Step, spec load.Spec) (result
 	}
 	var baseline *load.Baseline
 	if s.Baseline.There {
-		before, err := r.beside(ctx, step, spec, s.Baseline.Beside)
+		alone := spec
+		alone.For = min(spec.For, max(r.Settings.For, longBaseline))
+		before, err := r.beside(ctx, step, alone, s.Baseline.Beside)
 		if err != nil {
 			return before, 0, fmt.Errorf("measure what it is compared with: %w", err)
 		}
@@ -269,7 +274,7 @@ func (r *Runner) Estimate(scenarios []Scenario) time.Duration {
 		case s.Load.Kind == load.Settle:
 			one = r.length(s) + time.Duration(s.Load.Total)*300*time.Microsecond
 		case s.Baseline.There:
-			one += one + s.Beside.Lead() + s.Baseline.Beside.Lead()
+			one += min(r.length(s), max(r.Settings.For, longBaseline)) + s.Beside.Lead() + s.Baseline.Beside.Lead()
 		}
 		d += one * time.Duration(len(r.modesOf(s))*r.rounds(s))
 		d += time.Duration(s.Crowd.Workloads) * 300 * time.Microsecond

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"strconv"
@@ -36,7 +37,8 @@ const (
 	Changes Beside = "changes of objects"                    // 50 per second
 	Toggles Beside = "changes of objects, and of one policy" // the load tells when it takes effect
 	Rollout Beside = "a rolling restart of both proxies"
-	Resend  Beside = "a restart of the control plane, which sends everything again"
+	Restart Beside = "a restart of the control plane"
+	Arrival Beside = "70000 workloads that appear at once"
 )
 
 // Neighbourly says that it needs a neighbour.
@@ -90,7 +92,9 @@ func (l *Lab) Begin(ctx context.Context, p Path, b Beside, length time.Duration)
 		end, err = l.changes(ctx, p, b)
 	case Rollout:
 		end = l.later(ctx, length/4, "restart "+p.Near+" and "+p.Far, []string{"restart", "ztunnel@" + p.Near, "--rolling"}, []string{"restart", "ztunnel@" + p.Far, "--rolling"})
-	case Resend:
+	case Arrival:
+		end, err = l.arrival(ctx, length/8)
+	case Restart:
 		end = l.later(ctx, length/4, "restart the control plane", []string{"restart", load.ControlPlane})
 	default:
 		end, err = l.neighbour(ctx, p, b, length)
@@ -220,7 +224,7 @@ func (l *Lab) later(ctx context.Context, after time.Duration, what string, comma
 		if e.err != nil {
 			return nil, fmt.Errorf("%s: %w", what, e.err)
 		}
-		return map[string]float64{load.FigureReplaced: e.took.Seconds()}, l.refresh(ctx)
+		return map[string]float64{load.FigureDone: e.took.Seconds()}, l.refresh(ctx)
 	}
 }
 
@@ -294,7 +298,12 @@ func (l *Lab) changes(ctx context.Context, p Path, b Beside) (func(load.Result) 
 }
 
 // pushes is how many responses the control plane has sent.
-func (l *Lab) pushes(ctx context.Context) (n float64) {
+func (l *Lab) pushes(ctx context.Context) float64 {
+	return l.ofControl(ctx, "ambit_ambitd_xds_responses_total")
+}
+
+// ofControl is a metric of the control plane's, added up; 0 while it says nothing.
+func (l *Lab) ofControl(ctx context.Context, name string) float64 {
 	if l.asks == nil || l.control == 0 {
 		return 0
 	}
@@ -302,7 +311,7 @@ func (l *Lab) pushes(ctx context.Context) (n float64) {
 	if err != nil {
 		return 0
 	}
-	return sum(string(b), "ambit_ambitd_xds_responses_total")
+	return sum(string(b), name)
 }
 
 // sum adds up a metric over its labels.
@@ -321,6 +330,31 @@ func sum(text, name string) (total float64) {
 	return total
 }
 
+// arrival lets a crowd appear some time from now; the one before is gone first.
+func (l *Lab) arrival(ctx context.Context, after time.Duration) (func(load.Result) (map[string]float64, error), error) {
+	if err := l.Gather(ctx, Crowd{}); err != nil {
+		return nil, err
+	}
+	type ended struct {
+		took time.Duration
+		err  error
+	}
+	donec := make(chan ended, 1)
+	go func() {
+		select {
+		case <-time.After(after):
+		case <-ctx.Done():
+		}
+		began := time.Now()
+		err := l.Gather(ctx, Crowd{Workloads: 70000, Services: 1000}) // nobody else does, until end
+		donec <- ended{time.Since(began) - quiet, err}
+	}()
+	return func(load.Result) (map[string]float64, error) {
+		e := <-donec
+		return map[string]float64{load.FigureDone: e.took.Seconds()}, e.err
+	}, nil
+}
+
 // Gather makes the control plane know a crowd, and no other, and waits until it has
 // been told to everybody. Where there is no control plane it does nothing.
 func (l *Lab) Gather(ctx context.Context, c Crowd) error {
@@ -331,17 +365,27 @@ func (l *Lab) Gather(ctx context.Context, c Crowd) error {
 	if err != nil {
 		return err
 	}
+	want := l.known(ctx) + float64(c.Workloads+c.Services-l.crowd.Workloads-l.crowd.Services)
 	if _, err := l.do(ctx, "", "exec", "node-1", "--", l.Self, Churn, string(text)); err != nil {
 		return fmt.Errorf("gather a crowd: %w", err)
 	}
 	l.crowd = c
-	return l.calm(ctx)
+	return l.calm(ctx, want)
 }
 
-// calm waits until the control plane has had nothing to send for a while.
-func (l *Lab) calm(ctx context.Context) error {
-	const quiet = 3 * time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("the control plane still sends after two minutes"))
+// known is how much the control plane serves.
+func (l *Lab) known(ctx context.Context) float64 {
+	return l.ofControl(ctx, "ambit_ambitd_xds_stored_resources")
+}
+
+// quiet is how long the control plane has nothing to send when all have been told.
+const quiet = 3 * time.Second
+
+// calm waits until the control plane serves about so much and has had nothing to
+// send for a while.
+func (l *Lab) calm(ctx context.Context, want float64) error {
+	const about = 100 // what other things do meanwhile
+	ctx, cancel := context.WithTimeoutCause(ctx, 3*time.Minute, errors.New("the control plane is still busy after three minutes"))
 	defer cancel()
 	last, since := l.pushes(ctx), time.Now()
 	for time.Since(since) < quiet {
@@ -350,7 +394,7 @@ func (l *Lab) calm(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if n := l.pushes(ctx); n != last {
+		if n := l.pushes(ctx); n != last || math.Abs(l.known(ctx)-want) > about {
 			last, since = n, time.Now()
 		}
 	}
