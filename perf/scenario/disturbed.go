@@ -59,6 +59,6 @@ func disturbed() []Scenario {
 	s.Needs, s.AtLeast, s.Once = ControlPlane, 40*time.Second, true
 	s = add(All, "reconnect-70000", "500 connections per second at fixed times while the control plane, which knows 70000 workloads, starts again; baseline: without",
 		topo.Restart, fresh)
-	s.Needs, s.Crowd, s.AtLeast, s.Once = ControlPlane, topo.Crowd{Workloads: 70000, Services: 1000}, 40*time.Second, true
+	s.Needs, s.Crowd, s.AtLeast, s.Once = ControlPlane, topo.Crowd{Workloads: 70000, Services: 1000}, 25*time.Second, true
 	return out
 }
