@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
+	"github.com/ambit-mesh/ambit/perf/peer"
 	"github.com/ambit-mesh/ambit/perf/report"
 	"github.com/ambit-mesh/ambit/perf/topo"
 )
@@ -77,7 +78,7 @@ type network struct {
 }
 
 func (n *network) Path(mode string, p topo.Placement) (topo.Path, bool) {
-	return topo.Path{Mode: mode, Placement: p}, topo.Config{}.Supports(mode, p)
+	return topo.Config{Peers: map[string]topo.Peer{"zt": {Kind: peer.Ztunnel}}}.Planned(mode, p)
 }
 
 func (n *network) Run(ctx context.Context, p topo.Path, _ load.Spec) (load.Result, error) {
@@ -195,5 +196,115 @@ func TestWhatWasMeasuredSurvivesAnInterruption(t *testing.T) {
 	rows, err := r.Run(ctx, []Scenario{{Name: "s", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}})
 	if !errors.Is(err, context.Canceled) || len(rows) != 1 || rows[0].Mode != "none" {
 		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// Every kind of load that is to be measured has a scenario, and all that can go on
+// beside one does.
+func TestCatalogIsComplete(t *testing.T) {
+	kinds, besides, needs := map[string]bool{}, map[topo.Beside]bool{}, map[Need]bool{}
+	fixed := map[string]bool{}
+	for _, s := range Catalog() {
+		kinds[s.Load.Kind], besides[s.Beside], besides[s.Baseline.Beside], needs[s.Needs] = true, true, true, true
+		if s.Load.PerSec > 0 {
+			fixed[s.Load.Kind] = true
+		}
+		if s.Beside == "" && s.Baseline.There {
+			t.Errorf("%s has a baseline and nothing beside it", s.Name)
+		}
+		if s.Beside.Neighbourly() != s.Baseline.Beside.Neighbourly() {
+			t.Errorf("%s compares %q with %q", s.Name, s.Beside, s.Baseline.Beside)
+		}
+	}
+	for _, k := range []string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.Idle, load.Settle, load.HTTP, load.GRPC, load.GRPCStream, load.Decide, load.Handshake, load.Tunnel} {
+		if !kinds[k] {
+			t.Errorf("no scenario for %s", k)
+		}
+	}
+	for _, k := range []string{load.Rate, load.HTTP, load.GRPC, load.Connect} {
+		if !fixed[k] {
+			t.Errorf("no scenario for %s at a fixed rate", k)
+		}
+	}
+	for _, b := range []topo.Beside{topo.Elephant, topo.Calf, topo.Connects, topo.Streams, topo.Greets, topo.AttackConnects, topo.AttackRefused, topo.AttackStreams,
+		topo.AttackGreets, topo.Changes, topo.Toggles, topo.Rollout, topo.Restart, topo.Arrival} {
+		if !besides[b] {
+			t.Errorf("no scenario beside %s", b)
+		}
+	}
+}
+
+func TestModesInWhichAScenarioMakesNoSenseSayWhy(t *testing.T) {
+	n := &network{}
+	r := Runner{Network: n, Modes: []string{topo.None, topo.TLS, topo.Ambit, "zt"}, Settings: report.Settings{Rounds: 1}}
+	for _, tt := range []struct {
+		need Need
+		out  string
+	}{
+		{"", ""}, {Encryption, "none"}, {Proxies, "none"}, {ControlPlane, "none tls"}, {Neighbours, "tls"}, {Rollouts, "none tls zt"},
+	} {
+		rows, err := r.Run(t.Context(), []Scenario{{Name: "s", Placement: topo.Cross, Needs: tt.need, Load: load.Spec{Kind: load.Ask}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, row := range rows {
+			if (row.LeftOut == "") != (len(row.Runs) == 1) {
+				t.Errorf("%s, %s: %d runs, left out %q", tt.need, row.Mode, len(row.Runs), row.LeftOut)
+			}
+			if row.LeftOut != "" {
+				out = append(out, row.Mode)
+			}
+		}
+		if got := strings.Join(out, " "); len(rows) != 4 || got != tt.out {
+			t.Errorf("%q leaves out %s, want %s", tt.need, got, tt.out)
+		}
+	}
+}
+
+func TestWhatGoesOnBesideALoadComesAfterItsBaseline(t *testing.T) {
+	n := &network{}
+	r := Runner{Network: n, Modes: []string{topo.Ambit}, Settings: report.Settings{Rounds: 1}}
+	s := Scenario{Name: "s", Placement: topo.Cross, Beside: topo.AttackConnects, Crowd: topo.Crowd{Workloads: 7}, Load: load.Spec{Kind: load.Ask}}
+	s.Baseline.There, s.Baseline.Beside = true, topo.Connects
+	rows, err := r.Run(t.Context(), []Scenario{s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"begin " + string(topo.Connects), topo.Ambit, "end", "begin " + string(topo.AttackConnects), topo.Ambit, "end"}
+	if !slices.Equal(n.runs, want) || !slices.Equal(n.crowds, []topo.Crowd{{Workloads: 7}}) {
+		t.Errorf("%q beside %v, want %q", n.runs, n.crowds, want)
+	}
+	got := rows[0].Runs[0].Result
+	if got.Baseline == nil || got.Baseline.Ops != 10 || got.Figures[load.FigureBeside] != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestBarsAreAboutWhatIsMeasured(t *testing.T) {
+	for _, b := range report.Bars() {
+		for _, name := range []string{b.Scenario, b.Than} {
+			i := slices.IndexFunc(Catalog(), func(s Scenario) bool { return s.Name == name })
+			if name == "" {
+				continue
+			}
+			if i < 0 {
+				t.Errorf("%s: there is no scenario %s", b.About, name)
+				continue
+			}
+			s := Catalog()[i]
+			if !slices.ContainsFunc(report.Metrics(s.Load.Kind), func(m report.Metric) bool { return m.Name == b.Metric }) {
+				t.Errorf("%s: %s has no %s", b.About, name, b.Metric)
+			}
+			cfg := topo.Config{Peers: map[string]topo.Peer{"ztunnel": {Kind: peer.Ztunnel}}}
+			for _, mode := range []string{b.Subject, b.Against} {
+				if mode == "" {
+					continue
+				}
+				if p, ok := cfg.Planned(mode, s.Placement); !ok || s.lacks(p) != "" {
+					t.Errorf("%s: %s has no %s: %s", b.About, name, mode, s.lacks(p))
+				}
+			}
+		}
 	}
 }

@@ -172,6 +172,20 @@ func (c Config) Supports(mode string, p Placement) bool {
 	return !http && mode != Accelerated
 }
 
+// Planned is what a path will be, before there is one.
+func (c Config) Planned(mode string, to Placement) (Path, bool) {
+	p := Path{Mode: mode, Placement: to}
+	p.Rolls = mode == Ambit || mode == Accelerated
+	p.Meshed = p.Rolls || c.Peers[mode].Kind == peer.Ztunnel
+	if p.Meshed || mode == TLS {
+		p.TLSServer = "to be"
+	}
+	if mode != None {
+		p.Watch = []load.Process{{Name: mode, Proxy: true}}
+	}
+	return p, c.Supports(mode, to)
+}
+
 // Start brings everything up. The caller must call Close.
 func Start(ctx context.Context, cfg Config) (*Lab, error) {
 	l := &Lab{Config: cfg, name: fmt.Sprintf("perf-%d", os.Getpid()), ends: map[string]end{}, paths: map[string]Path{}, members: map[string]member{}}

@@ -237,7 +237,7 @@ type planned struct {
 }
 
 func (p planned) Path(mode string, to topo.Placement) (topo.Path, bool) {
-	return topo.Path{Mode: mode, Placement: to}, p.Supports(mode, to)
+	return p.Planned(mode, to)
 }
 
 // failures is an error where a report has gaps. Others than a failed run are no
