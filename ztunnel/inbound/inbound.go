@@ -29,6 +29,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/stack"
 )
 
 // Config of one pod's Proxy.
@@ -63,6 +64,7 @@ func New(cfg Config) *Proxy { return &Proxy{cfg: cfg} }
 // close resets: its listener has seen to that. It may return when that is joined;
 // ended is called once, when it has ended.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
+	stack.Reserve()
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, SrcAddr: outbound.AddrPort(down.RemoteAddr()), Transport: flow.Plaintext}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	end := func(err error) {
@@ -114,6 +116,7 @@ func (p *Proxy) openPlaintext(ctx context.Context, c *flow.Conn, down relay.Conn
 // ServeConnect takes one CONNECT stream of a tunnel to the pod. It may return
 // when that is joined.
 func (p *Proxy) ServeConnect(ctx context.Context, r *hbone.Request) {
+	stack.Reserve()
 	rec := flow.Record{Direction: flow.Inbound, Pod: p.cfg.Pod, Transport: flow.HBONE,
 		SrcAddr: unmap(r.RemoteAddr), DstAddr: unmap(r.LocalAddr), HBONEAddr: r.Authority, SrcID: r.Peer}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)

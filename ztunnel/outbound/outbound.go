@@ -29,6 +29,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/origin"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/stack"
 )
 
 // Tunnels opens streams; *hbone.Dialer is one.
@@ -87,6 +88,7 @@ func New(cfg Config) *Proxy {
 // listener has seen to that. It may return when that is joined; ended is called
 // once, when it has ended.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
+	stack.Reserve()
 	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr())}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	up, err := p.serve(ctx, c, down)

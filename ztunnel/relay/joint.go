@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/ambit-mesh/ambit/ztunnel/stack"
 )
 
 // joint is a joined pair: what both of its ways share.
@@ -59,7 +61,10 @@ func (w *way) deliver() bool {
 	d, ok := src.(deliverer)
 	return ok && d.DeliverTo(dst, n, func(readErr, writeErr error) {
 		if w.ended(readErr, writeErr) {
-			go w.j.finish() // who delivers must not wait
+			go func() { // who delivers must not wait
+				stack.Reserve()
+				w.j.finish()
+			}()
 		}
 	})
 }
