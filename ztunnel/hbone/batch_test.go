@@ -1,8 +1,10 @@
 package hbone
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
+	"slices"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/ztunnel/record"
@@ -105,5 +107,57 @@ func TestReadsTakeWhatIsThere(t *testing.T) {
 	_ = out.(*net.TCPConn).CloseWrite()
 	if err := g.fill(); err != io.EOF {
 		t.Errorf("got %v", err)
+	}
+}
+
+// sizedConn notes how much each write brings.
+type sizedConn struct {
+	net.Conn
+	sizes []int
+}
+
+func (c *sizedConn) Write(p []byte) (int, error) {
+	c.sizes = append(c.sizes, len(p))
+	return c.Conn.Write(p)
+}
+
+// However many blocks a batch has, each leaves by itself; what is small leaves together.
+func TestBulkBlocksLeaveByThemselves(t *testing.T) {
+	p := testPKI()
+	c, s, err := memPair(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	peer := tls.Server(s, p.serverConfig())
+	got := make(chan int64)
+	go func() {
+		n, _ := io.Copy(io.Discard, peer)
+		got <- n
+	}()
+	sized := &sizedConn{Conn: c}
+	rc, _, err := clientRecords(t.Context(), sized, p.clientConfig(), true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := rc.(*ambitRecords); !ok {
+		t.Skip("records of crypto/tls")
+	}
+	n := batchOf(1448)
+	var parts []segment
+	for _, size := range []int{100, n, n, n, 100, 100} {
+		parts = append(parts, segment{getBlock(size), size})
+	}
+	sized.sizes = nil
+	if err := rc.WriteBatch(parts); err != nil {
+		t.Fatal(err)
+	}
+	whole := n + 8*record.Overhead
+	if want := []int{100 + record.Overhead + whole, whole, whole + 200 + record.Overhead}; !slices.Equal(sized.sizes, want) {
+		t.Errorf("writes of %d, want %d", sized.sizes, want)
+	}
+	_ = rc.Close()
+	if got := <-got; got != int64(3*n+300) {
+		t.Errorf("%d bytes arrived", got)
 	}
 }

@@ -206,7 +206,10 @@ type gatherConn struct {
 
 // gatherBuf has room for the records of tryLimit bytes in parts of any size, of which each has a header, an inner type
 // and a tag, for a KeyUpdate, and for one full record more.
-type gatherBuf [tryLimit + recordLen + 4<<10]byte
+type gatherBuf [tryLimit + recordLen + gatherSlack]byte
+
+// gatherSlack is for what surrounds the plaintext of tryLimit bytes.
+const gatherSlack = 4 << 10
 
 var gatherBufs = sync.Pool{New: func() any { return new(gatherBuf) }}
 

@@ -99,6 +99,11 @@ func (r *ambitRecords) sealBatchLocked(parts []segment) error {
 	r.buf = gatherBufs.Get().(*gatherBuf)
 	r.b, r.pending = r.buf[:0], 0
 	for _, part := range parts {
+		if len(r.b) > 0 && len(r.b)+r.pending+part.n > tryLimit+gatherSlack { // of TryBatch's never
+			if err := r.wholeLocked(); err != nil {
+				return err
+			}
+		}
 		if err := r.protectLocked(part.blk.data[:part.n]); err != nil {
 			return err
 		}
@@ -160,6 +165,15 @@ func (r *ambitRecords) beginLocked() (err error) {
 		r.b, err = r.out.SealUpdate(r.b)
 	}
 	return err
+}
+
+// wholeLocked sends what is there, so that a bulk sender's block leaves by itself: it fills its packets (batchFor), and
+// a part of the next one behind it would not.
+func (r *ambitRecords) wholeLocked() error {
+	if err := r.sealPendingLocked(); err != nil {
+		return err
+	}
+	return r.flushLocked()
 }
 
 func (r *ambitRecords) sealPendingLocked() (err error) {
