@@ -9,6 +9,8 @@
 //	     ▲                                  └ no: nothing until the next │
 //	     └───────────────────────────────────────────────────────────────┘
 //
+// What one such collection could not return, because it lies between what is in use, is not asked for again.
+//
 // Each collection tells of itself, so nothing looks periodically, and a busy proxy, which collects all the time, is left
 // alone.
 //
@@ -61,6 +63,7 @@ func (r *Reclaimer) Run(ctx context.Context) error {
 	r.machine.watch(ctx)
 	timer := time.NewTimer(Quiet) // starting has left something, too
 	defer timer.Stop()
+	var stays uint64 // of what seemed to be had: it lies between what is in use
 	for {
 		select {
 		case <-ctx.Done():
@@ -69,11 +72,14 @@ func (r *Reclaimer) Run(ctx context.Context) error {
 			timer.Reset(Quiet)
 		case <-timer.C:
 			m := r.machine.look()
-			if m.gain < worth || m.gain < m.held/worthShare {
+			stays = min(stays, m.gain)
+			if gain := m.gain - stays; gain < worth || gain < m.held/worthShare {
 				continue
 			}
 			r.machine.release()
-			r.log.Debug("memory given back", "held_before", m.held, "held", r.machine.look().held)
+			after := r.machine.look()
+			stays = after.gain
+			r.log.Debug("memory given back", "held_before", m.held, "held", after.held)
 		}
 	}
 }

@@ -51,6 +51,41 @@ func TestGivesBackWhenQuiet(t *testing.T) {
 	})
 }
 
+// What a collection does not give back, because it lies between what is in use, is not asked for again.
+func TestAsksOnceForWhatStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var gain, released atomic.Int64
+		r := New(slog.New(slog.DiscardHandler))
+		r.machine = machine{watch: func(context.Context) {}, look: func() memory { return memory{100 << 20, uint64(gain.Load())} },
+			release: func() { // is a collection itself
+				released.Add(1)
+				gain.Store(min(gain.Load(), 20<<20))
+				r.collected <- struct{}{}
+			}}
+		donec := make(chan error)
+		go func() { donec <- r.Run(ctx) }()
+		for i, tt := range []struct {
+			gain, want int64
+			collected  bool
+		}{{gain: 50 << 20, want: 1}, {gain: 21 << 20, want: 1, collected: true}, {gain: 60 << 20, want: 2, collected: true}, {gain: 1 << 20, want: 2, collected: true}, {gain: 15 << 20, want: 3, collected: true}} {
+			gain.Store(tt.gain)
+			if tt.collected {
+				r.collected <- struct{}{}
+			}
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			if got := released.Load(); got != tt.want {
+				t.Errorf("step %d: given back %d times, want %d", i, got, tt.want)
+			}
+		}
+		cancel()
+		if err := <-donec; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestCollectionsTell(t *testing.T) {
 	r := New(slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
