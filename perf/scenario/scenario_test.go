@@ -306,5 +306,8 @@ func TestBarsAreAboutWhatIsMeasured(t *testing.T) {
 				}
 			}
 		}
+		if (b.Least == 0) == (b.Most == 0) {
+			t.Errorf("%s: at least %v, at most %v", b.About, b.Least, b.Most)
+		}
 	}
 }
