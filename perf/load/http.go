@@ -13,7 +13,7 @@ import (
 
 // quietFortio keeps its library from writing a line per request that fails: they
 // are counted here.
-var quietFortio = sync.OnceFunc(func() { fortiolog.SetLogLevelQuiet(fortiolog.Fatal) })
+var quietFortio = sync.OnceFunc(func() { fortiolog.SetLogLevelQuiet(fortiolog.Critical) })
 
 // http makes requests with fortio's clients: its own one for HTTP/1.1, Go's for
 // HTTP/2, one connection per worker. When they are made and from when they are
