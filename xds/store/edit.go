@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -40,16 +41,17 @@ func (s *Store) begin() *edit {
 
 // addresses applies workloads and services.
 func (e *edit) addresses(d client.Delta) (rejects []client.Reject) {
+	others := turn{yield: runtime.Gosched}
 	for i, r := range d.Added {
 		if err := e.address(r); err != nil {
 			rejects = append(rejects, client.Reject{Name: r.Name, Reason: err.Error()})
 		}
-		breathe(i)
+		others.next(i)
 	}
 	for i, name := range d.Removed {
 		delete(e.s.raws.known, name)
 		e.removeAddress(name)
-		breathe(i)
+		others.next(i)
 	}
 	return rejects
 }

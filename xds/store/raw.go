@@ -2,7 +2,6 @@ package store
 
 import (
 	"hash/maphash"
-	"runtime"
 
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/client"
@@ -46,15 +45,6 @@ func (e *edit) stands(k raw) bool {
 		return e.mesh.Service(k.service.Host) == k.service
 	}
 	return false
-}
-
-// breathe lets others run after so many resources: some tens of microseconds. The scheduler by itself would let them
-// wait for ten milliseconds.
-func breathe(i int) {
-	const resources = 64
-	if i%resources == resources-1 {
-		runtime.Gosched()
-	}
 }
 
 // address applies one workload or service, unless its bytes are those that stand.
