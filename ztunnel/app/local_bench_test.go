@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/test/meshca"
 	"github.com/ambit-mesh/ambit/xds/api"
 	"github.com/ambit-mesh/ambit/xds/api/ambit"
@@ -86,7 +87,12 @@ func benchSameNode(b *testing.B, way ambit.WorkloadExtension_SameNode, app func(
 			b.Fatal(err)
 		}
 		n.store.Apply(client.Delta{Type: api.AddressType, Added: []client.Resource{{Name: name, TypeURL: m.TypeUrl, Value: m.Value}}})
-		h := n.serve(handoff.Pod{UID: name, Name: name, Namespace: "default", ServiceAccount: name}, podNet{
+		ns, err := netns.Own()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = ns.Close() })
+		h := n.serve(handoff.Pod{UID: name, Name: name, Namespace: "default", ServiceAccount: name, NS: ns}, podNet{
 			connect: func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error) {
 				return d.DialContext(ctx, network, addr)
 			},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -153,9 +154,12 @@ func TestDeliverEnds(t *testing.T) {
 			}
 			errs := <-d.donec
 			for i, want := range []error{tt.read, tt.write} {
-				if (errs[i] == nil) != (want == nil) || want != nil && errs[i].Error() == "" {
+				if (errs[i] == nil) != (want == nil) {
 					t.Errorf("error %d: %v, want %v", i, errs[i], want)
 				}
+			}
+			if tt.read != nil && !strings.HasSuffix(errs[0].Error(), tt.read.Error()) {
+				t.Errorf("read: %v, want %v", errs[0], tt.read)
 			}
 			if tt.write != nil && !errors.Is(errs[1], tt.write) && !errors.Is(errs[1], syscall.EPIPE) {
 				t.Errorf("write: %v, want %v", errs[1], tt.write)
