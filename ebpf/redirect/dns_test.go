@@ -65,46 +65,28 @@ func datagram(to netip.Addr) (int, error) {
 	return fd, patience(fd)
 }
 
-// askAll asks as a resolver does: what is not answered for a second is asked again.
-// One datagram in some hundred such exchanges is lost with nftables, over IPv6 and
-// where a machine is busy.
 func askAll(servers []netip.Addr) error {
 	fd, err := datagram(servers[0])
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
-		return err
-	}
 	want := map[string]netip.AddrPort{}
 	for i, a := range servers {
-		want[fmt.Sprintf("query %d", i)] = at(a, 53)
-	}
-	answered := map[string]bool{}
-	b := make([]byte, 64)
-	for try := 0; len(answered) < len(want); try++ {
-		for q, to := range want {
-			if answered[q] {
-				continue
-			}
-			if err := unix.Sendto(fd, []byte(q), 0, sockaddr(to)); err != nil {
-				return fmt.Errorf("ask %v: %w", to, err)
-			}
+		q := fmt.Sprintf("query %d", i)
+		want[q] = at(a, 53)
+		if err := unix.Sendto(fd, []byte(q), 0, sockaddr(want[q])); err != nil {
+			return fmt.Errorf("ask %v: %w", a, err)
 		}
-		for len(answered) < len(want) {
-			n, from, err := unix.Recvfrom(fd, b, 0)
-			if errors.Is(err, unix.EAGAIN) && try < 20 {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("receive: %w", err)
-			}
-			q := string(b[:n])
-			if addrPort(from) != want[q] {
-				return fmt.Errorf("the answer to %q came from %v, want %v", q, addrPort(from), want[q])
-			}
-			answered[q] = true
+	}
+	b := make([]byte, 64)
+	for range servers {
+		n, from, err := unix.Recvfrom(fd, b, 0)
+		if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		if q := string(b[:n]); addrPort(from) != want[q] {
+			return fmt.Errorf("the answer to %q came from %v, want %v", q, addrPort(from), want[q])
 		}
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -227,8 +228,34 @@ func (h *Host) Addr(link string, p netip.Prefix) error {
 	if err := h.nl.AddrAdd(l, addr); err != nil {
 		return fmt.Errorf("give %s:%s the address %s: %w", h.Name, link, p, err)
 	}
+	if p.Addr().Is6() {
+		return h.awaitLocal(link, p.Addr())
+	}
 	return nil
 }
+
+// awaitLocal waits for the local route of an IPv6 address. The kernel adds it later,
+// in a work queue that waits its turn on a busy machine, even where nothing is to be
+// detected; until then whatever the host sends to its own address leaves on the wire
+// and is lost, a proxy's answer to the app beside it for one.
+func (h *Host) awaitLocal(link string, a netip.Addr) error {
+	want := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipNet(netip.PrefixFrom(a, a.BitLen()))}
+	for deadline := time.Now().Add(localGrace); ; time.Sleep(time.Millisecond) {
+		routes, err := h.nl.RouteListFiltered(netlink.FAMILY_V6, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		if err != nil {
+			return fmt.Errorf("list the local routes of %s: %w", h.Name, err)
+		}
+		if len(routes) > 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the address %s of %s:%s has no local route after %v", a, h.Name, link, localGrace)
+		}
+	}
+}
+
+// localGrace is more than a work queue takes on any machine.
+const localGrace = 30 * time.Second
 
 // Route is one entry of a host's main table. Without a Via the destination is on
 // the link; Source is the address used when the host itself sends.
