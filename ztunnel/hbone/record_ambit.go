@@ -190,8 +190,16 @@ func (r *ambitRecords) flushLocked() error {
 	if len(r.b) == 0 {
 		return nil
 	}
-	_, err := r.g.Conn.Write(r.b)
+	b := r.b
 	r.b = r.buf[:0]
+	if r.CanTry() { // what a socket takes at once leaves without the scheduler's knowing: see quick
+		n, err := r.g.try(b)
+		if err != nil || n == len(b) {
+			return err
+		}
+		b = b[n:]
+	}
+	_, err := r.g.Conn.Write(b)
 	return err
 }
 
