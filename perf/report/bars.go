@@ -147,12 +147,16 @@ func (j *Judged) judge(r *Report) {
 	j.Outcome = j.Values.against(j.Least, j.Most)
 	var notes []string
 	if j.Values.N == 1 && !m.steady() {
+		j.Outcome = WithinNoise // of which one round says nothing
 		notes = append(notes, "1 round")
 	}
 	if n := subject.stolen(); n > 0 {
 		notes = append(notes, fmt.Sprintf("CPU was stolen in %d of %d runs", n, len(subject.Runs)))
 	}
 	if n := subject.errors(); n > 0 {
+		if j.Outcome == Met {
+			j.Outcome = NotMet // work that was lost is no speed
+		}
 		notes = append(notes, fmt.Sprintf("%d errors", n))
 	}
 	j.Why = strings.Join(notes, ", ")

@@ -63,6 +63,21 @@ func TestJudge(t *testing.T) {
 	if j := r.Judge([]Bar{bar(Bar{Metric: MetricRate, Least: 1})})[0]; !strings.Contains(j.Why, "stolen in 1 of 3") {
 		t.Errorf("stolen CPU is not told: %+v", j)
 	}
+	easy := []Bar{bar(Bar{Metric: MetricRate, Least: 1e-9})}
+	if j := r.Judge(easy)[0]; j.Outcome != Met {
+		t.Errorf("three rounds: %+v", j)
+	}
+	r.Rows[1].Runs[1].Result.Errors = 3
+	if j := r.Judge(easy)[0]; j.Outcome != NotMet || !strings.Contains(j.Why, "3 errors") {
+		t.Errorf("work that was lost: %+v", j)
+	}
+	r.Rows[1].Runs[1].Result.Errors = 0
+	all := r.Rows[1].Runs
+	r.Rows[1].Runs = all[:1]
+	if j := r.Judge(easy)[0]; j.Outcome != WithinNoise || !strings.Contains(j.Why, "1 round") {
+		t.Errorf("one round: %+v", j)
+	}
+	r.Rows[1].Runs = all
 	r.Settings.Profiled = true
 	if j := r.Judge([]Bar{bar(Bar{Metric: MetricRate, Least: 1})})[0]; j.Outcome != NotMeasured {
 		t.Errorf("profiled runs are measurements: %+v", j)
