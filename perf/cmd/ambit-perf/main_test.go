@@ -26,6 +26,8 @@ func TestOptions(t *testing.T) {
 		{"--peer x", "NAME=PROGRAM"}, {"--peer tls=/bin/sh", "taken"}, {"--peer x=/no/such", "no such file"}, {"--peer x=/bin/sh", ""},
 		{"--peer nginx=/bin/sh", ""}, {"--peer a:envoy=/bin/sh", ""}, {"--peer a:squid=/bin/sh", `kind "squid"`},
 		{"--rounds -1", "positive"}, {"--for -1s", "positive"}, {"--peer=zt=/bin/sh --modes ambit,zt", ""},
+		{"--peer a=/bin/sh --peer a=/bin/cat", "twice"}, {"--peer a=/tmp", "not a program"}, {"--env =x", "NAME=VALUE"}, {"--modes none,none", "twice"},
+		{"--max-steal -1", "max-steal"}, {"--json /no/such/x", "directory that exists"}, {"--html /no/such/x", "directory that exists"}, {"--json /dev/null", ""},
 	}
 	for _, tt := range tests {
 		_, err := runOptions(strings.Fields(tt.args), io.Discard)

@@ -62,7 +62,7 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 	fs.BoolVar(&o.pinned, "pinned", false, "clients and servers on CPUs of their own; scenarios whose name says so do it in any case")
 	fs.StringVar(&o.accessLog, "access-log", "on", "`on|off` for all node proxies")
 	fs.Func("env", "`NAME=VALUE` for all node proxies; may be repeated", func(s string) error {
-		if !strings.Contains(s, "=") {
+		if strings.Index(s, "=") < 1 {
 			return errors.New("want NAME=VALUE")
 		}
 		o.settings.Env = append(o.settings.Env, s)
@@ -96,12 +96,18 @@ func (o *options) peer(s string) error {
 	if slices.Contains(topo.BuiltIn, name) || slices.Contains([]string{"plain", "accelerated", "default"}, name) {
 		return fmt.Errorf("%q is taken: choose another name", name)
 	}
+	if o.peers[name] != (topo.Peer{}) {
+		return fmt.Errorf("%q is given twice: choose another name", name)
+	}
 	program, err := filepath.Abs(program)
 	if err != nil {
 		return err
 	}
 	if err := unix.Access(program, unix.X_OK); err != nil {
 		return fmt.Errorf("run %s: %w", program, err)
+	}
+	if st, err := os.Stat(program); err != nil || !st.Mode().IsRegular() {
+		return fmt.Errorf("run %s: not a program", program)
 	}
 	p.Program = program
 	o.peers[name] = p
@@ -135,6 +141,18 @@ func (o *options) finish(modes string) error {
 	if o.settings.Rounds < 1 || o.settings.For <= 0 || o.settings.Warm < 0 {
 		return fmt.Errorf("%w: --rounds, --for and --warm want positive values", errUsage)
 	}
+	if o.settings.MaxSteal < 0 {
+		return fmt.Errorf("%w: --max-steal %v: want a share, 0 or more", errUsage, o.settings.MaxSteal)
+	}
+	for _, file := range []string{o.json, o.html} {
+		if file == "" {
+			continue
+		}
+		// Minutes from now it would be too late to say so.
+		if st, err := os.Stat(filepath.Dir(file)); err != nil || !st.IsDir() {
+			return fmt.Errorf("%w: write %s: want a file in a directory that exists", errUsage, file)
+		}
+	}
 	if o.output != "table" && o.output != "json" {
 		return fmt.Errorf("%w: -o %s: want table or json", errUsage, o.output)
 	}
@@ -154,7 +172,10 @@ func (o *options) finish(modes string) error {
 	slices.Sort(o.modes[len(topo.BuiltIn):])
 	if modes != "" {
 		o.modes = strings.Split(modes, ",")
-		for _, m := range o.modes {
+		for i, m := range o.modes {
+			if slices.Contains(o.modes[:i], m) {
+				return fmt.Errorf("%w: mode %q is given twice", errUsage, m)
+			}
 			if !slices.Contains(topo.BuiltIn, m) && o.peers[m] == (topo.Peer{}) {
 				return fmt.Errorf("%w: mode %q is neither one of %s nor a --peer", errUsage, m, strings.Join(topo.BuiltIn, ", "))
 			}
