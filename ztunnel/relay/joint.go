@@ -98,7 +98,7 @@ func (w *way) ended(readErr, writeErr error) bool {
 		from, to, dst = "b", "a", w.j.a
 	}
 	if readErr == nil && writeErr == nil {
-		if err := dst.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
+		if err := closeWrite(dst); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
 			writeErr = err
 		}
 	}

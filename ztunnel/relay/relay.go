@@ -107,6 +107,14 @@ func linger(c Conn, sec int) {
 	}
 }
 
+// closeWrite tells c that nothing more comes.
+func closeWrite(c Conn) error {
+	if c, ok := c.(*net.TCPConn); ok {
+		return sockopt.CloseWrite(c)
+	}
+	return c.CloseWrite()
+}
+
 // Reset ends c so that its peer reads a reset, not an end of file.
 func Reset(c Conn) {
 	switch c := c.(type) {

@@ -4,7 +4,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,7 +47,7 @@ type originReader struct {
 var originReaders = sync.Pool{New: func() any {
 	r := new(originReader)
 	r.read = func(fd uintptr) {
-		r.err = getsockopt(int(fd), unix.SOL_IP, soOrigin, unsafe.Pointer(&r.origin), unsafe.Sizeof(r.origin))
+		r.err = get(int(fd), unix.SOL_IP, soOrigin, &r.origin)
 	}
 	return r
 }}

@@ -96,7 +96,7 @@ func (o Options) apply(fd int, v6 bool) error {
 		}
 	}
 	if o.ReuseAddr {
-		if err := os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)); err != nil {
+		if err := os.NewSyscallError("setsockopt SO_REUSEADDR", setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)); err != nil {
 			return err
 		}
 	}
@@ -116,7 +116,7 @@ func (o Options) apply(fd int, v6 bool) error {
 		}
 	}
 	if o.ResetOnClose {
-		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		if err := set(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 			return os.NewSyscallError("setsockopt SO_LINGER", err)
 		}
 	}
@@ -129,8 +129,8 @@ func (o Options) apply(fd int, v6 bool) error {
 // SetBuffers bounds both buffers of a socket, which ends their growth. The kernel doubles the value for its own needs.
 func SetBuffers(fd, size int) error {
 	return errors.Join(
-		os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)),
-		os.NewSyscallError("setsockopt SO_SNDBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size)))
+		os.NewSyscallError("setsockopt SO_RCVBUF", setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)),
+		os.NewSyscallError("setsockopt SO_SNDBUF", setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size)))
 }
 
 // BoundBuffers does so on a connection.
@@ -144,14 +144,14 @@ func BoundBuffers(c *net.TCPConn, size int) error {
 
 // SetMark sets SO_MARK (socket(7)); it needs CAP_NET_ADMIN or, since Linux 5.17, CAP_NET_RAW.
 func SetMark(fd, mark int) error {
-	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark))
+	return os.NewSyscallError("setsockopt SO_MARK", setInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark))
 }
 
 // SetTransparent allows binding to addresses that are not ours (ip(7)). A dual-stack socket gets both options.
 func SetTransparent(fd int, v6 bool) error {
-	err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+	err := setInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 	if v6 {
-		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+		err = setInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
 	}
 	return os.NewSyscallError("setsockopt IP_TRANSPARENT", err)
 }
@@ -159,14 +159,14 @@ func SetTransparent(fd int, v6 bool) error {
 // SetFreebind allows binding to an address that no interface has (yet).
 func SetFreebind(fd int, v6 bool) error {
 	if v6 {
-		return os.NewSyscallError("setsockopt IPV6_FREEBIND", unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1))
+		return os.NewSyscallError("setsockopt IPV6_FREEBIND", setInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1))
 	}
-	return os.NewSyscallError("setsockopt IP_FREEBIND", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
+	return os.NewSyscallError("setsockopt IP_FREEBIND", setInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
 }
 
 // SetReusePort lets the next generation of a listener bind while this one drains.
 func SetReusePort(fd int) error {
-	return os.NewSyscallError("setsockopt SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+	return os.NewSyscallError("setsockopt SO_REUSEPORT", setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 }
 
 // Liveness is how a silent peer is told from a dead one. The zero value is the mesh's keepalive.
@@ -204,7 +204,7 @@ func (l Liveness) Set(c *net.TCPConn) error {
 func (l Liveness) apply(fd int) error {
 	l = l.withDefaults()
 	set := func(name string, level, opt, v int) error {
-		if err := unix.SetsockoptInt(fd, level, opt, v); err != nil {
+		if err := setInt(fd, level, opt, v); err != nil {
 			return os.NewSyscallError("setsockopt "+name, err)
 		}
 		return nil
@@ -232,6 +232,16 @@ func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Seco
 
 // Keepalive sets the mesh's keepalive on a connection.
 func Keepalive(c *net.TCPConn) error { return Liveness{}.Set(c) }
+
+// CloseWrite ends what c sends, as c.CloseWrite does, without the Go scheduler's knowing: it is all that happens while
+// an idle process has to do with a half-close.
+func CloseWrite(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(raw, closeWrite)
+}
 
 // Reset closes c so that the peer sees RST instead of FIN: SO_LINGER with zero timeout, socket(7).
 func Reset(c *net.TCPConn) error {
@@ -262,13 +272,13 @@ func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
 func originalDst(fd int, v6 bool) (netip.AddrPort, error) {
 	if v6 {
 		var sa unix.RawSockaddrInet6
-		if err := getsockopt(fd, unix.SOL_IPV6, ip6tSoOriginalDst, unsafe.Pointer(&sa), unsafe.Sizeof(sa)); err != nil {
+		if err := get(fd, unix.SOL_IPV6, ip6tSoOriginalDst, &sa); err != nil {
 			return netip.AddrPort{}, os.NewSyscallError("getsockopt IP6T_SO_ORIGINAL_DST", err)
 		}
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), hostOrder(sa.Port)), nil
 	}
 	var sa unix.RawSockaddrInet4
-	if err := getsockopt(fd, unix.SOL_IP, soOriginalDst, unsafe.Pointer(&sa), unsafe.Sizeof(sa)); err != nil {
+	if err := get(fd, unix.SOL_IP, soOriginalDst, &sa); err != nil {
 		return netip.AddrPort{}, os.NewSyscallError("getsockopt SO_ORIGINAL_DST", err)
 	}
 	return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), hostOrder(sa.Port)), nil
@@ -278,15 +288,6 @@ func originalDst(fd int, v6 bool) (netip.AddrPort, error) {
 func hostOrder(p uint16) uint16 {
 	b := (*[2]byte)(unsafe.Pointer(&p))
 	return uint16(b[0])<<8 | uint16(b[1])
-}
-
-func getsockopt(fd, level, opt int, p unsafe.Pointer, size uintptr) error {
-	n := uint32(size)
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt), uintptr(p), uintptr(unsafe.Pointer(&n)), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 func control(c syscall.RawConn, f func(fd int) error) error {

@@ -154,3 +154,47 @@ func TestBuffersAreBoundedAndInherited(t *testing.T) {
 		}
 	}
 }
+
+// TestCloseWriteIsAHalfClose: the peer reads the end, and what it says then still arrives.
+func TestCloseWriteIsAHalfClose(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	peer, err := net.Dial("tcp4", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	c := accepted.(*net.TCPConn)
+	if err := CloseWrite(c); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("the peer reads %d, %v: want the end", n, err)
+	}
+	if _, err := peer.Write([]byte("last")); err != nil {
+		t.Fatal(err)
+	}
+	if err := peer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || string(b) != "last" {
+		t.Errorf("read %q, %v", b, err)
+	}
+	if err := CloseWrite(c); !errors.Is(err, syscall.ENOTCONN) {
+		t.Errorf("half-close after both ends: %v, want ENOTCONN, as CloseWrite of net says", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := CloseWrite(c); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("half-close of a closed connection: %v", err)
+	}
+}

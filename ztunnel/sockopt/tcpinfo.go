@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,7 +64,7 @@ type infoReader struct {
 var infoReaders = sync.Pool{New: func() any {
 	r := new(infoReader)
 	r.read = func(fd uintptr) {
-		r.err = getsockopt(int(fd), unix.SOL_TCP, unix.TCP_INFO, unsafe.Pointer(&r.info), unsafe.Sizeof(r.info))
+		r.err = get(int(fd), unix.SOL_TCP, unix.TCP_INFO, &r.info)
 	}
 	return r
 }}
