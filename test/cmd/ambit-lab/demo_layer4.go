@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -79,10 +80,14 @@ func (s *story) failover() {
 		return s.until(patience, func() (bool, string) { return calls.lines() >= n, "" })
 	}
 	served(20)
-	for range 3 {
+	for kills := range 3 {
 		s.must("kill", "web-1", "-s", "KILL")
 		served(calls.lines() + 30)
-		s.until(patience, func() (bool, string) { return s.quiet("exec", "web-1", "--", "true").code == 0, "" })
+		again := fmt.Sprintf("restartCount: %d", kills+1) // else the next one would find nobody to kill
+		s.until(patience, func() (bool, string) {
+			pod := s.quiet("get", "pod", "web-1", "-o", "yaml").out
+			return strings.Contains(pod, again) && strings.Contains(pod, "running:"), again
+		})
 	}
 	calls.stop()
 	all, failed := calls.calls()
