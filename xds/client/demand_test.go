@@ -283,7 +283,7 @@ func TestOnDemandResumesWithWhatIsPending(t *testing.T) {
 	defer o.mu.Unlock()
 	first := o.requests[before]
 	for _, r := range o.requests[before:] {
-		if r.TypeUrl == api.AddressType {
+		if r.TypeUrl == api.AddressType && r.ResponseNonce == "" { // with one it is the last of the stream before
 			first = r
 			break
 		}
