@@ -198,6 +198,26 @@ func (l *Lab) neighbour(ctx context.Context, p Path, b Beside, length time.Durat
 
 // later runs commands of the lab's in turn, some time from now.
 func (l *Lab) later(ctx context.Context, after time.Duration, what string, commands ...[]string) func(load.Result) (map[string]float64, error) {
+	wait := delayed(ctx, after, func() error {
+		for _, args := range commands {
+			if _, err := l.do(ctx, "", args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return func(load.Result) (map[string]float64, error) {
+		took, err := wait()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		return map[string]float64{load.FigureDone: took.Seconds()}, l.refresh(ctx)
+	}
+}
+
+// delayed has something done some time from now, unless ctx ends before. wait, which
+// is called once, says how long it took.
+func delayed(ctx context.Context, after time.Duration, do func() error) (wait func() (took time.Duration, err error)) {
 	type ended struct {
 		took time.Duration
 		err  error
@@ -211,20 +231,12 @@ func (l *Lab) later(ctx context.Context, after time.Duration, what string, comma
 			return
 		}
 		began := time.Now()
-		for _, args := range commands {
-			if _, err := l.do(ctx, "", args...); err != nil {
-				donec <- ended{0, err}
-				return
-			}
-		}
-		donec <- ended{time.Since(began), nil}
+		err := do()
+		donec <- ended{time.Since(began), err}
 	}()
-	return func(load.Result) (map[string]float64, error) {
+	return func() (time.Duration, error) {
 		e := <-donec
-		if e.err != nil {
-			return nil, fmt.Errorf("%s: %w", what, e.err)
-		}
-		return map[string]float64{load.FigureDone: e.took.Seconds()}, l.refresh(ctx)
+		return e.took, e.err
 	}
 }
 
@@ -335,23 +347,15 @@ func (l *Lab) arrival(ctx context.Context, after time.Duration) (func(load.Resul
 	if err := l.Gather(ctx, Crowd{}); err != nil {
 		return nil, err
 	}
-	type ended struct {
-		took time.Duration
-		err  error
-	}
-	donec := make(chan ended, 1)
-	go func() {
-		select {
-		case <-time.After(after):
-		case <-ctx.Done():
-		}
-		began := time.Now()
-		err := l.Gather(ctx, Crowd{Workloads: 70000, Services: 1000}) // nobody else does, until end
-		donec <- ended{time.Since(began) - quiet, err}
-	}()
+	wait := delayed(ctx, after, func() error {
+		return l.Gather(ctx, Crowd{Workloads: 70000, Services: 1000}) // nobody else does, until end
+	})
 	return func(load.Result) (map[string]float64, error) {
-		e := <-donec
-		return map[string]float64{load.FigureDone: e.took.Seconds()}, e.err
+		took, err := wait()
+		if err != nil {
+			return nil, fmt.Errorf("let a crowd arrive: %w", err)
+		}
+		return map[string]float64{load.FigureDone: (took - quiet).Seconds()}, nil
 	}, nil
 }
 

@@ -21,6 +21,7 @@ func TestAcceptedSocketsAreSetUp(t *testing.T) {
 	netlab.Require(t)
 	type options struct{ keepalive, idle, interval, count, nodelay, lingers int }
 	seen := make(chan options, 1)
+	connected := make(chan struct{}) // one per connection: a RST before the client has looked fails its connect
 	look := Blocking(func(_ context.Context, c *net.TCPConn) {
 		raw, err := c.SyscallConn()
 		if err != nil {
@@ -43,6 +44,7 @@ func TestAcceptedSocketsAreSetUp(t *testing.T) {
 			}
 		})
 		seen <- o
+		<-connected
 	})
 	m := New(Config{DrainTimeout: time.Millisecond, Liveness: sockopt.Liveness{Idle: 70 * time.Second, Interval: 7 * time.Second, Count: 3},
 		Serve: func(handoff.Pod) (Handlers, error) {
@@ -60,8 +62,10 @@ func TestAcceptedSocketsAreSetUp(t *testing.T) {
 	for port, lingers := range map[string]int{"15001": 0, "15006": 0, "15008": -1} {
 		c, err := dialIn(t, h.NS, port)
 		if err != nil {
+			close(connected)
 			t.Fatal(err)
 		}
+		connected <- struct{}{}
 		if got, want := <-seen, (options{1, 70, 7, 3, 1, lingers}); got != want {
 			t.Errorf("port %s: %+v, want %+v", port, got, want)
 		}
