@@ -116,6 +116,8 @@ static __always_inline enum packet packet_ip4(struct __sk_buff *skb, struct pack
 	__u16 offset = bpf_ntohs(ip.fragment) & 0x1fff;
 	if (offset == 1 && ip.protocol == IPPROTO_TCP)
 		return PACKET_MALFORMED; /* would overwrite the flags: RFC 3128 */
+	if (offset && (ip.protocol == IPPROTO_IPIP || ip.protocol == IPPROTO_IPV6))
+		return PACKET_MALFORMED; /* likewise, wherever the flags inside are. IPv6 lets nothing overlap: RFC 5722 */
 	if (offset)
 		return PACKET_OTHER;
 	f->local = from_ip4(ip.source);

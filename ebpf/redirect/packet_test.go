@@ -141,6 +141,12 @@ func packetRows() []func(mark []byte) frame {
 		func(m []byte) frame {
 			return frame{name: "fragment with flags only", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 1, syn(m)[8:])), limits: byPacket}
 		},
+		func(m []byte) frame { // over the ports and flags of one that came before
+			return frame{name: "fragment of IPv4 in IPv4 with flags only", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 4, 3, append(v4(6, syn(m))[24:], m...)))}
+		},
+		func(m []byte) frame {
+			return frame{name: "fragment of IPv6 in IPv4 with flags only", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 41, 6, append(v6(6, syn(m))[48:], m...)))}
+		},
 		func(m []byte) frame {
 			return frame{name: "first of two fragments", bytes: ether(unix.ETH_P_IP, ip4(podV4, clientV4, 6, 0x2000, append(syn(m), 0, 0, 0, 0)))}
 		},
