@@ -43,7 +43,7 @@ func TestExportedMetrics(t *testing.T) {
 		}
 		var lines []string
 		for _, f := range families {
-			if strings.HasPrefix(f.GetName(), "istio_tcp_") || strings.Contains("ambit_ztunnel_denied_total ambit_ztunnel_early_failures_total ambit_ztunnel_failures_total ambit_ztunnel_metric_overflow_total", f.GetName()) {
+			if strings.HasPrefix(f.GetName(), "istio_tcp_") || strings.Contains("ambit_ztunnel_decision_seconds ambit_ztunnel_denied_total ambit_ztunnel_early_failures_total ambit_ztunnel_failures_total ambit_ztunnel_metric_overflow_total", f.GetName()) {
 				var labels []string
 				for _, l := range f.Metric[0].Label {
 					labels = append(labels, l.GetName())

@@ -21,3 +21,13 @@ func TestSummedRefusalAllocs(t *testing.T) {
 		t.Errorf("%d lines", len(got))
 	}
 }
+
+// Timing a decision costs two additions.
+func TestDecidedAllocs(t *testing.T) {
+	table := New(Config{})
+	c, _ := table.Begin(t.Context(), Record{Direction: Inbound})
+	defer c.End(nil)
+	if n := testing.AllocsPerRun(100, func() { c.decided = false; c.Decided() }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -37,6 +37,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(Inbound, m.inOpen.Load())
 	gauge(Outbound, m.outOpen.Load())
+	for _, d := range []Direction{Inbound, Outbound} {
+		ch <- &histogram{m.decisions(d), pairs("reporter", d.reporter())}
+	}
 	ch <- &sample{desc: descOverflow, value: float64(m.overflowed.Load())}
 	m.mu.Lock()
 	defer m.mu.Unlock()

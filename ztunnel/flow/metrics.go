@@ -124,9 +124,10 @@ type dryResult struct {
 // metrics is the collector. It keeps its own series, because client_golang's
 // vectors neither expire them nor let label sets differ within a family.
 type metrics struct {
-	t               *Table
-	inOpen, outOpen atomic.Int64
-	overflowed      atomic.Uint64
+	t                     *Table
+	inOpen, outOpen       atomic.Int64
+	inDecided, outDecided latencies
+	overflowed            atomic.Uint64
 
 	mu      sync.Mutex
 	byKey   map[labels]*series

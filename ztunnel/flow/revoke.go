@@ -40,6 +40,7 @@ func (e *DenyError) Why() string { return e.Reason }
 // re-decides it; one that started before belongs to a generation that the
 // second look at the view sees.
 func (c *Conn) Authorize(s Subject) error {
+	defer c.Decided()
 	for v := c.t.cfg.View(); ; {
 		c.t.hook("viewed")
 		err := c.decide(v, &s, false)

@@ -103,6 +103,7 @@ type Conn struct {
 	cancel  context.CancelCauseFunc
 	rec     Record // owned by the serving goroutine until Describe, then read-only
 	opened  bool
+	decided bool // of the serving goroutine, as opened
 	ended   bool
 	series  atomic.Pointer[series]
 	flushed struct{ sent, received atomic.Uint64 }

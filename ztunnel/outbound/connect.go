@@ -23,6 +23,7 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, erro
 	m := p.cfg.View().Mesh
 	r.Avoid = p.avoid(r.Dst)
 	plan, err := Route(m, r)
+	c.Decided()
 	describe(c.Record(), plan, r.Dst)
 	if err != nil {
 		return way{}, nowhere(err)
