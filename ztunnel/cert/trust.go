@@ -18,7 +18,7 @@ import (
 //
 // Reads are lock-free; writers are serialised by mu.
 type Trust struct {
-	pools   atomic.Pointer[map[string]*x509.CertPool]
+	pools   atomic.Pointer[map[string]*anchors]
 	revoked atomic.Pointer[revocations] // nil: nothing is revoked
 
 	mu       sync.Mutex
@@ -30,7 +30,7 @@ type Trust struct {
 // NewTrust returns a map without roots: it trusts nobody.
 func NewTrust() *Trust {
 	t := &Trust{set: x509bundle.NewSet(), seq: map[string]uint64{}}
-	t.pools.Store(&map[string]*x509.CertPool{})
+	t.pools.Store(&map[string]*anchors{})
 	return t
 }
 
@@ -71,7 +71,7 @@ func (t *Trust) Set(trustDomain string, roots []*x509.Certificate, seq uint64) e
 		pool.AddCert(r)
 	}
 	pools := maps.Clone(*t.pools.Load())
-	pools[trustDomain] = pool
+	pools[trustDomain] = &anchors{pool: pool}
 	t.pools.Store(&pools)
 	notify := t.onChange
 	t.mu.Unlock()
@@ -97,6 +97,13 @@ func (t *Trust) Roots(trustDomain string) []*x509.Certificate {
 	return b.X509Authorities()
 }
 
-func (t *Trust) pool(trustDomain string) *x509.CertPool {
+func (t *Trust) anchors(trustDomain string) *anchors {
 	return (*t.pools.Load())[trustDomain]
+}
+
+func (t *Trust) pool(trustDomain string) *x509.CertPool {
+	if a := t.anchors(trustDomain); a != nil {
+		return a.pool
+	}
+	return nil
 }

@@ -52,7 +52,7 @@ func (t *Trust) Verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, now time.
 	refuse := func(reason string, err error) (identity.ID, error) {
 		return identity.ID{}, &VerifyError{Peer: id.String(), Reason: reason, Err: err}
 	}
-	roots := t.pool(id.TrustDomain())
+	roots := t.anchors(id.TrustDomain())
 	if roots == nil {
 		return refuse("no roots are known for trust domain "+id.TrustDomain(), nil)
 	}
@@ -62,7 +62,7 @@ func (t *Trust) Verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, now time.
 	if now.After(leaf.NotAfter) {
 		return refuse("expired at "+leaf.NotAfter.UTC().Format(time.RFC3339), nil)
 	}
-	if err := verifyChain(cs.PeerCertificates, roots, usage, now); err != nil {
+	if err := roots.verify(cs.PeerCertificates, usage, now); err != nil {
 		return refuse("not trusted", err)
 	}
 	if r := t.find(cs.PeerCertificates, id); r != nil {
@@ -76,15 +76,24 @@ func (t *Trust) Verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, now time.
 
 // verifyChain checks that certs, a leaf and what it needs, lead to a root.
 func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) error {
+	_, err := buildChain(certs, roots, usage, now)
+	return err
+}
+
+// buildChain is verifyChain, and says which way leads to a root.
+func buildChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) ([]*x509.Certificate, error) {
 	inter := x509.NewCertPool()
 	for _, c := range certs[1:] {
 		inter.AddCert(c)
 	}
-	_, err := certs[0].Verify(x509.VerifyOptions{
+	chains, err := certs[0].Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: inter, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{usage},
 	})
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return chains[0], nil
 }
 
 // LeafIdentity is the SPIFFE ID in a certificate's single URI SAN.
