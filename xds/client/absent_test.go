@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/ambit-mesh/ambit/xds/api/discovery"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/ambit-mesh/ambit/xds/api/discovery"
 )
 
 // TestDemandAnsweredBetweenLookAndWait: what comes for somebody else between the
@@ -42,7 +41,7 @@ func TestDemandsAreBoundedInTimeAndNumber(t *testing.T) {
 		if req := d.next("t"); len(req.GetResourceNamesSubscribe()) != 1 {
 			t.Fatalf("asked for %v", req)
 		}
-		d.answer(&discovery.DeltaDiscoveryResponse{RemovedResources: []string{"x"}}, nil, time.Now())
+		d.answer(Delta{Removed: []string{"x"}}, nil, time.Now())
 		if err := <-answered; err != nil {
 			t.Fatal(err)
 		}
@@ -61,8 +60,7 @@ func TestDemandsAreBoundedInTimeAndNumber(t *testing.T) {
 		go func() { answered <- d.wait(context.Background(), []string{"n/10.0.0.2"}) }()
 		synctest.Wait()
 		d.next("t")
-		resp := &discovery.DeltaDiscoveryResponse{Resources: []*discovery.Resource{{Name: "bad", Aliases: []string{"n/10.0.0.2"}}}}
-		d.answer(resp, map[string]bool{"bad": true}, time.Now())
+		d.answer(Delta{Added: []Resource{{Name: "bad", Aliases: []string{"n/10.0.0.2"}}}}, map[string]bool{"bad": true}, time.Now())
 		if err := <-answered; err == nil || !strings.Contains(err.Error(), "was refused") {
 			t.Errorf("a refused answer: %v", err)
 		}
@@ -105,7 +103,7 @@ func TestAbsentKeysMakeRoom(t *testing.T) {
 		synctest.Wait()
 		for req := d.next("t"); req != nil; req = d.next("t") {
 		}
-		d.answer(&discovery.DeltaDiscoveryResponse{RemovedResources: all}, nil, time.Now())
+		d.answer(Delta{Removed: all}, nil, time.Now())
 		if err := <-donec; err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +157,7 @@ func TestRemovalBeforeTheQuestion(t *testing.T) {
 	if _, err := d.enter("x"); err != nil {
 		t.Fatal(err)
 	}
-	d.answer(&discovery.DeltaDiscoveryResponse{RemovedResources: []string{"x"}}, nil, time.Now())
+	d.answer(Delta{Removed: []string{"x"}}, nil, time.Now())
 	if w := d.keys["x"]; w == nil || !w.until.IsZero() {
 		t.Error("taken for absent before it was asked for")
 	}
@@ -170,7 +168,7 @@ func TestRemovalBeforeTheQuestion(t *testing.T) {
 func TestOnDemandAsksForWhatItRefused(t *testing.T) {
 	s := newSubscription("t")
 	s.demands = newDemands(func(string) bool { return true })
-	s.known = map[string]string{"good": "1", "refused": ""}
+	s.known = map[string]inForce{"good": {"good", "1"}, "refused": {"refused", ""}}
 	req := s.begin(nil)
 	if len(req.InitialResourceVersions) != 1 || req.InitialResourceVersions["good"] != "1" || !slices.Equal(s.rest, []string{"refused"}) || len(s.unconfirmed) > 0 {
 		t.Errorf("versions %v, by name %v, in doubt %v", req.InitialResourceVersions, s.rest, s.unconfirmed)

@@ -28,12 +28,12 @@ const (
 	maxBackoff = 15 * time.Second
 )
 
-// Resource is one added or changed resource, still encoded.
+// Resource is one added or changed resource, still encoded. Its value is valid until Apply returns.
 type Resource struct {
 	Name, Version string
-	Aliases       []string
-	TypeURL       string // of Value
-	Value         []byte // must not be changed
+	Aliases       []string // of the type on demand
+	TypeURL       string   // of Value
+	Value         []byte   // must not be changed
 }
 
 // Delta is one response of the control plane.

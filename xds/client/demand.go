@@ -239,20 +239,20 @@ func (d *demands) expire(now time.Time, typeURL string) *discovery.DeltaDiscover
 // answer wakes those whose keys an applied response decides: by name, by alias
 // or, since control planes may answer an address with something of another
 // name, by what the handler knows now.
-func (d *demands) answer(resp *discovery.DeltaDiscoveryResponse, refused map[string]bool, now time.Time) {
+func (d *demands) answer(delta Delta, refused map[string]bool, now time.Time) {
 	came, gone := map[string]error{}, map[string]bool{}
-	for _, r := range resp.GetResources() {
+	for _, r := range delta.Added {
 		var err error
-		if refused[r.GetName()] {
-			err = &DemandError{r.GetName(), "its description was refused"}
+		if refused[r.Name] {
+			err = &DemandError{r.Name, "its description was refused"}
 		}
-		for _, key := range append(r.GetAliases(), r.GetName()) {
+		for _, key := range append(r.Aliases, r.Name) {
 			if have, ok := came[key]; !ok || have != nil { // one that is applied is enough
 				came[key] = err
 			}
 		}
 	}
-	for _, n := range resp.GetRemovedResources() {
+	for _, n := range delta.Removed {
 		gone[n] = true
 	}
 	d.mu.Lock()

@@ -16,9 +16,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
+	"github.com/ambit-mesh/ambit/xds/turn"
 )
 
 const (
@@ -42,10 +42,12 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	opened, err := conn.NewStream(ctx, &discovery.AggregatedDiscoveryService_ServiceDesc.Streams[0],
+		discovery.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(codec{}))
 	if err != nil {
 		return false, fmt.Errorf("open xds stream to %s: %w", c.cfg.Target, err)
 	}
+	stream := &grpc.GenericClientStream[discovery.DeltaDiscoveryRequest, response]{ClientStream: opened}
 	for _, t := range c.cfg.Types {
 		req := c.types[t].begin(c.cfg.Node)
 		if err := stream.Send(req); err != nil {
@@ -58,7 +60,7 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 			}
 		}
 	}
-	r := receiver{stream: stream, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
+	r := receiver{stream: stream, responses: make(chan *response), donec: make(chan struct{})}
 	go r.loop(ctx)
 	defer func() { cancel(); <-r.donec }()
 	heard, err = c.serve(ctx, stream, &r)
@@ -119,7 +121,7 @@ func (c *Client) withHeaders(ctx context.Context) (context.Context, error) {
 	return metadata.NewOutgoingContext(ctx, md), nil
 }
 
-type deltaStream = grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]
+type deltaStream = grpc.BidiStreamingClient[discovery.DeltaDiscoveryRequest, response]
 
 // streamError: a failed Send only says io.EOF, the cause is with Recv. Only for
 // who receives nothing else from the stream: the end of a stream is told once,
@@ -135,7 +137,7 @@ func streamError(stream deltaStream, err error) error {
 // read faster than deltas are applied.
 type receiver struct {
 	stream    deltaStream
-	responses chan *discovery.DeltaDiscoveryResponse
+	responses chan *response
 	err       error // valid when donec is closed
 	donec     chan struct{}
 }
@@ -216,15 +218,25 @@ func (c *Client) send(stream deltaStream, req *discovery.DeltaDiscoveryRequest) 
 }
 
 // handle applies a response and answers it.
-func (c *Client) handle(stream deltaStream, resp *discovery.DeltaDiscoveryResponse) error {
-	s := c.types[resp.GetTypeUrl()]
+func (c *Client) handle(stream deltaStream, resp *response) error {
+	defer resp.free()
+	var others turn.Taker
+	h, err := resp.head(&others)
+	if err != nil {
+		return err
+	}
+	s := c.types[h.typeURL]
 	if s == nil {
-		c.cfg.Logger.Warn("xds response of a type that was not asked for", "type", resp.GetTypeUrl())
+		c.cfg.Logger.Warn("xds response of a type that was not asked for", "type", h.typeURL)
 		return nil
 	}
-	c.metrics.received(s.typeURL, proto.Size(resp))
-	rejects := s.apply(resp, c.cfg.Handler)
-	req := &discovery.DeltaDiscoveryRequest{TypeUrl: s.typeURL, ResponseNonce: resp.GetNonce()}
+	c.metrics.received(s.typeURL, resp.size())
+	d, err := s.take(resp, h, &others)
+	if err != nil {
+		return err
+	}
+	rejects := s.apply(d, c.cfg.Handler, &others)
+	req := &discovery.DeltaDiscoveryRequest{TypeUrl: s.typeURL, ResponseNonce: h.nonce}
 	if len(rejects) > 0 {
 		req.ErrorDetail = &discovery.Status{Code: 3 /* INVALID_ARGUMENT */, Message: nackMessage(rejects)}
 		c.cfg.Logger.Warn("xds resources refused; the version before stays in force", "type", s.typeURL,

@@ -20,7 +20,7 @@ type endedStream struct {
 
 func (s *endedStream) Send(*discovery.DeltaDiscoveryRequest) error { return io.EOF }
 
-func (s *endedStream) Recv() (*discovery.DeltaDiscoveryResponse, error) {
+func (s *endedStream) Recv() (*response, error) {
 	if s.told {
 		select {}
 	}
@@ -33,7 +33,7 @@ func (s *endedStream) Recv() (*discovery.DeltaDiscoveryResponse, error) {
 func TestSendAfterTheStreamEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &endedStream{cause: errors.New("server is shutting down")}
-		r := &receiver{stream: s, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
+		r := &receiver{stream: s, responses: make(chan *response), donec: make(chan struct{})}
 		go r.loop(t.Context())
 		synctest.Wait() // the end is known to the receiver
 		c := &Client{}
@@ -51,7 +51,7 @@ func TestSendAfterTheStreamEnded(t *testing.T) {
 func TestCauseDoesNotWaitForResponses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		end := errors.New("end")
-		r := &receiver{stream: &responding{end: end}, responses: make(chan *discovery.DeltaDiscoveryResponse), donec: make(chan struct{})}
+		r := &receiver{stream: &responding{end: end}, responses: make(chan *response), donec: make(chan struct{})}
 		go r.loop(context.WithoutCancel(t.Context()))
 		if cause := r.cause(); !errors.Is(cause, end) {
 			t.Errorf("cause: %v", cause)
@@ -66,9 +66,9 @@ type responding struct {
 	end error
 }
 
-func (s *responding) Recv() (*discovery.DeltaDiscoveryResponse, error) {
+func (s *responding) Recv() (*response, error) {
 	if s.n++; s.n > 3 {
 		return nil, s.end
 	}
-	return &discovery.DeltaDiscoveryResponse{}, nil
+	return &response{}, nil
 }

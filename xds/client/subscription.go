@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
+	"github.com/ambit-mesh/ambit/xds/turn"
 )
 
 const (
@@ -21,10 +22,10 @@ const (
 // Run.
 type subscription struct {
 	typeURL string
-	demands *demands          // of the type on demand
-	rest    []string          // of it: names that the first request had no room for
-	applied bool              // a response was applied on any stream
-	known   map[string]string // name → version in force, "" when the last one was refused
+	demands *demands           // of the type on demand
+	rest    []string           // of it: names that the first request had no room for
+	applied bool               // a response was applied on any stream
+	known   map[string]inForce // by name
 
 	// Names in force that the current stream was not told about: the server
 	// sends them again, or has them no more. It cannot say so itself.
@@ -32,8 +33,14 @@ type subscription struct {
 	lastHeard   time.Time // last response on this stream
 }
 
+// inForce is what is known of a resource. Its name is here, too, so that one that comes again need not be kept anew.
+type inForce struct {
+	name    string
+	version string // "" when the last one was refused
+}
+
 func newSubscription(typeURL string) *subscription {
-	return &subscription{typeURL: typeURL, known: map[string]string{}}
+	return &subscription{typeURL: typeURL, known: map[string]inForce{}}
 }
 
 // begin makes the first request on a stream. Without names it subscribes to
@@ -49,7 +56,8 @@ func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequ
 	}
 	req.InitialResourceVersions = make(map[string]string, len(s.known))
 	size := 0
-	for name, version := range s.known {
+	for name, k := range s.known {
+		version := k.version
 		const overhead = 12 // tags and lengths of a map entry
 		n := len(name) + len(version) + overhead
 		if version == "" || size+n > maxVersionBytes {
@@ -69,37 +77,73 @@ func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequ
 	return req
 }
 
-// apply gives a response to the handler and remembers what is in force.
-func (s *subscription) apply(resp *discovery.DeltaDiscoveryResponse, h Handler) []Reject {
-	d := Delta{Type: s.typeURL, Removed: resp.GetRemovedResources(), First: !s.applied}
-	for _, r := range resp.GetResources() {
-		d.Added = append(d.Added, Resource{
-			Name: r.GetName(), Version: r.GetVersion(), Aliases: r.GetAliases(),
-			TypeURL: r.GetResource().GetTypeUrl(), Value: r.GetResource().GetValue(),
-		})
+// take makes a delta of a response, of which it shares the values. What is known of a resource, its name and its
+// version if that is the same, is not kept twice.
+func (s *subscription) take(resp *response, h head, others *turn.Taker) (Delta, error) {
+	d := Delta{Type: s.typeURL, Removed: h.removed, First: !s.applied}
+	if h.resources > 0 {
+		d.Added = make([]Resource, 0, h.resources)
 	}
+	err := resp.each(others, func(raw *rawResource) {
+		r := Resource{Value: raw.value}
+		if k, have := s.known[string(raw.name)]; have {
+			r.Name, r.Version = k.name, k.version
+		} else {
+			r.Name = string(raw.name)
+		}
+		if r.Version != string(raw.version) {
+			r.Version = string(raw.version)
+		}
+		if r.TypeURL = s.typeURL; r.TypeURL != string(raw.typeURL) {
+			r.TypeURL = string(raw.typeURL)
+		}
+		if s.demands != nil {
+			for _, a := range raw.aliases {
+				r.Aliases = append(r.Aliases, string(a))
+			}
+		}
+		d.Added = append(d.Added, r)
+	})
+	return d, err
+}
+
+// apply gives a delta to the handler and remembers what is in force.
+func (s *subscription) apply(d Delta, h Handler, others *turn.Taker) []Reject {
 	rejects := h.Apply(d)
 	refused := make(map[string]bool, len(rejects))
 	for _, r := range rejects {
 		refused[r.Name] = true
 	}
-	for _, r := range d.Added {
-		delete(s.unconfirmed, r.Name)
-		if !refused[r.Name] {
-			s.known[r.Name] = r.Version
-		} else if _, have := s.known[r.Name]; have {
-			s.known[r.Name] = "" // so that it is sent again
-		}
+	for i := range d.Added {
+		s.note(&d.Added[i], refused)
+		others.Next()
 	}
 	for _, name := range d.Removed {
 		delete(s.unconfirmed, name)
 		delete(s.known, name)
+		others.Next()
 	}
 	s.applied, s.lastHeard = true, time.Now()
 	if s.demands != nil {
-		s.demands.answer(resp, refused, s.lastHeard)
+		s.demands.answer(d, refused, s.lastHeard)
 	}
 	return rejects
+}
+
+// note remembers what became of a resource.
+func (s *subscription) note(r *Resource, refused map[string]bool) {
+	if len(s.unconfirmed) > 0 {
+		delete(s.unconfirmed, r.Name)
+	}
+	k, have := s.known[r.Name]
+	switch {
+	case len(refused) == 0 || !refused[r.Name]:
+		if !have || k.version != r.Version {
+			s.known[r.Name] = inForce{r.Name, r.Version}
+		}
+	case have:
+		s.known[r.Name] = inForce{k.name, ""} // so that it is sent again
+	}
 }
 
 // sweep removes what the server of a resumed stream does not have any more.

@@ -7,19 +7,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ambit-mesh/ambit/xds/api/discovery"
+	"github.com/ambit-mesh/ambit/xds/turn"
 )
 
 type handlerFunc func(Delta) []Reject
 
 func (f handlerFunc) Apply(d Delta) []Reject { return f(d) }
 
-func response(names ...string) *discovery.DeltaDiscoveryResponse {
-	r := &discovery.DeltaDiscoveryResponse{}
+func added(names ...string) (d Delta) {
 	for _, n := range names {
-		r.Resources = append(r.Resources, &discovery.Resource{Name: n, Version: "1"})
+		d.Added = append(d.Added, Resource{Name: n, Version: "1"})
 	}
-	return r
+	return d
 }
 
 // TestSweepRemovesWhatTheServerForgot: a name that did not fit into the resume
@@ -36,11 +35,11 @@ func TestSweepRemovesWhatTheServerForgot(t *testing.T) {
 	})
 	s := newSubscription("t")
 	s.begin(nil)
-	s.apply(response("a", "b", "c"), h)
+	s.apply(added("a", "b", "c"), h, new(turn.Taker))
 	refuse = "b"
-	s.apply(response("b"), h) // a new version of b, which is refused
+	s.apply(added("b"), h, new(turn.Taker)) // a new version of b, which is refused
 	refuse = "c"
-	s.apply(response("c"), h)
+	s.apply(added("c"), h, new(turn.Taker))
 	refuse = ""
 
 	req := s.begin(nil)
@@ -51,7 +50,7 @@ func TestSweepRemovesWhatTheServerForgot(t *testing.T) {
 	if len(removed) > 0 {
 		t.Fatalf("%q removed before the server answered", removed)
 	}
-	s.apply(response("c"), h)
+	s.apply(added("c"), h, new(turn.Taker))
 	s.sweep(s.lastHeard.Add(confirmAfter-1), h)
 	if len(removed) > 0 {
 		t.Fatalf("%q removed too early", removed)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/client"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/policy"
+	"github.com/ambit-mesh/ambit/xds/turn"
 )
 
 // edit is one change under way; the store's lock is held.
@@ -41,17 +41,17 @@ func (s *Store) begin() *edit {
 
 // addresses applies workloads and services.
 func (e *edit) addresses(d client.Delta) (rejects []client.Reject) {
-	others := turn{yield: runtime.Gosched}
-	for i, r := range d.Added {
+	var others turn.Taker
+	for _, r := range d.Added {
 		if err := e.address(r); err != nil {
 			rejects = append(rejects, client.Reject{Name: r.Name, Reason: err.Error()})
 		}
-		others.next(i)
+		others.Next()
 	}
-	for i, name := range d.Removed {
+	for _, name := range d.Removed {
 		delete(e.s.raws.known, name)
 		e.removeAddress(name)
-		others.next(i)
+		others.Next()
 	}
 	return rejects
 }
