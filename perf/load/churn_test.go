@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -59,12 +61,39 @@ func TestChurnWritesAndTakesAway(t *testing.T) {
 	}
 }
 
-func TestDelays(t *testing.T) {
+func TestEffectOf(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(1, 0).Add(time.Duration(ms) * time.Millisecond) }
 	toggles := []Toggle{{at(100), false}, {at(200), true}, {at(300), false}, {at(400), true}}
-	seen := []Decision{{at(1), true}, {at(107), false}, {at(203), true}, {at(403), false}, {at(409), true}}
-	h, missed := Delays(toggles, seen)
-	if h.Count() != 3 || missed != 1 || h.Max() != uint64(9*time.Millisecond) {
-		t.Errorf("%d delays, longest %s, %d missed", h.Count(), time.Duration(h.Max()), missed)
+	for _, tt := range []struct {
+		name            string
+		seen            []Decision
+		until           int
+		delays          uint64
+		longest         time.Duration
+		missed, against int
+	}{
+		{"one is missed", []Decision{{at(1), true, 9}, {at(107), false, 9}, {at(203), true, 9}, {at(403), false, 1}, {at(409), true, 9}}, 600, 3, 9 * time.Millisecond, 1, 0},
+		{"the last was hardly seen", []Decision{{at(1), true, 9}, {at(107), false, 9}, {at(203), true, 9}, {at(305), false, 20}}, 450, 3, 7 * time.Millisecond, 0, 0},
+		{"the last had its time", []Decision{{at(1), true, 9}, {at(107), false, 9}, {at(203), true, 9}, {at(305), false, 20}}, 500, 3, 7 * time.Millisecond, 1, 0},
+		{"one of two proxies has the policy", []Decision{{at(1), true, 9}, {at(107), false, 3}, {at(120), true, 2}, {at(130), false, 4}, {at(140), true, 1}, {at(150), false, 4}, {at(203), true, 9}, {at(305), false, 9},
+			{at(410), true, 9}}, 500, 4, 10 * time.Millisecond, 0, 3},
+	} {
+		e := EffectOf(toggles, tt.seen, at(tt.until))
+		if e.Delays.Count() != tt.delays || e.Missed != tt.missed || e.Delays.Max() != uint64(tt.longest) || e.Against != tt.against {
+			t.Errorf("%s: %d delays, longest %s, %d missed, %d against", tt.name, e.Delays.Count(), time.Duration(e.Delays.Max()), e.Missed, e.Against)
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	dial := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	reset := &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}
+	for err, want := range map[error]bool{
+		io.EOF: true, io.ErrUnexpectedEOF: true, reset: true, dial: false, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}: false,
+		&net.OpError{Op: "dial", Err: syscall.ECONNRESET}: false,
+	} {
+		if refused(err) != want {
+			t.Errorf("%v: %t", err, !want)
+		}
 	}
 }

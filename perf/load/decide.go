@@ -2,16 +2,20 @@ package load
 
 import (
 	"cmp"
+	"errors"
 	"io"
+	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
-// Decision is whether a connection was served, and when it began.
+// Decision is whether a connection was served or refused, and when it began.
 type Decision struct {
 	At     time.Time `json:"at"`
 	Served bool      `json:"served"`
+	Run    int       `json:"run,omitempty"` // how many in a row are like this one
 }
 
 // decisions gathers them.
@@ -21,7 +25,8 @@ type decisions struct {
 }
 
 // decide connects at fixed times and tells which connections were served. That one
-// is not is no error here: a policy may say so.
+// is refused is no error here: a policy may say so. Whatever else fails is one, and
+// no decision: a timeout would pass for a policy that took effect at once.
 func (r *run) decide(w *worker, _ int) error {
 	defer r.pin()()
 	first, b := open(verbAnswer, r.Size), make([]byte, r.Size)
@@ -38,12 +43,27 @@ func (r *run) decide(w *worker, _ int) error {
 		if r.ended.Load() {
 			return nil // which is why it failed, where it did
 		}
+		if err != nil && !refused(err) {
+			r.fault(err)
+			continue
+		}
 		r.decided.mu.Lock()
-		r.decided.seen = append(r.decided.seen, Decision{at, err == nil})
+		r.decided.seen = append(r.decided.seen, Decision{At: at, Served: err == nil})
 		r.decided.mu.Unlock()
 		r.done(w, monotonic()-began, true)
 	}
 	return nil
+}
+
+// refused says whether a connection ended as a proxy ends those that it must not
+// serve: closed or reset after it was accepted. A connection that nobody accepts, and
+// one that nobody answers, were not decided by anybody.
+func refused(err error) bool {
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return false
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // changes keeps the first decision and those that differ from the one before.
@@ -53,22 +73,44 @@ func (d *decisions) changes() (out []Decision) {
 	slices.SortFunc(d.seen, func(a, b Decision) int { return cmp.Compare(a.At.UnixNano(), b.At.UnixNano()) })
 	for i, x := range d.seen {
 		if i == 0 || x.Served != d.seen[i-1].Served {
+			x.Run = 1
 			out = append(out, x)
+		} else {
+			out[len(out)-1].Run++
 		}
 	}
 	return out
 }
 
-// Delays is how long each toggle took until the first connection that began later
-// was decided by it. One that nothing was decided by before the next is false.
-func Delays(toggles []Toggle, seen []Decision) (h Histogram, missed int) {
+// Effect is what became of the changes of a policy.
+type Effect struct {
+	Delays  Histogram // until the first connection that began later was decided by it
+	Missed  int       // changes that nothing was decided by before the next
+	Against int       // connections decided by the change before, after the first that was decided by this one
+}
+
+// EffectOf tells by decisions, the first of each kind in a row, seen until some
+// time, what became of changes. Of the last, which nothing ended, less than the time
+// between two of them may have been seen: then it is not counted as missed.
+func EffectOf(toggles []Toggle, seen []Decision, until time.Time) (e Effect) {
 	for i, t := range toggles {
+		end, last := until, i+1 == len(toggles)
+		if !last {
+			end = toggles[i+1].At
+		}
 		k := slices.IndexFunc(seen, func(d Decision) bool { return d.At.After(t.At) && d.Served == t.Allowed })
-		if k < 0 || i+1 < len(toggles) && seen[k].At.After(toggles[i+1].At) {
-			missed++
+		if k < 0 || seen[k].At.After(end) {
+			if !last || i > 0 && until.Sub(t.At) >= t.At.Sub(toggles[i-1].At) {
+				e.Missed++
+			}
 			continue
 		}
-		h.Add(int64(seen[k].At.Sub(t.At)))
+		e.Delays.Add(int64(seen[k].At.Sub(t.At)))
+		for _, d := range seen[k+1:] {
+			if d.Served != t.Allowed && d.At.Before(end) {
+				e.Against += d.Run
+			}
+		}
 	}
-	return h, missed
+	return e
 }

@@ -10,6 +10,7 @@ const (
 	FigureEffect  = "ms until a change takes effect, median"
 	FigureEffects = "ms until a change takes effect, longest"
 	FigureMissed  = "changes without effect before the next"
+	FigureAgainst = "connections decided against a policy that had taken effect"
 	FigureChanges = "changes per second"
 	FigurePushes  = "responses of the control plane per second"
 	FigureDone    = "s until it was done" // that which went on beside
@@ -17,3 +18,6 @@ const (
 
 // ControlPlane is the name of its process among those that are measured.
 const ControlPlane = "ambitd"
+
+// Agent is what the names of nodes' agents begin with.
+const Agent = "ambit-node"

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ import (
 // Agreed is what a server chose in a TLS handshake.
 type Agreed struct {
 	Server netip.AddrPort `json:"server"`
+	Client netip.Addr     `json:"client"`
 	Suite  string         `json:"suite"`
 	Group  string         `json:"group"` // key exchange; "" when the message names none
 }
@@ -107,33 +109,34 @@ const ipv6Header = 40 // RFC 8200 §3
 
 const (
 	recordHandshake = 22 // RFC 8446 §5.1
+	legacyVersion   = 0x0303
 	typeServerHello = 2  // RFC 8446 §4
 	extKeyShare     = 51 // RFC 8446 §4.2
 )
 
-// segment is the TCP part of a packet, and the address of its sender.
-func segment(p []byte) (from netip.Addr, tcp []byte, ok bool) {
+// segment is the TCP part of a packet, and the addresses of its sender and receiver.
+func segment(p []byte) (from, to netip.Addr, tcp []byte, ok bool) {
 	switch {
 	case len(p) >= 20 && p[0]>>4 == 4:
 		header := int(p[0]&15) * 4
 		if header < 20 || len(p) < header || p[9] != unix.IPPROTO_TCP {
-			return from, nil, false
+			return from, to, nil, false
 		}
-		from, tcp = netip.AddrFrom4([4]byte(p[12:16])), p[header:]
+		from, to, tcp = netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20])), p[header:]
 	case len(p) >= ipv6Header && p[0]>>4 == 6 && p[6] == unix.IPPROTO_TCP:
-		from, tcp = netip.AddrFrom16([16]byte(p[8:24])), p[ipv6Header:]
+		from, to, tcp = netip.AddrFrom16([16]byte(p[8:24])), netip.AddrFrom16([16]byte(p[24:40])), p[ipv6Header:]
 	}
-	return from, tcp, len(tcp) >= 20
+	return from, to, tcp, len(tcp) >= 20
 }
 
 // serverHello reads a packet whose TCP payload starts with one. The packet comes
 // from the network: nothing in it is believed about lengths.
 func serverHello(p []byte) (a Agreed, ok bool) {
-	from, tcp, ok := segment(p)
+	from, to, tcp, ok := segment(p)
 	if !ok {
 		return a, false
 	}
-	a.Server = netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp))
+	a.Server, a.Client = netip.AddrPortFrom(from, binary.BigEndian.Uint16(tcp)), to
 	offset := int(tcp[12]>>4) * 4
 	if offset < 20 || len(tcp) < offset {
 		return a, false
@@ -142,16 +145,21 @@ func serverHello(p []byte) (a Agreed, ok bool) {
 	if r.byte() != recordHandshake {
 		return a, false
 	}
-	r.skip(4) // version and length of the record
-	if r.byte() != typeServerHello {
+	version := r.short()
+	r.skip(2) // length of the record
+	if r.byte() != typeServerHello || version != legacyVersion {
 		return a, false
 	}
-	r.skip(3 + 2 + 32)    // length, version, random (RFC 8446 §4.1.3)
+	r.skip(3) // length
+	if r.short() != legacyVersion {
+		return a, false
+	}
+	r.skip(32)            // random (RFC 8446 §4.1.3)
 	r.skip(int(r.byte())) // session id
 	suite := r.short()
 	r.skip(1) // compression
 	ext := r.take(int(r.short()))
-	if r.b == nil {
+	if r.b == nil || !known(suite) {
 		return a, false
 	}
 	a.Suite = tls.CipherSuiteName(suite)
@@ -163,6 +171,12 @@ func serverHello(p []byte) (a Agreed, ok bool) {
 		}
 	}
 	return a, true
+}
+
+// known suites are those that a server may choose. Some packet in a stream of
+// encrypted bytes begins as a ServerHello does, too.
+func known(suite uint16) bool {
+	return slices.ContainsFunc(slices.Concat(tls.CipherSuites(), tls.InsecureCipherSuites()), func(s *tls.CipherSuite) bool { return s.ID == suite })
 }
 
 // reader takes bytes off the front; when there are too few, b becomes nil and

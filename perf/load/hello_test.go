@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -17,7 +18,7 @@ import (
 func packet(payload []byte) []byte {
 	p := make([]byte, 24+32)
 	p[0], p[9] = 4<<4|6, unix.IPPROTO_TCP
-	copy(p[12:], []byte{10, 0, 0, 9})
+	copy(p[12:], []byte{10, 0, 0, 9, 10, 0, 0, 8})
 	binary.BigEndian.PutUint16(p[24:], 15008)
 	p[24+12] = 8 << 4
 	return append(p, payload...)
@@ -97,6 +98,21 @@ func TestServerHello(t *testing.T) {
 				t.Errorf("%s is read as %v", name, a)
 			}
 		}
+	}
+}
+
+// A stream of 10 GB/s has segments that begin like a ServerHello by chance.
+func TestServerHelloIsNoChance(t *testing.T) {
+	flight := firstFlight(t, tls.X25519)
+	for at, v := range map[int]byte{1: 0x17, 9: 0x94, 5 + 4 + 2 + 32 + 1 + 32: 0x94} { // versions of record and message, and the suite
+		b := slices.Clone(flight)
+		b[at] = v
+		if a, ok := serverHello(packet(b)); ok {
+			t.Errorf("byte %d: read as %v", at, a)
+		}
+	}
+	if a, ok := serverHello(packet(flight)); !ok || a.Client != netip.AddrFrom4([4]byte{10, 0, 0, 8}) {
+		t.Errorf("%v, %t", a, ok)
 	}
 }
 

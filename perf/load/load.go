@@ -47,6 +47,9 @@ const (
 
 	Handshake = "handshake" // mutual TLS with the far proxy, then close
 	Tunnel    = "tunnel"    // a tunnel to the far proxy of its own for each request
+
+	Enrol = "enrol" // nothing, while pods are taken into the mesh
+	Learn = "learn" // nothing, while workloads become known
 )
 
 // kinds are all of them; what they need, and how they are shown.
@@ -55,7 +58,7 @@ var kinds = map[string]struct {
 	paced bool                           // PerSec is allowed
 }{
 	Up: {work: (*run).up}, Down: {work: (*run).down}, Ask: {work: (*run).ask}, Connect: {(*run).connect, true}, Rate: {(*run).rate, true},
-	Idle: {}, Settle: {}, HTTP: {(*run).http, true}, GRPC: {(*run).grpcUnary, true}, GRPCStream: {(*run).grpcStream, true},
+	Idle: {}, Settle: {}, Enrol: {}, Learn: {}, HTTP: {(*run).http, true}, GRPC: {(*run).grpcUnary, true}, GRPCStream: {(*run).grpcStream, true},
 	Decide: {(*run).decide, true}, Handshake: {work: (*run).handshake}, Tunnel: {work: (*run).tunnel},
 }
 
@@ -68,7 +71,7 @@ type Spec struct {
 	PerSec  int           `json:"perSec,omitempty"` // requests at fixed times in place of as many as can be had
 	Pace    int           `json:"pace,omitempty"`   // bytes per second of each connection of Up; 0: as many as can be had
 	Calls   int           `json:"calls,omitempty"`  // at a time on each connection of gRPC; 0: one
-	Total   int           `json:"total,omitempty"`  // connections of Settle
+	Total   int           `json:"total,omitempty"`  // connections of Settle, pods of Enrol, workloads of Learn
 	H2      bool          `json:"h2,omitempty"`
 	Group   string        `json:"group,omitempty"`  // key exchange of handshakes: "", what Go prefers, or "x25519"
 	Beside  string        `json:"beside,omitempty"` // what goes on meanwhile, for people; a baseline without it was measured before
@@ -93,11 +96,13 @@ type Result struct {
 	Latency *Histogram    `json:"latency,omitempty"` // nanoseconds
 	Usage   []Usage       `json:"usage,omitempty"`   // in the order of Spec.Watch, the client itself last
 	Machine Machine       `json:"machine"`
+	Later   time.Duration `json:"later,omitempty"` // of it, the part that Usage.Later is about
 
 	Agreed   string             `json:"agreed,omitempty"`   // cipher suite and key exchange of the client's own handshakes
 	Baseline *Baseline          `json:"baseline,omitempty"` // the same load before what went on beside it began
 	Figures  map[string]float64 `json:"figures,omitempty"`  // what a scenario has besides, by its name and unit
 	Decided  []Decision         `json:"decided,omitempty"`  // of Decide: the first, and each that differs from the one before
+	Ended    time.Time          `json:"ended,omitzero"`     // of Decide: no decision was looked for later
 }
 
 // Baseline is the undisturbed part of a measurement.
@@ -131,6 +136,8 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("perSec %d: want at least one request per connection and second", s.PerSec)
 	case s.Kind == Settle && s.Total < s.Conns:
 		return fmt.Errorf("total %d: want at least one connection of each", s.Total)
+	case (s.Kind == Enrol || s.Kind == Learn) && s.Total < 1:
+		return fmt.Errorf("total %d: want what comes meanwhile", s.Total)
 	case (s.Kind == Handshake || s.Kind == Tunnel) && s.Client == nil:
 		return fmt.Errorf("kind %s: want a client certificate", s.Kind)
 	case s.Group != "" && s.Group != X25519:
@@ -187,6 +194,7 @@ type run struct {
 	errors uint64            // guarded by mu
 	first  string            // guarded by mu
 	agreed string            // guarded by mu
+	last   time.Time         // when it ended; guarded by mu
 }
 
 // Run makes a load and measures it.
@@ -224,6 +232,8 @@ func Run(ctx context.Context, s Spec) (Result, error) {
 		return r.idle(s.Watch)
 	case Settle:
 		return r.settle(s.Watch)
+	case Enrol, Learn:
+		return r.still(s.Watch)
 	case GRPC, GRPCStream:
 		var err error
 		if r.calls, err = dialGRPC(r); err != nil {
@@ -331,7 +341,9 @@ func (r *run) counts() (ops, bytes uint64) {
 // collect adds what only stands when all workers have ended.
 func (r *run) collect(out *Result) {
 	out.Errors, out.Error, out.Agreed = r.errors, r.first, r.agreed
-	out.Decided = r.decided.changes()
+	if out.Decided = r.decided.changes(); r.Kind == Decide {
+		out.Ended = r.last
+	}
 	var all Histogram
 	for i := range r.workers {
 		r.overdue(&r.workers[i])
@@ -347,6 +359,9 @@ func (r *run) end() {
 	r.ended.Store(true)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.last.IsZero() {
+		r.last = time.Now()
+	}
 	for c := range r.conns {
 		_ = c.SetDeadline(time.Unix(1, 0)) // wakes its worker, which closes it
 	}

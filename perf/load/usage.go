@@ -30,7 +30,8 @@ type Process struct {
 type Usage struct {
 	Process
 	CPU         time.Duration `json:"cpu"`
-	RSS         uint64        `json:"rss"` // bytes at the end
+	Later       time.Duration `json:"later,omitempty"` // CPU of the last part, in which nothing happened
+	RSS         uint64        `json:"rss"`             // bytes at the end
 	Grown       int64         `json:"grown"`
 	Heap        uint64        `json:"heap,omitempty"` // Go heap in use when the load has ended; 0: not known
 	Syscalls    uint64        `json:"syscalls,omitempty"`

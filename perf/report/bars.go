@@ -52,6 +52,7 @@ var bars = []Bar{
 	{About: "idle proxy", Scenario: "cross-node/idle-10000", Subject: "ambit", Metric: MetricBase, Most: 25},
 	{About: "memory after 10000 connections", Scenario: "cross-node/settle-10000", Subject: "ambit", Metric: MetricSettled, Most: 1.1},
 
+	{About: "against a policy after it took effect", Scenario: "cross-node/effect", Subject: "ambit", Metric: MetricAgainst, Most: 0.5},
 	{About: "connects while 70000 workloads arrive", Scenario: "cross-node/arrival-70000", Subject: "ambit", Metric: MetricRise, Most: 1000},
 
 	{About: "beside 20000 connects/s of an attacker", Scenario: "cross-node/noisy-connects", Subject: "ambit", Metric: MetricKept, Least: 0.8},
@@ -65,7 +66,10 @@ var bars = []Bar{
 // String is a bar in a few words.
 func (b Bar) String() string {
 	limit := "≥ " + figure(b.Least)
-	if b.Most > 0 {
+	switch {
+	case b.Metric == MetricAgainst:
+		limit = "none"
+	case b.Most > 0:
 		limit = "≤ " + figure(b.Most)
 	}
 	switch {
@@ -148,7 +152,6 @@ func (j *Judged) judge(r *Report) {
 	var notes []string
 	if j.Values.N == 1 && !m.steady() {
 		j.Outcome = WithinNoise // of which one round says nothing
-		notes = append(notes, "1 round")
 	}
 	if n := subject.stolen(); n > 0 {
 		notes = append(notes, fmt.Sprintf("CPU was stolen in %d of %d runs", n, len(subject.Runs)))
@@ -164,11 +167,10 @@ func (j *Judged) judge(r *Report) {
 
 // against says on which side of a bar a spread is. What lies on both is noise.
 func (s Spread) against(least, most float64) Outcome {
-	low, high := s.Noise()
 	switch {
-	case most > 0 && high <= most, most == 0 && low >= least:
+	case most > 0 && s.To <= most, most == 0 && s.From >= least:
 		return Met
-	case most > 0 && low > most, most == 0 && high < least:
+	case most > 0 && s.From > most, most == 0 && s.To < least:
 		return NotMet
 	}
 	return WithinNoise
@@ -220,7 +222,7 @@ func metric(kind, name string) (Metric, bool) {
 
 // steady are figures that a second round would repeat.
 func (m Metric) steady() bool {
-	return slices.Contains([]string{MetricPerConn, MetricBase, MetricSettled}, m.Name)
+	return slices.Contains([]string{MetricPerConn, MetricBase, MetricSettled, MetricPerPod, MetricKnown, MetricAgainst}, m.Name)
 }
 
 func (r Row) stolen() (n int) {
@@ -257,16 +259,55 @@ func barLines(judged []Judged) (t table, elsewhere []string) {
 			}
 			continue
 		}
-		what := j.Unit
-		if what == "" {
-			what = j.Metric
-		}
-		t = append(t, []string{string(j.Outcome), j.About, j.Subject, what, j.Bar.String(), j.Values.String(), fmt.Sprint(j.Values.N), j.Why})
+		t = append(t, []string{string(j.Outcome), j.What(), j.Limit(), j.Measured(), j.Rounds(), j.Remark()})
 	}
 	return t, elsewhere
 }
 
-var barHead = []string{"outcome", "what", "mode", "figure", "bar", "measured", "rounds", ""}
+var barHead = []string{"outcome", "what", "bar", "measured", "rounds", ""}
+
+// What is measured, of whom.
+func (j Judged) What() string {
+	if j.Subject != "ambit" {
+		return j.About + ", " + j.Subject
+	}
+	return j.About
+}
+
+// Limit is the bar with its unit.
+func (j Judged) Limit() string {
+	if j.Unit != "" {
+		return j.Unit + " " + j.Bar.String()
+	}
+	return j.Metric + " " + j.Bar.String()
+}
+
+// Measured is the figure, or why there is none.
+func (j Judged) Measured() string {
+	if j.Values.N == 0 {
+		return j.Why
+	}
+	return j.Values.Interval()
+}
+
+// Rounds says how many there were, and how sure the interval is.
+func (j Judged) Rounds() string {
+	switch {
+	case j.Values.N == 0:
+		return ""
+	case j.Values.N == 1:
+		return "1"
+	}
+	return fmt.Sprintf("%d, %.0f %%", j.Values.N, 100*j.Values.Sure)
+}
+
+// Remark is what else is to be known of a figure.
+func (j Judged) Remark() string {
+	if j.Values.N == 0 {
+		return ""
+	}
+	return j.Why
+}
 
 // idleBase is the memory of each proxy before the connections of an idle load.
 func idleBase(_ load.Spec, r load.Result) (float64, bool) {

@@ -4,10 +4,12 @@
 package report
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
@@ -74,6 +76,7 @@ type Scenario struct {
 type Row struct {
 	Scenario Scenario `json:"scenario"`
 	Mode     string   `json:"mode"`
+	TLS      []string `json:"tls,omitempty"`     // cipher suite and key exchange that this mode's proxies agree to, or the load itself did
 	Runs     []Run    `json:"runs"`              // in the order of rounds
 	LeftOut  string   `json:"leftOut,omitempty"` // why there are none
 	Counted  *Run     `json:"counted,omitempty"` // the run in which system calls were counted; its other figures are none
@@ -82,6 +85,7 @@ type Row struct {
 // Run is one of them.
 type Run struct {
 	Round    int         `json:"round"`
+	Place    int         `json:"place,omitempty"`    // in its round: 1 ran first
 	Repeated int         `json:"repeated,omitempty"` // times it was thrown away because CPU was stolen
 	Stolen   bool        `json:"stolen,omitempty"`   // kept although CPU was stolen, after the last repetition
 	Failed   string      `json:"failed,omitempty"`   // why there is no result
@@ -171,6 +175,9 @@ const (
 	MetricKept     = "kept"     // rate, divided by that of the baseline
 	MetricTail     = "tail"     // p99, likewise
 	MetricSettled  = "settled"  // RSS of proxies after the wait, divided by what it was
+	MetricAgainst  = "against"  // connections decided against a policy that had taken effect
+	MetricPerPod   = "perpod"   // memory of the near proxy
+	MetricKnown    = "known"    // memory of a proxy for workloads that became known
 	MetricEffect   = "effect"   // from a declaration to the first connection decided by it
 	MetricRise     = "rise"     // p99.9, minus that of the baseline
 	MetricBase     = "base"     // memory of each proxy before idle connections
@@ -239,6 +246,10 @@ func Metrics(kind string) []Metric {
 			}},
 			{"churned", "RSS MiB at its end", -1, figureOf(load.FigureChurned)},
 		}, tails, more)
+	case load.Enrol:
+		return slices.Concat(enrolments(), []Metric{besidesDone, rss, heap, logged})
+	case load.Learn:
+		return slices.Concat(learnings(), []Metric{besidesDone, rss, heap, logged})
 	case load.Decide:
 		perSecond.Better = 0
 		return slices.Concat([]Metric{perSecond}, more)
@@ -285,11 +296,88 @@ func besides() []Metric {
 		{MetricEffect, "effect p50 ms", -1, figureOf(load.FigureEffect)},
 		{"effects", "effect longest ms", -1, figureOf(load.FigureEffects)},
 		{"missed", "without effect", -1, figureOf(load.FigureMissed)},
+		{MetricAgainst, "against it later", -1, figureOf(load.FigureAgainst)},
+		{"others", "beside, per s", 0, figureOf(load.FigureOthers)},
 		{"changes", "changes/s", 0, figureOf(load.FigureChanges)},
 		{MetricPushes, "pushes/s", -1, figureOf(load.FigurePushes)},
 		{MetricControl, "CPU-s/s ambitd", -1, ofControl(func(r load.Result, u load.Usage) float64 { return u.CPU.Seconds() / r.Elapsed.Seconds() })},
 		{MetricControlM, "RSS MiB ambitd", -1, ofControl(func(_ load.Result, u load.Usage) float64 { return float64(u.RSS) / (1 << 20) })},
-		{"done", "s until done", 0, figureOf(load.FigureDone)},
+		besidesDone,
+	}
+}
+
+var besidesDone = Metric{"done", "s until done", 0, figureOf(load.FigureDone)}
+
+// each is a figure of one of the things that come during a still load.
+func each(of func(load.Result) (float64, bool)) func(load.Spec, load.Result) (float64, bool) {
+	return func(_ load.Spec, r load.Result) (float64, bool) {
+		v, ok := of(r)
+		return v / float64(max(r.Ops, 1)), ok
+	}
+}
+
+// agents adds up something over the agents that are measured.
+func agents(r load.Result, of func(load.Usage) float64) (sum float64, ok bool) {
+	for _, u := range r.Usage {
+		if strings.HasPrefix(u.Name, load.Agent+"@") {
+			sum, ok = sum+of(u), true
+		}
+	}
+	return sum, ok
+}
+
+func grown(u load.Usage) float64 { return float64(u.Grown) }
+
+func cpu(u load.Usage) float64 { return u.CPU.Seconds() }
+
+// enrolments are what a pod costs that is taken into the mesh. Of the proxies only
+// the near one has it.
+func enrolments() []Metric {
+	near := func(of func(load.Usage) float64) func(load.Result) (float64, bool) {
+		return func(r load.Result) (float64, bool) {
+			_, ok := proxies(r, of)
+			return most(r, func(_ load.Result, u load.Usage) float64 { return of(u) }), ok
+		}
+	}
+	agent := func(of func(load.Usage) float64) func(load.Result) (float64, bool) {
+		return func(r load.Result) (float64, bool) { return agents(r, of) }
+	}
+	scaled := func(by float64, f func(load.Spec, load.Result) (float64, bool)) func(load.Spec, load.Result) (float64, bool) {
+		return func(s load.Spec, r load.Result) (float64, bool) {
+			v, ok := f(s, r)
+			return v * by, ok
+		}
+	}
+	later := func(u load.Usage) float64 { return u.Later.Seconds() }
+	return []Metric{
+		{MetricPerPod, "KiB/pod proxy", -1, scaled(1./1024, each(near(grown)))},
+		{"podcpu", "CPU-ms/pod proxy", -1, scaled(1000, each(near(cpu)))},
+		{"agentpod", "KiB/pod agent", -1, scaled(1./1024, each(agent(grown)))},
+		{"agentcpu", "CPU-ms/pod agent", -1, scaled(1000, each(agent(cpu)))},
+		{"podkernel", "KiB/pod kernel, machine", 0, scaled(1./1024, each(func(r load.Result) (float64, bool) { return float64(r.Machine.Kernel), true }))},
+		{"idlecpu", "idle after: CPU-ms/s proxy", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			v, ok := near(later)(r)
+			return 1000 * v / r.Later.Seconds(), ok && r.Later > 0
+		}},
+		{"idleagent", "idle after: CPU-ms/s agent", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			v, ok := agents(r, later)
+			return 1000 * v / r.Later.Seconds(), ok && r.Later > 0
+		}},
+	}
+}
+
+// learnings are what workloads cost that become known, of the proxy that needs most.
+func learnings() []Metric {
+	return []Metric{
+		{"learned", "workloads", 0, func(_ load.Spec, r load.Result) (float64, bool) { return float64(r.Ops), true }},
+		{MetricKnown, "MiB for them, each proxy", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			_, ok := proxies(r, grown)
+			return most(r, func(_ load.Result, u load.Usage) float64 { return grown(u) }) / (1 << 20), ok
+		}},
+		{"learncpu", "CPU-s each proxy", -1, func(_ load.Spec, r load.Result) (float64, bool) {
+			_, ok := proxies(r, cpu)
+			return most(r, func(_ load.Result, u load.Usage) float64 { return cpu(u) }), ok
+		}},
 	}
 }
 
@@ -388,7 +476,7 @@ type Group struct {
 	Rows     []Row
 }
 
-// Groups gathers rows by scenario.
+// Groups gathers rows by scenario, in the order of sections.
 func (r *Report) Groups() []Group {
 	var out []Group
 	for _, row := range r.Rows {
@@ -399,7 +487,46 @@ func (r *Report) Groups() []Group {
 		}
 		out[i].Rows = append(out[i].Rows, row)
 	}
+	order := sections()
+	slices.SortStableFunc(out, func(a, b Group) int {
+		return cmp.Compare(slices.Index(order, a.Scenario.section()), slices.Index(order, b.Scenario.section()))
+	})
 	return out
+}
+
+// sections are the parts of a report, in order.
+func sections() (out []string) {
+	for _, place := range []string{"between nodes", "one node", "one HTTP hop"} {
+		for _, part := range []string{"bulk", "requests", "connections and handshakes", "HTTP and gRPC", "memory", "beside others", "changes of the mesh"} {
+			out = append(out, place+": "+part)
+		}
+	}
+	return out
+}
+
+// section is the part that a scenario belongs to.
+func (s Scenario) section() string {
+	place := map[string]string{"same-node": "one node", "http-hop": "one HTTP hop"}[s.Placement]
+	if place == "" {
+		place = "between nodes"
+	}
+	_, name, _ := strings.Cut(s.Name, "/")
+	part := "requests"
+	switch kind := s.Load.Kind; {
+	case slices.Contains([]string{load.Idle, load.Settle, load.Enrol, load.Learn}, kind):
+		part = "memory"
+	case strings.HasPrefix(name, "mice") || strings.HasPrefix(name, "noisy"):
+		part = "beside others"
+	case s.Load.Beside != "":
+		part = "changes of the mesh"
+	case bulk(s.Load):
+		part = "bulk"
+	case slices.Contains([]string{load.Connect, load.Handshake, load.Tunnel}, kind):
+		part = "connections and handshakes"
+	case slices.Contains([]string{load.HTTP, load.GRPC, load.GRPCStream}, kind):
+		part = "HTTP and gRPC"
+	}
+	return place + ": " + part
 }
 
 // subjects are the modes that are compared with all others.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ambit-mesh/ambit/perf/load"
 )
@@ -19,13 +20,26 @@ func TestSpread(t *testing.T) {
 		text   string
 	}{
 		{nil, Spread{}, "–"},
-		{[]float64{3}, Spread{3, 3, 3, 1, 3, 3}, "3.00"},
-		{[]float64{4, 1}, Spread{1.75, 2.5, 3.25, 2, 1, 4}, "2.50 (1.75–3.25)"},
-		{[]float64{5, 1, 2, 4, 3}, Spread{2, 3, 4, 5, 1, 5}, "3.00 (2.00–4.00)"},
+		{[]float64{3}, Spread{3, 3, 3, 1, 3, 3, 0}, "3.00"},
+		{[]float64{4, 1}, Spread{1.75, 2.5, 3.25, 2, 1, 4, 0.5}, "2.50 (1.75–3.25)"},
+		{[]float64{5, 1, 2, 4, 3}, Spread{2, 3, 4, 5, 1, 5, 0.9375}, "3.00 (2.00–4.00)"},
 	}
 	for _, tt := range tests {
 		if got := SpreadOf(tt.values); got != tt.want || got.String() != tt.text {
 			t.Errorf("%v: %+v %s, want %+v %s", tt.values, got, got, tt.want, tt.text)
+		}
+	}
+}
+
+// Tables of the sign test have these: 6 values give 96.9 %, from 9 on the extremes
+// are not needed.
+func TestInterval(t *testing.T) {
+	for n, want := range map[int]struct {
+		k    int
+		sure float64
+	}{1: {0, 0}, 2: {0, 0.5}, 3: {0, 0.75}, 4: {0, 0.875}, 5: {0, 0.9375}, 6: {0, 0.96875}, 8: {0, 0.9921875}, 9: {1, 0.9609375}, 12: {2, 0.9614}, 20: {5, 0.9586}, 100: {39, 0.9648}} {
+		if k, sure := interval(n); k != want.k || math.Abs(sure-want.sure) > 1e-4 {
+			t.Errorf("of %d: %d, %.5f, want %+v", n, k, sure, want)
 		}
 	}
 }
@@ -125,8 +139,8 @@ func TestText(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"requests · cross-node  [cross-node/ask-1]", "2000 (1500–3000)", "ambit / none", "rate 0.500 (0.500–0.500)", "2 runs repeated", "4 errors, the first: reset",
-		"none, round 3 kept with", "A_SUITE, A_GROUP", "access logs on",
+		"requests · cross-node [cross-node/ask-1]", "2000 (1500–3000)", "ambit / none", "rate 0.500 (0.500–0.500)", "==== between nodes: requests", "2 runs repeated", "4 errors, the first: reset",
+		"TLS on the wire  A_SUITE, A_GROUP", "none, round 3 kept with", "access logs on",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, b.String())
@@ -136,6 +150,61 @@ func TestText(t *testing.T) {
 		if strings.TrimRight(line, "\n") != strings.TrimRight(line, " \n") {
 			t.Errorf("blanks at the end of %q", line)
 		}
+		if utf8.RuneCountInString(line) > lineWidth+1 {
+			t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
+		}
+	}
+}
+
+func TestWideTablesAreFolded(t *testing.T) {
+	wide := strings.Repeat("w", 30)
+	var b strings.Builder
+	table{{"mode", wide, wide, wide, wide, "z"}, {"ambit", "1", "2", "3", "4", "5"}}.print(&printer{w: &b})
+	if got := strings.Split(b.String(), "\n"); len(got) != 5 || !strings.HasPrefix(got[3], "  ambit  4") || !strings.HasSuffix(got[3], "5") {
+		t.Errorf("%q", got)
+	}
+	b.Reset()
+	table{{"only"}, {"one"}}.print(&printer{w: &b})
+	if b.String() != "  only\n  one\n" {
+		t.Errorf("%q", b.String())
+	}
+}
+
+func TestEachRowSaysWhatTLSWasSpoken(t *testing.T) {
+	r := sample()
+	r.Paths[0].TLS = []string{"TLS_AES_128_GCM_SHA256, X25519MLKEM768"}
+	own := r.Rows[1]
+	own.Scenario.Name, own.Runs = "cross-node/handshake", slices.Clone(own.Runs)
+	own.Runs[0].Result.Agreed = "TLS_AES_256_GCM_SHA384, X25519"
+	r.Rows = append(r.Rows, own)
+	r.Secure()
+	if none, path, own := r.Rows[0].secured(), r.Rows[1].secured(), r.Rows[2].secured(); none != "" || path != "AES-128-GCM X25519MLKEM768" || own != "AES-256-GCM X25519" {
+		t.Errorf("%q, %q, %q", none, path, own)
+	}
+}
+
+func TestWhatElseRanIsToBeSeen(t *testing.T) {
+	r := sample() // a second of two CPUs' is busy: half of it a proxy's
+	for i := range r.Rows[1].Runs {
+		r.Rows[1].Runs[i].Result.Usage[0].CPU = 0
+	}
+	if busy, all := r.disturbed(); busy != 3 || all != 6 {
+		t.Errorf("%d of %d", busy, all)
+	}
+	if w := r.Warnings(); len(w) == 0 || !strings.Contains(w[0], "in 3 of 6 runs") {
+		t.Errorf("%q", w)
+	}
+}
+
+func TestFirstInTurn(t *testing.T) {
+	r := sample()
+	for i := range r.Rows { // 1000 2000 4000: the second round was first
+		for k := range r.Rows[i].Runs {
+			r.Rows[i].Runs[k].Place = []int{2, 1, 3}[k]
+		}
+	}
+	if s := r.firstInTurn(); s.N != 2 || s.Median != 0.8 { // 2000 to the median of 1000 and 4000
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -31,6 +31,7 @@ type Cost struct {
 	Node   float64 `json:"-"`                // how many a Node has
 	From   string  `json:"from,omitempty"`   // the scenario
 	Absent string  `json:"absent,omitempty"` // why there is no figure
+	Agent  bool    `json:"agent,omitempty"`  // of the node's agent, not of the proxy
 }
 
 // Sizing is what follows from a report for a node.
@@ -54,7 +55,13 @@ func (r *Report) SizingOf(mode string, n Node) Sizing {
 		return most(res, func(_ load.Result, u load.Usage) float64 { return u.CPU.Seconds() / float64(max(res.Ops, 1)) })
 	}
 	s.memory(r, "the proxy itself", 1, idle(func(_ load.Result, u load.Usage) float64 { return float64(u.RSS) - float64(u.Grown) }), "cross-node/idle-10000", "cross-node/idle-500")
-	s.Costs = append(s.Costs, Cost{Name: "an enrolled pod", Node: float64(n.Pods), Absent: "no scenario adds pods one by one"})
+	const enrol = "cross-node/enrol-100"
+	s.memory(r, "an enrolled pod", float64(n.Pods), idle(func(res load.Result, u load.Usage) float64 { return float64(u.Grown) / float64(max(res.Ops, 1)) }), enrol)
+	s.memory(r, "an enrolled pod, of the agent", float64(n.Pods), func(res load.Result) float64 {
+		v, _ := agents(res, grown)
+		return v / float64(max(res.Ops, 1))
+	}, enrol)
+	s.Costs[len(s.Costs)-1].Agent = true
 	s.memory(r, "an open connection", float64(n.Connections), idle(func(res load.Result, u load.Usage) float64 { return float64(u.Grown) / float64(max(res.Ops, 1)) }), "cross-node/idle-10000", "cross-node/idle-500")
 	s.cpu(r, "a new connection per second", float64(n.Connects), perOp, "cross-node/connect-16", "cross-node/connect-1")
 	s.cpu(r, "a GB per second", n.GB, func(res load.Result) float64 {
@@ -64,6 +71,9 @@ func (r *Report) SizingOf(mode string, n Node) Sizing {
 	s.known(r)
 	var cpu, memory float64
 	for _, c := range s.Costs {
+		if c.Agent {
+			continue
+		}
 		cpu += c.CPU * c.Node
 		memory += c.Memory * c.Node
 	}
@@ -105,17 +115,26 @@ func (r *Report) cost(mode, name string, n float64, of func(load.Result) float64
 	return c
 }
 
-// known compares two sizes of the mesh; each has the same load beside it.
+// known is what proxies that have just started need more when a mesh becomes known
+// to them, or the difference between two sizes of the mesh, each with the same load.
 func (s *Sizing) known(r *Report) {
-	const small, large = "cross-node/effect", "cross-node/effect-10000"
-	c := Cost{Name: "10000 known workloads, 1000 services", Node: float64(s.Node.Workloads) / 10000}
+	const small, large, learn = "cross-node/effect", "cross-node/effect-10000", "cross-node/learn-10000"
+	c := r.cost(s.Mode, "10000 known workloads, 1000 services", float64(s.Node.Workloads)/10000, func(res load.Result) float64 {
+		return most(res, func(_ load.Result, u load.Usage) float64 { return float64(u.Grown) })
+	}, []string{learn})
+	if c.Absent == "" {
+		c.Memory, c.CPU = c.CPU, 0
+		s.Costs = append(s.Costs, c)
+		return
+	}
+	c = Cost{Name: "10000 known workloads, 1000 services", Node: float64(s.Node.Workloads) / 10000}
 	of := func(res load.Result) float64 {
 		return most(res, func(_ load.Result, u load.Usage) float64 { return float64(u.RSS) })
 	}
 	few, many := r.cost(s.Mode, "", 0, of, []string{small}), r.cost(s.Mode, "", 0, of, []string{large})
 	switch {
 	case few.Absent != "" || many.Absent != "":
-		c.Absent = "wants " + small + " and " + large
+		c.Absent = "wants " + learn
 	case many.CPU <= few.CPU:
 		c.Absent = "not told from noise"
 	default:
@@ -161,7 +180,7 @@ func (s Sizing) lines() table {
 func (s Sizing) follows() string {
 	missing := ""
 	for _, c := range s.Costs {
-		if c.Absent != "" {
+		if c.Absent != "" && !c.Agent {
 			if missing != "" {
 				missing += ", "
 			}

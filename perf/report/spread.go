@@ -8,11 +8,12 @@ import (
 	"strconv"
 )
 
-// Spread is a median with its quartiles.
+// Spread is a median with its quartiles, and the interval in which the median of all
+// such values lies as sure as Sure says.
 type Spread struct {
 	Low, Median, High float64
 	N                 int
-	Min, Max          float64
+	From, To, Sure    float64
 }
 
 // SpreadOf computes it; quartiles are interpolated between neighbours.
@@ -29,7 +30,29 @@ func SpreadOf(values []float64) Spread {
 		}
 		return v[i] + (x-float64(i))*(v[i+1]-v[i])
 	}
-	return Spread{at(0.25), at(0.5), at(0.75), len(v), v[0], v[len(v)-1]}
+	k, sure := interval(len(v))
+	return Spread{at(0.25), at(0.5), at(0.75), len(v), v[k], v[len(v)-1-k], sure}
+}
+
+// sureEnough is what an interval is to be, where there are values enough.
+const sureEnough = 0.95
+
+// interval says which of n sorted values, counted from either end, enclose the median
+// of what they were drawn from: each is on either side of it with probability 1/2, so
+// that the k lowest and the k highest are on their own sides with the probability of
+// as many heads (the sign test, turned round). It assumes nothing of how values are
+// spread. With fewer than six of them the extremes are less sure than that.
+func interval(n int) (k int, sure float64) {
+	sure = 1
+	below, ways := 0.0, math.Pow(0.5, float64(n)) // of exactly k heads
+	for i := range (n + 1) / 2 {
+		below += ways
+		if now := 1 - 2*below; i == 0 || now >= sureEnough {
+			k, sure = i, now
+		}
+		ways *= float64(n-i) / float64(i+1)
+	}
+	return k, max(sure, 0)
 }
 
 // String shows the median, and the quartiles where there are several values.
@@ -41,6 +64,14 @@ func (s Spread) String() string {
 		return figure(s.Median)
 	}
 	return fmt.Sprintf("%s (%s–%s)", figure(s.Median), figure(s.Low), figure(s.High))
+}
+
+// Interval shows the median, and the interval where there are several values.
+func (s Spread) Interval() string {
+	if s.N < 2 {
+		return s.String()
+	}
+	return fmt.Sprintf("%s (%s–%s)", figure(s.Median), figure(s.From), figure(s.To))
 }
 
 // figure shows three digits, and all digits before the point.
@@ -65,21 +96,10 @@ func figure(v float64) string {
 	return s
 }
 
-// Noise is where the next round would not surprise: between the quartiles, and
-// between the extremes where there are too few rounds for quartiles to mean much.
-func (s Spread) Noise() (low, high float64) {
-	if s.N < 4 {
-		return s.Min, s.Max
-	}
-	return s.Low, s.High
-}
-
-// Apart reports whether two spreads do not overlap beyond noise, and which one is
+// Apart reports whether the intervals of two spreads do not overlap, and which one is
 // higher: -1, 0, +1.
 func Apart(a, b Spread) int {
-	aLow, aHigh := a.Noise()
-	bLow, bHigh := b.Noise()
-	if a.N < 2 || b.N < 2 || aLow <= bHigh && bLow <= aHigh {
+	if a.N < 2 || b.N < 2 || a.From <= b.To && b.From <= a.To {
 		return 0
 	}
 	return cmp.Compare(a.Median, b.Median)

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -12,7 +13,12 @@ import (
 func (r *Report) Text(w io.Writer) error {
 	p := &printer{w: w}
 	p.head(r)
+	section := ""
 	for _, g := range r.Groups() {
+		if now := g.Scenario.section(); now != section {
+			section = now
+			p.f("\n==== %s\n", section)
+		}
 		p.group(r, g)
 	}
 	p.bars(r)
@@ -35,9 +41,9 @@ func (p *printer) f(format string, args ...any) {
 func (p *printer) head(r *Report) {
 	p.f("%s · %s\n", r.Version, strings.Join(r.Command, " "))
 	p.f("%s, %d CPUs, %d GiB, Linux %s, %s, load %.2f before\n", r.Machine.CPU, r.Machine.CPUs, (r.Machine.Memory+1<<29)>>30, r.Machine.Kernel, r.Machine.Go, r.Machine.LoadAvg)
-	p.f("%s\n", r.Settings)
+	p.says("", r.Settings.String())
 	for _, s := range r.Warnings() {
-		p.f("%s\n", s)
+		p.says("", s)
 	}
 }
 
@@ -62,6 +68,9 @@ func (r *Report) Warnings() []string {
 		stolen += row.stolen()
 		errs += row.errors()
 	}
+	if busy, all := r.disturbed(); 7*busy > all {
+		out = append(out, fmt.Sprintf("BUSY MACHINE: in %d of %d runs programs that are not part of the measurement took more than a quarter of the CPU.", busy, all))
+	}
 	if stolen > 0 {
 		out = append(out, fmt.Sprintf("STOLEN CPU: %d of %d runs were kept although other machines took more than %.1f %% of the CPU.", stolen, runs, 100*r.Settings.MaxSteal))
 	}
@@ -74,6 +83,52 @@ func (r *Report) Warnings() []string {
 	return out
 }
 
+// disturbed counts runs in which more than a quarter of all CPU time went to others
+// than the processes of the measurement. Some of it is the network's work in the
+// kernel, which nobody is charged for: a few such runs are no sign of anything.
+func (r *Report) disturbed() (busy, all int) {
+	for _, row := range r.Rows {
+		for _, run := range row.Runs {
+			if run.Failed != "" || run.Result.Elapsed <= 0 || run.Result.Machine.CPUs == 0 || row.Scenario.Load.Beside != "" {
+				continue
+			}
+			all++
+			others := run.Result.Machine.Busy
+			for _, u := range run.Result.Usage {
+				others -= u.CPU
+			}
+			if 4*others > run.Result.Elapsed*time.Duration(run.Result.Machine.CPUs) {
+				busy++
+			}
+		}
+	}
+	return busy, all
+}
+
+// firstInTurn is how runs that were the first in their turn compare with the same
+// mode's others, over all rows: 1 where the place makes no difference.
+func (r *Report) firstInTurn() Spread {
+	var ratios []float64
+	for _, row := range r.Rows {
+		m := Metrics(row.Scenario.Load.Kind)[0]
+		if row.Scenario.Load.PerSec > 0 {
+			m, _ = metric(row.Scenario.Load.Kind, MetricP50)
+		}
+		var first, others []float64
+		for _, run := range row.Runs {
+			if v, ok := run.value(row.Scenario.Load, m); ok && m.Better != 0 && run.Place == 1 {
+				first = append(first, v)
+			} else if ok && m.Better != 0 && run.Place > 1 {
+				others = append(others, v)
+			}
+		}
+		if a, b := SpreadOf(first), SpreadOf(others); a.N > 0 && b.N > 0 && b.Median > 0 {
+			ratios = append(ratios, a.Median/b.Median)
+		}
+	}
+	return SpreadOf(ratios)
+}
+
 // bars says which of them are met. A short measurement is not asked about those of
 // scenarios that it left out.
 func (p *printer) bars(r *Report) {
@@ -84,9 +139,9 @@ func (p *printer) bars(r *Report) {
 		append(table{barHead}, t...).print(p)
 		p.f("  %s\n", Tally(judged))
 		if len(elsewhere) > 0 {
-			p.f("  not measured because the scenario was not run: %s\n", strings.Join(elsewhere, ", "))
+			p.says("  not measured because the scenario was not run: ", strings.Join(elsewhere, ", "))
 		}
-		p.f("  within noise: the bar lies between the quartiles, with less than 4 rounds between the extremes.\n")
+		p.f("  within noise: the bar lies in the interval of what was measured.\n")
 	}
 }
 
@@ -99,8 +154,12 @@ func (s Settings) String() string {
 	if !s.AccessLog {
 		log = "access logs off"
 	}
-	out := fmt.Sprintf("%d rounds of %s after %s, modes in turn; runs with more than %.1f %% stolen CPU repeated; %s, the same for all node proxies",
-		s.Rounds, s.For, s.Warm, 100*s.MaxSteal, log)
+	rounds := "rounds"
+	if s.Rounds == 1 {
+		rounds = "round"
+	}
+	out := fmt.Sprintf("%d %s of %s after %s, modes in turn; runs with more than %.1f %% stolen CPU repeated; %s, metrics served, both the same for all node proxies",
+		s.Rounds, rounds, s.For, s.Warm, 100*s.MaxSteal, log)
 	if len(s.Env) > 0 {
 		out += "; " + strings.Join(s.Env, " ")
 	}
@@ -109,13 +168,21 @@ func (s Settings) String() string {
 
 // group is a scenario's table and, below it, what it says about us.
 func (p *printer) group(r *Report, g Group) {
-	p.f("\n%s · %s  [%s]\n", g.Scenario.Title, g.Scenario.Placement, g.Scenario.Name)
+	p.f("\n")
+	p.says("", fmt.Sprintf("%s · %s [%s]", g.Scenario.Title, g.Scenario.Placement, g.Scenario.Name))
 	metrics := g.Metrics()
 	t := table{{"mode"}}
 	for _, m := range metrics {
 		t[0] = append(t[0], m.Unit)
 	}
+	secured := slices.ContainsFunc(g.Rows, func(row Row) bool { return len(row.TLS) > 0 })
+	if secured {
+		t[0] = append(t[0], "TLS")
+	}
 	for _, row := range g.Rows {
+		if len(row.Runs) == 0 {
+			continue // it was left out, which remarks say
+		}
 		line := []string{row.Mode}
 		for i, m := range metrics {
 			s := SpreadOf(row.Values(m))
@@ -127,24 +194,25 @@ func (p *printer) group(r *Report, g Group) {
 				line = append(line, figure(s.Median))
 			}
 		}
+		if secured {
+			line = append(line, orDash(row.secured()))
+		}
 		t = append(t, line)
 	}
 	t.print(p)
-	t = table{}
 	for _, pair := range g.Pairs() {
-		line := []string{pair.Subject.Mode + " / " + pair.Other.Mode}
+		var ratios []string
 		for _, m := range metrics {
 			if m.Better != 0 && m.Name != MetricErrors && m.Name != "switches" {
 				if s := SpreadOf(Ratios(pair.Subject, pair.Other, m)); s.N > 0 {
-					line = append(line, m.Name+" "+s.String())
+					ratios = append(ratios, m.Name+" "+s.Interval())
 				}
 			}
 		}
-		if len(line) > 1 {
-			t = append(t, line)
+		if len(ratios) > 0 {
+			p.wrapped("  "+pair.Subject.Mode+" / "+pair.Other.Mode+"  ", ratios)
 		}
 	}
-	t.print(p)
 	for _, row := range g.Rows {
 		p.remarks(row)
 	}
@@ -154,9 +222,6 @@ func (p *printer) group(r *Report, g Group) {
 func (p *printer) remarks(row Row) {
 	if row.LeftOut != "" {
 		p.f("  %s: left out, %s\n", row.Mode, row.LeftOut)
-	}
-	if agreed := row.agreed(); agreed != "" {
-		p.f("  %s: %s\n", row.Mode, agreed)
 	}
 	if n := row.Repeated(); n > 0 {
 		p.f("  %s: %d runs repeated because CPU was stolen\n", row.Mode, n)
@@ -175,6 +240,27 @@ func (p *printer) remarks(row Row) {
 	}
 }
 
+// secured is what a row's proxies agreed to, in short.
+func (r Row) secured() string {
+	return strings.NewReplacer("TLS_", "", "_SHA256", "", "_SHA384", "", ",", "", "_", "-").Replace(strings.Join(r.TLS, " | "))
+}
+
+// Secure notes in each row what TLS was spoken: of the load itself where it made
+// handshakes, otherwise of the path.
+func (r *Report) Secure() {
+	for i, row := range r.Rows {
+		if own := row.agreed(); own != "" {
+			r.Rows[i].TLS = []string{own}
+			continue
+		}
+		for _, p := range r.Paths {
+			if p.Mode == row.Mode && p.Placement == row.Scenario.Placement && len(row.Runs) > 0 {
+				r.Rows[i].TLS = p.TLS
+			}
+		}
+	}
+}
+
 // agreed is what the client's own handshakes agreed to.
 func (r Row) agreed() string {
 	for _, run := range r.Runs {
@@ -188,14 +274,27 @@ func (r Row) agreed() string {
 // notes say what each mode is.
 func (p *printer) notes(r *Report) {
 	p.f("\nmodes\n")
-	t := table{{"mode", "placement", "what", "TLS on the wire", "program", "version"}}
 	for _, path := range r.Paths {
-		t = append(t, []string{path.Mode, path.Placement, path.About, orDash(strings.Join(path.TLS, " | ")), orDash(strings.Join(path.Commands, " | ")), orDash(path.Version)})
+		p.f("  %s, %s: %s\n", path.Mode, path.Placement, path.About)
+		for _, line := range [][2]string{{"TLS on the wire", strings.Join(path.TLS, " | ")}, {"program", strings.Join(path.Commands, " | ")}, {"version", path.Version}} {
+			if line[1] != "" {
+				p.says(fmt.Sprintf("    %-17s", line[0]), line[1])
+			}
+		}
 	}
-	t.print(p)
-	p.f("\nrate: payload received or requests answered; p50 and so on: of each run, then the median of runs; a figure in parentheses: quartiles of runs.\n")
-	p.f("Ratios are taken round by round. CPU-s are per GB (10^9 bytes) or per 1000 requests; machine is everything, client, server and kernel included.\n")
-	p.f("Took %s.\n", r.Took.Round(time.Second))
+	if s := r.firstInTurn(); s.N > 5 {
+		p.f("\nFirst in their turn, runs had %s of the same mode's others (%d rows; 1 is no difference).\n", s.Interval(), s.N)
+	}
+	p.f("\n%s\nTook %s.\n", strings.Join(legend, "\n"), r.Took.Round(time.Second))
+}
+
+// legend says how figures are to be read.
+var legend = []string{
+	"rate: payload received or requests answered; p50 and so on: of each run, then the median of runs.",
+	"In parentheses after a figure: quartiles of runs.",
+	"Ratios are taken round by round. In parentheses: the interval that has the median of all such pairs in it, by order",
+	"statistics, with 95 % or more from six rounds on; the extremes of 5, 4, 3 or 2 rounds have it with 94, 88, 75 or 50 %.",
+	"CPU-s are per GB (10^9 bytes) or per 1000 requests; machine is everything, client, server and kernel included.",
 }
 
 func orDash(s string) string {
@@ -205,7 +304,11 @@ func orDash(s string) string {
 	return s
 }
 
-// table is aligned by columns; its first is flush left, as are words elsewhere.
+// lineWidth is what a terminal shows of a line.
+const lineWidth = 120
+
+// table is aligned by columns. Columns that do not fit into a line follow below, after
+// the first one again.
 type table [][]string
 
 func (t table) print(p *printer) {
@@ -218,11 +321,44 @@ func (t table) print(p *printer) {
 			width[i] = max(width[i], utf8.RuneCountInString(cell))
 		}
 	}
-	for _, line := range t {
-		var b strings.Builder
-		for i, cell := range line {
-			b.WriteString("  " + cell + strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell)))
+	for from := 1; from == 1 || from < len(width); {
+		to, used := from, 0
+		if len(width) > 0 {
+			used = 2 + width[0]
 		}
-		p.f("%s\n", strings.TrimRight(b.String(), " "))
+		for to < len(width) && (to == from || used+2+width[to] <= lineWidth) {
+			used += 2 + width[to]
+			to++
+		}
+		for _, line := range t {
+			var b strings.Builder
+			for i, cell := range line {
+				if i == 0 || from <= i && i < to {
+					b.WriteString("  " + cell + strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell)))
+				}
+			}
+			p.f("%s\n", strings.TrimRight(b.String(), " "))
+		}
+		from = max(to, from+1)
 	}
+}
+
+// wrapped prints words after a heading, in lines of the same width.
+func (p *printer) wrapped(head string, words []string) { p.fold(head, words, "  ") }
+
+// says prints a sentence likewise.
+func (p *printer) says(head, text string) { p.fold(head, strings.Fields(text), " ") }
+
+func (p *printer) fold(head string, words []string, between string) {
+	line, indent := head, strings.Repeat(" ", utf8.RuneCountInString(head))
+	for i, word := range words {
+		if i > 0 && utf8.RuneCountInString(line+between+word) > lineWidth {
+			p.f("%s\n", strings.TrimRight(line, " "))
+			line = indent
+		} else if i > 0 {
+			line += between
+		}
+		line += word
+	}
+	p.f("%s\n", strings.TrimRight(line, " "))
 }

@@ -38,8 +38,12 @@ func disturbed() []Scenario {
 		s.Baseline.Beside, s.Needs = n.fair, n.needs
 	}
 
+	s := add(Core, "enrol-100", "100 pods that run are taken into the mesh, then nothing: what each costs", topo.Enrolment,
+		load.Spec{Kind: load.Enrol, Conns: 1, Size: 64, Total: topo.Pods})
+	s.Needs, s.AtLeast, s.Once, s.Fresh, s.Baseline = ControlPlane, 30*time.Second, true, true, Baseline{}
+
 	fresh := load.Spec{Kind: load.Connect, Conns: 16, Size: 64, PerSec: 500}
-	s := add(Core, "churn-ask-16", "requests of 1 KiB, 16 connections, beside 50 changes of pods and policies per second; baseline: without", topo.Changes,
+	s = add(Core, "churn-ask-16", "requests of 1 KiB, 16 connections, beside 50 changes of pods and policies per second; baseline: without", topo.Changes,
 		load.Spec{Kind: load.Ask, Conns: 16, Size: kib})
 	s.Needs = ControlPlane
 	s = add(Core, "churn-connect", "500 connections per second at fixed times beside 50 changes of pods and policies per second; baseline: without", topo.Changes, fresh)
@@ -49,6 +53,10 @@ func disturbed() []Scenario {
 	s.Needs, s.Crowd, s.AtLeast, s.Baseline = ControlPlane, topo.Crowd{Workloads: 1000, Services: 100}, 10*time.Second, Baseline{}
 	s = add(All, "effect-10000", "the same with 10000 pods and 1000 services", topo.Toggles, load.Spec{Kind: load.Decide, Conns: 8, Size: 64, PerSec: 500})
 	s.Needs, s.Crowd, s.AtLeast, s.Baseline = ControlPlane, topo.Crowd{Workloads: 10000, Services: 1000}, 10*time.Second, Baseline{}
+
+	s = add(Core, "learn-10000", "10000 workloads and 1000 services become known to proxies that have just started, then nothing: what they cost", topo.Learning,
+		load.Spec{Kind: load.Learn, Conns: 1, Size: 64, Total: topo.Workloads})
+	s.Needs, s.AtLeast, s.Once, s.Baseline = ControlPlane, 30*time.Second, true, Baseline{}
 
 	s = add(Core, "restart-connect", "500 connections per second at fixed times beside a rolling restart of both proxies; baseline: without", topo.Rollout, fresh)
 	s.Needs, s.AtLeast, s.Once = Rollouts, 8*time.Second, true

@@ -21,6 +21,8 @@ type Network interface {
 	Begin(ctx context.Context, p topo.Path, b topo.Beside, length time.Duration) (end func(load.Result) (map[string]float64, error), err error)
 	// Gather makes the control plane know so much.
 	Gather(ctx context.Context, c topo.Crowd) error
+	// Renew replaces a path's proxies by processes that have done nothing yet.
+	Renew(ctx context.Context, mode string, p topo.Placement) error
 }
 
 // Runner measures scenarios.
@@ -32,11 +34,18 @@ type Runner struct {
 	Progress func(Step)
 	// Pinned puts the clients and servers of all scenarios on CPUs of their own.
 	Pinned bool
+
+	turns   int // rounds begun, of all scenarios
+	elapsed struct {
+		since           time.Time
+		estimated, left time.Duration // by Estimate's figures: of what was done, and of what was not
+	}
 }
 
 // Step is a moment of a measurement.
 type Step struct {
-	Done, Of int // runs
+	Done, Of int           // runs
+	Left     time.Duration // about how long it will still take
 	Scenario Scenario
 	Mode     string
 	Round    int
@@ -54,10 +63,13 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 	for _, s := range scenarios {
 		total += len(r.modesOf(s)) * r.rounds(s)
 	}
+	r.turns, r.elapsed.since, r.elapsed.estimated, r.elapsed.left = 0, time.Now(), 0, r.Estimate(scenarios)
 	for _, s := range scenarios {
+		cost := r.cost(s)
 		if err := r.Network.Gather(ctx, s.Crowd); err != nil {
 			return rows, fmt.Errorf("prepare %s: %w", s.Name, err)
 		}
+		r.spent(cost.once)
 		modes := r.modesOf(s)
 		group := make([]report.Row, len(modes))
 		for i, m := range modes {
@@ -65,13 +77,15 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 			group[i].Scenario.Load.Pinned = r.pinned(s)
 			group[i].Scenario.Load.Warm, group[i].Scenario.Load.For = r.Settings.Warm, r.length(s)
 		}
+		first := r.firstTurn(r.rounds(s))
 		for round := range r.rounds(s) {
 			for k := range modes {
-				i := turn(k, round, len(modes))
-				run, err := r.one(ctx, Step{Done: done, Of: total, Scenario: s, Mode: modes[i], Round: round})
+				i := turn(k, first+round, len(modes))
+				run, err := r.one(ctx, Step{Done: done, Of: total, Scenario: s, Mode: modes[i], Round: round}, cost.run)
 				if err != nil {
 					return append(rows, measured(group)...), err
 				}
+				run.Place = k + 1
 				group[i].Runs = append(group[i].Runs, run)
 				done++
 			}
@@ -80,19 +94,38 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 			if err := r.count(ctx, s, &group[i]); err != nil {
 				return append(rows, group...), err
 			}
+			r.spent(cost.count)
 		}
 		rows = append(append(rows, group...), r.leftOut(s)...)
 	}
 	return rows, nil
 }
 
-// turn says who of n is at place k in a round: forwards and backwards in turn, and each time somebody else first, so
-// that nobody is always after the same one.
+// firstTurn is the number of a scenario's first round among all: who is first goes on
+// from one scenario to the next, as few rounds are not enough for everybody to be. A
+// turn and its reverse stay together.
+func (r *Runner) firstTurn(rounds int) int {
+	if rounds > 1 {
+		r.turns += r.turns % 2
+	}
+	first := r.turns
+	r.turns += rounds
+	return first
+}
+
+// turn says who of n is at place k in a round. Rounds come in pairs, an order and its reverse, so that of each two modes
+// either is the earlier one equally often. Orders are rows of a Williams design (0, 1, n-1, 2, n-2 and so on, each
+// shifted by one): over n rounds, 2n where n is odd, everybody is at each place, and directly after each other, equally
+// often.
 func turn(k, round, n int) int {
 	if round%2 == 1 {
 		k = n - 1 - k
 	}
-	return (k + round/2) % n
+	zigzag := (k + 1) / 2
+	if k%2 == 0 && k > 0 {
+		zigzag = n - k/2
+	}
+	return (zigzag + round/2) % n
 }
 
 // countFor is enough to count system calls.
@@ -175,7 +208,7 @@ func (r *Runner) leftOut(s Scenario) (rows []report.Row) {
 
 // one makes a run, and again while CPU is stolen. Only the end of ctx is an error:
 // a run that fails is part of the report.
-func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
+func (r *Runner) one(ctx context.Context, step Step, cost time.Duration) (report.Run, error) {
 	spec := step.Scenario.Load
 	spec.Warm, spec.For = r.Settings.Warm, r.length(step.Scenario)
 	spec.Pinned = r.pinned(step.Scenario)
@@ -184,6 +217,12 @@ func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 	for ; ; run.Repeated++ {
 		step.Repeat = run.Repeated
 		r.tell(step, nil)
+		if step.Scenario.Fresh {
+			if err := r.Network.Renew(ctx, step.Mode, step.Scenario.Placement); err != nil && ctx.Err() == nil {
+				run.Failed = fmt.Errorf("replace the proxies: %w", err).Error()
+				break
+			}
+		}
 		result, stolen, err := r.measure(ctx, step, spec)
 		if ctx.Err() != nil {
 			return run, fmt.Errorf("measure %s over %s: %w", step.Scenario.Name, step.Mode, context.Cause(ctx))
@@ -202,6 +241,7 @@ func (r *Runner) one(ctx context.Context, step Step) (report.Run, error) {
 		}
 	}
 	step.Done++
+	r.spent(cost)
 	r.tell(step, &run)
 	return run, nil
 }
@@ -257,30 +297,65 @@ func (r *Runner) beside(ctx context.Context, step Step, spec load.Spec, b topo.B
 
 func (r *Runner) tell(s Step, run *report.Run) {
 	if r.Progress != nil {
-		s.Run = run
+		s.Run, s.Left = run, r.left()
 		r.Progress(s)
 	}
 }
 
 // Estimate is about how long a measurement takes without the lab's start.
-func (r *Runner) Estimate(scenarios []Scenario) time.Duration {
-	const between = 60 * time.Millisecond // a process is started per run
-	var d time.Duration
+func (r *Runner) Estimate(scenarios []Scenario) (d time.Duration) {
 	for _, s := range scenarios {
-		one := r.Settings.Warm + r.length(s) + between
-		switch {
-		case s.Load.Kind == load.Idle:
-			one = r.length(s) + time.Duration(s.Load.Conns)*300*time.Microsecond
-		case s.Load.Kind == load.Settle:
-			one = r.length(s) + time.Duration(s.Load.Total)*300*time.Microsecond
-		case s.Baseline.There:
-			one += min(r.length(s), max(r.Settings.For, longBaseline)) + s.Beside.Lead() + s.Baseline.Beside.Lead()
-		}
-		d += one * time.Duration(len(r.modesOf(s))*r.rounds(s))
-		d += time.Duration(s.Crowd.Workloads) * 300 * time.Microsecond
-		if r.Settings.Syscalls && s.countable() {
-			d += time.Duration(len(r.modesOf(s))) * (min(r.Settings.Warm, countFor) + min(r.Settings.For, countFor) + between)
-		}
+		c, modes := r.cost(s), time.Duration(len(r.modesOf(s)))
+		d += c.once + modes*(time.Duration(r.rounds(s))*c.run+c.count)
 	}
 	return d
+}
+
+// cost is about what a scenario takes: once, per run, and per mode for counting.
+type cost struct{ once, run, count time.Duration }
+
+func (r *Runner) cost(s Scenario) (c cost) {
+	const (
+		between = 100 * time.Millisecond // a process is started per run, and ends
+		opening = 300 * time.Microsecond // a connection, several at a time
+		renewal = 1500 * time.Millisecond
+	)
+	c.run = r.Settings.Warm + r.length(s) + between
+	switch s.Load.Kind {
+	case load.Idle:
+		c.run = r.length(s) + between + time.Duration(s.Load.Conns)*opening
+	case load.Settle:
+		c.run = r.length(s) + between + time.Duration(s.Load.Total)*opening
+	}
+	if s.Beside != "" {
+		c.run += s.Beside.Lead() + s.Beside.Extra()
+	}
+	if s.Baseline.There {
+		c.run += r.Settings.Warm + min(r.length(s), max(r.Settings.For, longBaseline)) + between + s.Baseline.Beside.Lead()
+	}
+	if s.Fresh {
+		c.run += renewal
+	}
+	if s.Crowd.Workloads > 0 {
+		c.once = s.Crowd.Takes()
+	}
+	if r.Settings.Syscalls && s.countable() {
+		c.count = min(r.Settings.Warm, countFor) + min(r.Settings.For, countFor) + between
+	}
+	return c
+}
+
+// spent takes something that was done from what is left.
+func (r *Runner) spent(d time.Duration) {
+	r.elapsed.estimated += d
+	r.elapsed.left -= d
+}
+
+// left is what Estimate says of the rest, by how it has been right so far: a busy
+// machine or one whose CPU is stolen is slower all the time.
+func (r *Runner) left() time.Duration {
+	const enough = 10 * time.Second // to judge by
+	took := time.Since(r.elapsed.since)
+	by := float64(took+enough) / float64(r.elapsed.estimated+enough)
+	return time.Duration(float64(r.elapsed.left) * min(max(by, 0.5), 4))
 }

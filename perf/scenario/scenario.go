@@ -38,6 +38,7 @@ type Scenario struct {
 	Crowd    topo.Crowd    // what the control plane knows besides
 	AtLeast  time.Duration // that a run takes, where less says nothing
 	Once     bool          // it is no matter of chance, or takes long
+	Fresh    bool          // the path's proxies are replaced before each run: memory tells of all that was before
 }
 
 // Baseline is the load that is measured before something goes on beside it.
@@ -142,6 +143,7 @@ func Catalog() []Scenario {
 				set = Core
 			}
 			add(set, fmt.Sprintf("idle-%d", n), fmt.Sprintf("%d idle connections", n), load.Spec{Kind: load.Idle, Conns: n, Size: 64})
+			out[len(out)-1].Fresh = true
 		}
 	}
 	return slices.Concat(out, hops(), mesh(), disturbed())

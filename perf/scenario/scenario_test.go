@@ -75,6 +75,12 @@ type network struct {
 	steal  map[int]bool // by number of the run
 	failed map[string]error
 	crowds []topo.Crowd
+	fresh  map[string]error // by mode: what replacing its proxies ends with
+}
+
+func (n *network) Renew(_ context.Context, mode string, _ topo.Placement) error {
+	n.runs = append(n.runs, "renew "+mode)
+	return n.fresh[mode]
 }
 
 func (n *network) Path(mode string, p topo.Placement) (topo.Path, bool) {
@@ -121,30 +127,101 @@ func TestModesRunInTurn(t *testing.T) {
 			}
 		}
 	}
+	if runs := rows[0].Runs; runs[0].Place != 1 || runs[1].Place != 3 || runs[2].Place != 3 {
+		t.Errorf("none ran at %d, %d, %d", runs[0].Place, runs[1].Place, runs[2].Place)
+	}
 }
 
-// What a run leaves behind must not meet the same mode every time.
-func TestNobodyIsAlwaysAfterTheSame(t *testing.T) {
-	for n := 2; n < 7; n++ {
-		before := map[int]map[int]bool{}
-		last := -1
-		for round := range 4 {
+// What a run leaves behind, and being the first after a pause, must not meet the
+// same mode more often than the others.
+func TestEachModeIsAtEachPlaceEquallyOften(t *testing.T) {
+	for n := 1; n < 9; n++ {
+		rounds := n + n%2*n // 2n where n is odd
+		if n == 1 {
+			rounds = 2
+		}
+		places, after := map[[2]int]int{}, map[[2]int]int{}
+		for round := range rounds {
+			last := -1
 			for k := range n {
 				i := turn(k, round, n)
+				places[[2]int{i, k}]++
 				if last >= 0 {
-					if before[i] == nil {
-						before[i] = map[int]bool{}
-					}
-					before[i][last] = true
+					after[[2]int{last, i}]++
+				}
+				if back := turn(n-1-k, round^1, n); back != i {
+					t.Errorf("%d modes, round %d: number %d is at place %d, and %d in the reverse", n, round, i, k, back)
 				}
 				last = i
 			}
 		}
 		for i := range n {
-			if len(before[i]) < 2 {
-				t.Errorf("of %d modes, number %d only runs after %v", n, i, before[i])
+			for k := range n {
+				if places[[2]int{i, k}] != rounds/n {
+					t.Errorf("of %d modes, number %d is %d times at place %d in %d rounds", n, i, places[[2]int{i, k}], k, rounds)
+				}
+				if i != k && after[[2]int{i, k}] != rounds/n {
+					t.Errorf("of %d modes, number %d comes %d times after %d in %d rounds", n, k, after[[2]int{i, k}], i, rounds)
+				}
 			}
 		}
+	}
+}
+
+// A few rounds of each scenario are many of all.
+func TestWhoIsFirstGoesOnFromOneScenarioToTheNext(t *testing.T) {
+	n := &network{}
+	r := Runner{Network: n, Modes: []string{"none", "relay", "tls", "ambit"}, Settings: report.Settings{Rounds: 2, MaxSteal: 1}}
+	var all []Scenario
+	for i := range 4 {
+		all = append(all, Scenario{Name: fmt.Sprint(i), Placement: topo.Cross, Once: i == 1, Load: load.Spec{Kind: load.Ask}})
+	}
+	rows, err := r.Run(t.Context(), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := map[string]int{}
+	for _, row := range rows {
+		for _, run := range row.Runs {
+			if run.Place == 1 {
+				first[row.Mode]++
+			}
+		}
+		if runs := row.Runs; len(runs) == 2 && runs[0].Place+runs[1].Place != 5 {
+			t.Errorf("%s, %s: at %d, then at %d", row.Scenario.Name, row.Mode, runs[0].Place, runs[1].Place)
+		}
+	}
+	for _, m := range r.Modes {
+		if first[m] < 1 || first[m] > 2 {
+			t.Errorf("first in their turn: %v", first)
+		}
+	}
+}
+
+func TestProxiesAreReplacedBeforeTheirMemoryIsMeasured(t *testing.T) {
+	n := &network{fresh: map[string]error{"tls": errors.New("it does not end")}}
+	r := Runner{Network: n, Modes: []string{"tls", "ambit"}, Settings: report.Settings{Rounds: 2}}
+	rows, err := r.Run(t.Context(), []Scenario{{Name: "s", Placement: topo.Cross, Fresh: true, Load: load.Spec{Kind: load.Idle}}})
+	if err != nil || strings.Join(n.runs, " ") != "renew tls renew ambit ambit" || !strings.Contains(rows[0].Runs[0].Failed, "it does not end") {
+		t.Errorf("%s, %+v, %v", n.runs, rows, err)
+	}
+}
+
+// What is left is what the rest was estimated at, by how the estimate has been right.
+func TestTimeLeft(t *testing.T) {
+	n := &network{}
+	var left []time.Duration
+	r := Runner{Network: n, Modes: []string{"none", "ambit"}, Settings: report.Settings{Rounds: 1, For: time.Second}, Progress: func(s Step) { left = append(left, s.Left) }}
+	all := []Scenario{
+		{Name: "short", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}},
+		{Name: "long", Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}, AtLeast: time.Minute},
+	}
+	want := r.Estimate(all)
+	if _, err := r.Run(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	if left[0] < want*9/10 || left[0] > want*11/10 || len(left) != 8 || left[3] < left[0]/2 || left[7] != 0 {
+		t.Errorf("left of %s: %s", want, left) // runs take no time here: it is by half at most that this shortens the rest
 	}
 }
 
@@ -216,7 +293,7 @@ func TestCatalogIsComplete(t *testing.T) {
 			t.Errorf("%s compares %q with %q", s.Name, s.Beside, s.Baseline.Beside)
 		}
 	}
-	for _, k := range []string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.Idle, load.Settle, load.HTTP, load.GRPC, load.GRPCStream, load.Decide, load.Handshake, load.Tunnel} {
+	for _, k := range []string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.Idle, load.Settle, load.HTTP, load.GRPC, load.GRPCStream, load.Decide, load.Handshake, load.Tunnel, load.Enrol, load.Learn} {
 		if !kinds[k] {
 			t.Errorf("no scenario for %s", k)
 		}
@@ -227,7 +304,7 @@ func TestCatalogIsComplete(t *testing.T) {
 		}
 	}
 	for _, b := range []topo.Beside{topo.Elephant, topo.Calf, topo.Connects, topo.Streams, topo.Greets, topo.AttackConnects, topo.AttackRefused, topo.AttackStreams,
-		topo.AttackGreets, topo.Changes, topo.Toggles, topo.Rollout, topo.Restart, topo.Arrival} {
+		topo.AttackGreets, topo.Changes, topo.Toggles, topo.Rollout, topo.Restart, topo.Arrival, topo.Enrolment, topo.Learning} {
 		if !besides[b] {
 			t.Errorf("no scenario beside %s", b)
 		}

@@ -37,6 +37,7 @@ func (l *Lab) targets(ctx context.Context, s status, proxies []load.Process) []i
 // status is what the lab says of its processes.
 type status struct {
 	Redirect []struct{ Node, Redirector string } `json:"redirect"`
+	Enrolled int                                 `json:"enrolled"`
 	Parts    []struct {
 		Name string `json:"name"`
 		PID  int    `json:"pid"`

@@ -39,6 +39,9 @@ const (
 	Rollout Beside = "a rolling restart of both proxies"
 	Restart Beside = "a restart of the control plane"
 	Arrival Beside = "70000 workloads that appear at once"
+
+	Enrolment Beside = "100 pods that are taken into the mesh"
+	Learning  Beside = "10000 workloads that become known"
 )
 
 // Neighbourly says that it needs a neighbour.
@@ -61,8 +64,34 @@ func (b Beside) Lead() time.Duration {
 	return 0
 }
 
+// Extra is about how long it takes to prepare and to clear up after it.
+func (b Beside) Extra() time.Duration {
+	switch b {
+	case Enrolment:
+		return 15 * time.Second
+	case Learning:
+		return 15 * time.Second
+	case Arrival:
+		return 35 * time.Second
+	case Toggles, Restart:
+		return time.Second
+	}
+	return 0
+}
+
 // Crowd is how much the control plane knows besides the lab.
 type Crowd struct{ Workloads, Services int }
+
+// Takes is about how long it takes until everybody knows it.
+func (c Crowd) Takes() time.Duration {
+	return quiet + time.Duration(c.Workloads+c.Services)*400*time.Microsecond
+}
+
+// Sizes of Enrolment and Learning.
+const (
+	Pods      = 100
+	Workloads = 10000
+)
 
 // clusterDir is where the lab's objects are published.
 const clusterDir = "/run/ambit-lab/cluster"
@@ -93,7 +122,11 @@ func (l *Lab) Begin(ctx context.Context, p Path, b Beside, length time.Duration)
 	case Rollout:
 		end = l.later(ctx, length/4, "restart "+p.Near+" and "+p.Far, []string{"restart", "ztunnel@" + p.Near, "--rolling"}, []string{"restart", "ztunnel@" + p.Far, "--rolling"})
 	case Arrival:
-		end, err = l.arrival(ctx, length/8)
+		end, err = l.arrival(ctx, length/8, Crowd{Workloads: 70000, Services: 1000})
+	case Learning:
+		end, err = l.learning(ctx, p, length)
+	case Enrolment:
+		end, err = l.enrolment(ctx, p, length)
 	case Restart:
 		end = l.later(ctx, length/4, "restart the control plane", []string{"restart", load.ControlPlane})
 	default:
@@ -188,11 +221,21 @@ func (l *Lab) neighbour(ctx context.Context, p Path, b Beside, length time.Durat
 		if err := a.end(os.Interrupt); err != nil && a.out.Len() == 0 {
 			return nil, err
 		}
-		var did struct{ Opened, Requests float64 }
+		var did struct {
+			Opened, Requests, Refused float64
+			Error                     string
+		}
 		if err := json.Unmarshal(a.out.Bytes(), &did); err != nil {
 			return nil, fmt.Errorf("read what the neighbour did: %w", err)
 		}
-		return map[string]float64{load.FigureOthers: cmp.Or(did.Opened, did.Requests) / time.Since(began).Seconds()}, nil
+		n := cmp.Or(did.Opened, did.Requests)
+		if b == AttackRefused { // where no proxy takes them they are
+			n = did.Opened + did.Refused
+		}
+		if n == 0 {
+			return nil, fmt.Errorf("the neighbour did nothing: %s", cmp.Or(did.Error, a.out.String()))
+		}
+		return map[string]float64{load.FigureOthers: n / time.Since(began).Seconds()}, nil
 	}, nil
 }
 
@@ -246,7 +289,7 @@ func (l *Lab) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.control = s.pid(load.ControlPlane)
+	l.locateParts(s)
 	for name, p := range l.paths {
 		for i, w := range p.Watch {
 			if pid := s.pid(w.Name); pid != 0 {
@@ -262,6 +305,17 @@ func (l *Lab) refresh(ctx context.Context) error {
 	}
 	clear(l.members) // they name processes
 	return nil
+}
+
+// locateParts remembers the processes that belong to no path.
+func (l *Lab) locateParts(s status) {
+	l.control = s.pid(load.ControlPlane)
+	l.agents = map[string]int{}
+	for _, c := range s.Parts {
+		if strings.HasPrefix(c.Name, load.Agent+"@") {
+			l.agents[c.Name] = c.PID
+		}
+	}
 }
 
 // changes lets objects come and go.
@@ -300,10 +354,10 @@ func (l *Lab) changes(ctx context.Context, p Path, b Beside) (func(load.Result) 
 		if b != Toggles {
 			return out, nil
 		}
-		h, missed := load.Delays(did.Toggles, r.Decided)
-		out[load.FigureMissed] = float64(missed)
-		if v, ok := h.Quantile(0.5); ok {
-			out[load.FigureEffect], out[load.FigureEffects] = float64(v)/1e6, float64(h.Max())/1e6
+		e := load.EffectOf(did.Toggles, r.Decided, r.Ended)
+		out[load.FigureMissed], out[load.FigureAgainst] = float64(e.Missed), float64(e.Against)
+		if v, ok := e.Delays.Quantile(0.5); ok {
+			out[load.FigureEffect], out[load.FigureEffects] = float64(v)/1e6, float64(e.Delays.Max())/1e6
 		}
 		return out, l.prove(ctx, p) // it is allowed again
 	}, nil
@@ -343,12 +397,12 @@ func sum(text, name string) (total float64) {
 }
 
 // arrival lets a crowd appear some time from now; the one before is gone first.
-func (l *Lab) arrival(ctx context.Context, after time.Duration) (func(load.Result) (map[string]float64, error), error) {
+func (l *Lab) arrival(ctx context.Context, after time.Duration, c Crowd) (func(load.Result) (map[string]float64, error), error) {
 	if err := l.Gather(ctx, Crowd{}); err != nil {
 		return nil, err
 	}
 	wait := delayed(ctx, after, func() error {
-		return l.Gather(ctx, Crowd{Workloads: 70000, Services: 1000}) // nobody else does, until end
+		return l.Gather(ctx, c) // nobody else does, until end
 	})
 	return func(load.Result) (map[string]float64, error) {
 		took, err := wait()

@@ -40,7 +40,7 @@ func (l *Lab) lay(ctx context.Context, mode string, e end, to Placement) (Path, 
 	case TLS:
 		err = l.layTLS(ctx, &p, e.near, node)
 	default:
-		err = l.layMesh(ctx, &p, e.near, node, ip)
+		err = l.layMesh(ctx, &p, e.near, node, ip, e.clientIP)
 	}
 	return p, err
 }
@@ -177,12 +177,12 @@ func (l *Lab) watchHandshakes(ctx context.Context) error {
 }
 
 // layMesh finds the node proxies.
-func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error {
+func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip, client string) error {
 	status, err := l.status(ctx)
 	if err != nil {
 		return err
 	}
-	l.control = status.pid(load.ControlPlane)
+	l.locateParts(status)
 	nodes := slices.Compact([]string{near, far})
 	for _, node := range nodes {
 		name := "ztunnel@" + node
@@ -216,7 +216,9 @@ func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip string) error 
 		p.About = strings.Replace(p.About, "HBONE between node proxies", "the node's proxy", 1)
 		fallthrough
 	default:
-		p.TLSServer = fmt.Sprintf("%s:%d", ip, tunnelPort)
+		// The client's proxy dials from the client's pod; whoever else makes handshakes
+		// in the lab has other addresses.
+		p.TLSServer, p.TLSClient = fmt.Sprintf("%s:%d", ip, tunnelPort), client
 	}
 	p.Commands = []string{program}
 	p.Version = version(ctx, program)

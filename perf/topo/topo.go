@@ -35,6 +35,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ambit-mesh/ambit/perf/inspect"
 	"github.com/ambit-mesh/ambit/perf/load"
 	"github.com/ambit-mesh/ambit/perf/peer"
@@ -115,7 +117,8 @@ type Lab struct {
 
 	members map[string]member // by mode: who makes handshakes
 	crowd   Crowd
-	control int // process of the control plane; 0: there is none
+	control int            // process of the control plane; 0: there is none
+	agents  map[string]int // processes of nodes' agents
 
 	mu     sync.Mutex
 	agreed []load.Agreed // guarded by mu
@@ -129,10 +132,11 @@ type Lab struct {
 // end is where a mode's pods are.
 type end struct {
 	namespace   string
-	near, far   string            // nodes
-	nearIP      string            // of the server beside the client
-	farIP       string            // of the other one
-	otherIP     string            // of the neighbours' server, on the far node
+	near, far   string // nodes
+	nearIP      string // of the server beside the client
+	farIP       string // of the other one
+	otherIP     string // of the neighbours' server, on the far node
+	clientIP    string
 	serverPID   map[Placement]int // in the lab's process namespace
 	accelerated bool
 }
@@ -145,6 +149,7 @@ type Path struct {
 	Server    string // what the client dials
 	Watch     []load.Process
 	TLSServer string // address whose handshakes are this path's; "" when it has none
+	TLSClient string // and the address that makes them; "": whoever does
 	About     string
 	Commands  []string // of the proxies
 	Version   string
@@ -215,6 +220,7 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 	for _, e := range cfg.Env {
 		args = append(args, "--env", e)
 	}
+	roomForConnections()
 	var err error
 	if l.keeper, err = keep(cfg.Bin, l.name); err != nil {
 		return nil, err
@@ -228,6 +234,23 @@ func Start(ctx context.Context, cfg Config) (*Lab, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// enoughFiles is for a proxy of one node with both sides of 10000 connections.
+const enoughFiles = 1 << 17
+
+// roomForConnections raises the limit of open files that everything in the lab has
+// from this process. Who may not raise it has what there is: runs say what fails.
+func roomForConnections() {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur >= enoughFiles {
+		return
+	}
+	for _, most := range []uint64{max(limit.Max, enoughFiles), limit.Max} {
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: min(most, max(limit.Cur, enoughFiles)), Max: most}) == nil {
+			return
+		}
+	}
 }
 
 // Close ends the lab and everything in it.
@@ -306,6 +329,7 @@ func (l *Lab) fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		l.ends[m] = e
 		for _, p := range Placements {
 			if !l.Supports(m, p) {
 				continue
@@ -366,6 +390,9 @@ func (l *Lab) locate(ctx context.Context, e end) (end, error) {
 	if e.farIP, e.serverPID[Cross], err = l.find(ctx, e.namespace, "far"); err != nil {
 		return e, err
 	}
+	if e.clientIP, _, err = l.find(ctx, e.namespace, "client"); err != nil {
+		return e, err
+	}
 	if l.Neighbours {
 		e.otherIP, _, err = l.find(ctx, e.namespace, "other")
 	}
@@ -406,6 +433,9 @@ func (l *Lab) Path(mode string, p Placement) (Path, bool) {
 // Config.Profile it takes profiles meanwhile.
 func (l *Lab) Run(ctx context.Context, p Path, s load.Spec) (load.Result, error) {
 	s.Server, s.Watch = p.Server, p.watched(Beside(s.Beside), l.control)
+	if s.Kind == load.Enrol {
+		s.Watch = l.withAgent(p, s.Watch)
+	}
 	where := []string{"exec", "client", "-n", p.Namespace}
 	if s.Kind == load.Handshake || s.Kind == load.Tunnel {
 		if err := l.asMember(ctx, p, &s); err != nil {
@@ -436,7 +466,7 @@ func (l *Lab) Agreed(p Path) []string {
 	defer l.mu.Unlock()
 	var out []string
 	for _, a := range l.agreed {
-		if s := a.String(); a.Server.String() == p.TLSServer && !slices.Contains(out, s) {
+		if s := a.String(); a.Server.String() == p.TLSServer && (p.TLSClient == "" || p.TLSClient == a.Client.String()) && !slices.Contains(out, s) {
 			out = append(out, s)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +17,6 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
-	began    time.Time // of the first run
 }
 
 func newProgress(w io.Writer) *progress {
@@ -32,8 +30,8 @@ func newProgress(w io.Writer) *progress {
 
 func (p *progress) step(s scenario.Step) {
 	left := ""
-	if s.Done > 0 && s.Done < s.Of && !p.began.IsZero() {
-		left = " " + seconds(time.Since(p.began)/time.Duration(s.Done)*time.Duration(s.Of-s.Done)) + " left"
+	if s.Done < s.Of {
+		left = " · " + seconds(s.Left) + " left"
 	}
 	line := fmt.Sprintf("[%d/%d%s] %s · %s · round %d", s.Done, s.Of, left, s.Scenario.Name, s.Mode, s.Round+1)
 	if s.Repeat > 0 && s.Run == nil {

@@ -233,12 +233,12 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	}
 	defer lab.Close()
 	runner.Network = lab
-	progress.began = time.Now()
 	var failed error
 	r.Rows, failed = runner.Run(ctx, list)
 	progress.end()
 	r.Took = time.Since(r.Started)
 	r.Paths = paths(lab, o.modes, list)
+	r.Secure()
 	if len(r.Rows) == 0 {
 		return failed
 	}
