@@ -63,6 +63,10 @@ type ConnectRequest struct {
 	// Elsewhere says whether the caller would turn to another peer now. It is asked only when this one is silent or gone:
 	// then Connect gives up early, with a DialError that is Gone. nil: no, wait as long as ConnectTimeout.
 	Elsewhere func() bool
+	// Early returns the first bytes of the stream as far as they are there, at most EarlyLimit, without waiting: the same
+	// ones each time. They may leave together with the request; a request that was sent with some is tried again, here or
+	// by the caller, only after the peer's word that nobody has got them. nil: none.
+	Early func() []byte
 }
 
 // ConnectResponse is the peer's answer.
@@ -76,6 +80,8 @@ type ConnectResponse struct {
 	LocalAddr, RemoteAddr netip.AddrPort
 	// Reused says that the stream went into a tunnel that was there already.
 	Reused bool
+	// Early is how many of the request's first bytes are sent.
+	Early int
 }
 
 // Handler serves one CONNECT. It runs on its own goroutine, owns the stream it accepts, and rejects by returning

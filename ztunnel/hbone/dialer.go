@@ -86,7 +86,8 @@ func (d *Dialer) Connect(ctx context.Context, k Key, r ConnectRequest) (*Stream,
 		if _, ok := errors.AsType[*StatusError](err); ok {
 			return nil, resp, err
 		}
-		if retried || ctx.Err() != nil || !errors.Is(err, errRefused) && !(reused && isLost(err)) {
+		spoken := s != nil && s.early > 0
+		if retried || ctx.Err() != nil || !errors.Is(err, errRefused) && (spoken || !reused || !isLost(err)) {
 			return nil, nil, &DialError{StageConnect, k.Addr, err}
 		}
 		d.met.retries.Inc()
@@ -107,12 +108,15 @@ func isLost(err error) bool {
 
 // connect sends CONNECT on t and waits for the answer.
 func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Stream, *ConnectResponse, error) {
-	s, err := t.open(r)
+	s, err := t.open(r, r.early(t))
 	if err != nil {
 		if t.isGone() && r.elsewhere() {
 			err = ErrGone // not the same address again
 		}
 		return nil, nil, err
+	}
+	if s.early > 0 {
+		r.Elsewhere = nil // it may have them: nobody else gets them
 	}
 	if err := s.awaitAnswer(ctx, d.cfg.ConnectTimeout, r); err != nil {
 		s.abort(CodeCancel)
@@ -124,11 +128,15 @@ func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Str
 		if s.recvErr != nil {
 			return s, nil, s.recvErr
 		}
+		if s.early > 0 {
+			return s, nil, errUnanswered
+		}
 		return s, nil, errRefused
 	}
 	resp := &ConnectResponse{
 		Status: s.resp.status, Header: s.resp.fields,
 		Peer: t.peer, TLS: t.state, LocalAddr: t.local, RemoteAddr: t.remote,
+		Early: s.early,
 	}
 	switch {
 	case s.resp.tooLarge:

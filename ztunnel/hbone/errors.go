@@ -22,6 +22,8 @@ var (
 	// errRefused marks a stream that the peer certainly has not processed: it may be tried again elsewhere
 	// (https://www.rfc-editor.org/rfc/rfc9113#section-8.7).
 	errRefused = errors.New("stream refused by peer")
+	// errUnanswered is a stream that ended before its answer, and may have been processed.
+	errUnanswered = errors.New("stream ended before its answer")
 	// ErrSilent is why a CONNECT is given up whose peer does not answer a PING either.
 	ErrSilent = fmt.Errorf("peer has fallen silent: %w", os.ErrDeadlineExceeded)
 	// ErrGone is why a CONNECT is given up whose peer has left: see Dialer.Gone.

@@ -453,13 +453,13 @@ func TestSlotOfAFailedOpenIsGivenBack(t *testing.T) {
 		fail func(m *mesh, tn *tunnel) error
 	}{
 		{"bad header", func(m *mesh, tn *tunnel) error {
-			_, err := tn.open(ConnectRequest{Authority: "a:1", Header: []HeaderField{{Name: "x", Value: "a\nb"}}})
+			_, err := tn.open(ConnectRequest{Authority: "a:1", Header: []HeaderField{{Name: "x", Value: "a\nb"}}}, nil)
 			tn.drain()
 			return err
 		}},
 		{"draining", func(m *mesh, tn *tunnel) error {
 			tn.drain()
-			_, err := tn.open(ConnectRequest{Authority: "a:1"})
+			_, err := tn.open(ConnectRequest{Authority: "a:1"}, nil)
 			return err
 		}},
 	} {

@@ -77,6 +77,9 @@ func (r *reader) loop() error {
 			if err := r.t.rc.Fill(); err != nil { // an idle tunnel holds no block
 				return r.transportError(err)
 			}
+			if r.t.client {
+				r.t.heardAt.Store(r.t.clock().UnixNano())
+			}
 		}
 		p, blk, err := r.t.rc.Next()
 		if len(p) > 0 {

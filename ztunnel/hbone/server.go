@@ -399,9 +399,9 @@ func (r *Request) Reject(status int, header ...HeaderField) {
 
 // respond sends the response head.
 func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
-	wider := 0
+	wider, asked := 0, false
 	if flags&flagEndStream == 0 {
-		wider = s.widen()
+		wider, asked = s.widen(), s.asked()
 	}
 	w := s.t.w
 	w.mu.Lock()
@@ -426,6 +426,21 @@ func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
 	if wider > 0 {
 		w.packLocked(appendWindowUpdate(nil, s.id, wider))
 	}
-	w.attendLocked()
+	switch {
+	case asked:
+		w.attendLateLocked()
+	case flags&flagEndStream == 0:
+		w.flushLocked()
+	default:
+		w.attendLocked() // maybe by the tunnel's reader
+	}
 	return nil
+}
+
+// asked reports whether the client has asked the application something by now, and all that it had to ask: then the
+// answer to it and that to the CONNECT may leave together.
+func (s *Stream) asked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buffered > 0 && s.buffered < EarlyLimit
 }

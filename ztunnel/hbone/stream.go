@@ -26,6 +26,7 @@ type Stream struct {
 	answerc  chan struct{} // client: closed with the answer, or when there will be none
 	resp     *head         // client: set before answerc closes
 	cancel   context.CancelFunc
+	early    int           // client: bytes that were sent along with the CONNECT; immutable
 	done     atomic.Uint32 // sendDone | recvDone | released
 
 	mu         sync.Mutex // the receiving half
@@ -48,6 +49,7 @@ type Stream struct {
 
 	writing sync.Mutex  // one Write at a time, as in net.TCPConn
 	talking atomic.Bool // something small was sent and nothing has come since: not a question and its answer
+	spoke   atomic.Bool // something was sent, of any size, and nothing has come since: its end may be waited for
 
 	// the sending half, guarded by t.w.mu
 	sendCond               sync.Cond
@@ -282,6 +284,7 @@ func (s *Stream) writeLocked(p []byte) (n int, err error) {
 			}
 			w.appendBlockLocked(blk, framedLen(k, frame))
 		}
+		s.speak()
 		s.flushSmallLocked(k)
 		w.mu.Unlock()
 		s.t.noteMoved(k)
@@ -289,6 +292,19 @@ func (s *Stream) writeLocked(p []byte) (n int, err error) {
 		p = p[k:]
 	}
 	return n, nil
+}
+
+// speak and heard say whose turn it is: who has spoken last may be waited for, also for its end.
+func (s *Stream) speak() {
+	if !s.spoke.Load() {
+		s.spoke.Store(true)
+	}
+}
+
+func (s *Stream) heard() {
+	if s.spoke.Load() {
+		s.spoke.Store(false)
+	}
 }
 
 // flushSmallLocked flushes n bytes that were just queued. A question leaves at once, on this goroutine. Whoever goes on
@@ -330,7 +346,8 @@ func (s *Stream) sendErrLocked() error {
 	return nil
 }
 
-// CloseWrite sends END_STREAM: the peer reads EOF, and may go on writing.
+// CloseWrite sends END_STREAM: the peer reads EOF, and may go on writing. The end of what was said last leaves at once.
+// After the peer's answer, or its own end, it is a farewell, which may wait a moment for company.
 func (s *Stream) CloseWrite() error {
 	w := s.t.w
 	w.mu.Lock()
@@ -340,7 +357,11 @@ func (s *Stream) CloseWrite() error {
 	}
 	if !s.sendClosed {
 		s.endLocked()
-		w.attendLocked()
+		if s.spoke.Load() {
+			w.flushLocked()
+		} else {
+			w.attendLateLocked()
+		}
 	}
 	w.mu.Unlock()
 	s.finish(sendDone)
@@ -375,14 +396,15 @@ func (s *Stream) Close() error {
 	if s.sendErr == nil {
 		if !s.sendClosed {
 			s.endLocked()
+			w.attendLocked()
 		}
 		if unread && !s.over() && w.closed == nil {
 			var b [frameHeaderLen + 4]byte
 			w.packLocked(appendRST(b[:0], s.id, CodeCancel))
+			w.attendLocked()
 		}
 		s.sendErr = net.ErrClosed
 		s.sendCond.Broadcast()
-		w.attendLocked()
 	}
 	w.mu.Unlock()
 	s.stopTimers()
@@ -508,6 +530,7 @@ func (s *Stream) deliver(blk *block, p []byte) bool {
 	if s.talking.Load() {
 		s.talking.Store(false)
 	}
+	s.heard()
 	s.buffered += len(p)
 	if s.borrowsLocked(blk, p) {
 		blk.retain()
@@ -567,6 +590,7 @@ func (s *Stream) wakeReader() {
 }
 
 func (s *Stream) endOfStream() {
+	s.heard()
 	s.mu.Lock()
 	s.eof = true
 	s.recvCond.Broadcast()

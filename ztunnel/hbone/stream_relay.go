@@ -267,6 +267,7 @@ func (in *relayIn) send() error {
 		w.appendBlockLocked(in.blk, size)
 	}
 	in.blk = nil
+	s.speak()
 	if !in.waited && in.n < smallBlock/2 {
 		w.attendLocked() // small pieces come faster than they leave: read on, so that they leave together
 	} else {

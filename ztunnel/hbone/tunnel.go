@@ -88,6 +88,7 @@ type tunnel struct {
 	stuck     int
 
 	received  atomic.Uint64 // bytes of plaintext: any of them is a sign of life
+	heardAt   atomic.Int64  // client: when the last ones came, ns
 	moved     atomic.Int64  // bytes since the last look at the clock
 	movedAt   atomic.Int64  // when that was, in ns since the epoch of clock
 	busyUntil atomic.Int64
@@ -440,16 +441,20 @@ func (t *tunnel) firstSettings() {
 }
 
 // open starts a CONNECT on a slot that the pool has reserved.
-func (t *tunnel) open(r ConnectRequest) (*Stream, error) {
-	s, err := t.tryOpen(r)
+func (t *tunnel) open(r ConnectRequest, early []byte) (*Stream, error) {
+	s, err := t.tryOpen(r, early)
 	if err != nil {
 		t.unreserve()
+		return nil, err
 	}
-	return s, err
+	t.w.mu.Lock()
+	t.w.flushLocked()
+	t.w.mu.Unlock()
+	return s, nil
 }
 
 // tryOpen makes a stream of the slot, or leaves it reserved.
-func (t *tunnel) tryOpen(r ConnectRequest) (*Stream, error) {
+func (t *tunnel) tryOpen(r ConnectRequest, early []byte) (*Stream, error) {
 	if err := checkFields(r.Header); err != nil {
 		return nil, err
 	}
@@ -481,7 +486,7 @@ func (t *tunnel) tryOpen(r ConnectRequest) (*Stream, error) {
 	if wider > 0 {
 		t.w.packLocked(appendWindowUpdate(nil, s.id, wider))
 	}
-	t.w.attendLocked()
+	s.packEarlyLocked(early)
 	return s, nil
 }
 

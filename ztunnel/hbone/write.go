@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"sync"
+	"time"
 )
 
 const (
@@ -15,6 +16,9 @@ const (
 	controlLimit = 64 << 10
 	// inlineRounds is how often an application's goroutine flushes for others before a goroutine of its own goes on.
 	inlineRounds = 2
+	// lateLimit is how long a frame that nobody waits for may lie until something else leaves, with which it goes: a
+	// packet less, and at the other end a thread that is woken once less. The runtime's timers have no shorter one.
+	lateLimit = time.Millisecond
 )
 
 // writer is the outbound half of a tunnel: a bounded queue of frames in wire order, and flow control towards the peer.
@@ -37,6 +41,8 @@ type writer struct {
 	closed   error  // set once; nothing is appended after
 	broken   error  // set once, by the transport; nothing is sent after
 	idle     sync.Cond
+	late     bool        // later will see to the queue
+	later    *time.Timer // nil until it is needed
 
 	window        int64 // the peer's connection window
 	initialWindow int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE, of streams opened from now on
@@ -155,6 +161,32 @@ func (w *writer) attendLocked() {
 	}
 }
 
+// attendLateLocked leaves the queue to whoever flushes next, for lateLimit at most.
+func (w *writer) attendLateLocked() {
+	if w.flushing || w.late || len(w.queue) == 0 {
+		return
+	}
+	w.late = true
+	if w.later == nil {
+		w.later = time.AfterFunc(lateLimit, w.flushLate)
+	} else {
+		w.later.Reset(lateLimit)
+	}
+}
+
+// flushLate sends what nobody has taken along.
+func (w *writer) flushLate() {
+	w.mu.Lock()
+	w.late = false
+	if w.flushing || len(w.queue) == 0 {
+		w.mu.Unlock()
+		return
+	}
+	w.flushing = true
+	w.mu.Unlock()
+	w.flushLoop()
+}
+
 // flushRest sends what an inline flush has left in the record layer, and goes on.
 func (w *writer) flushRest(size, control int) {
 	w.sent(w.rc.Flush(), size, control)
@@ -205,6 +237,10 @@ func (w *writer) flushLocked() {
 
 // takeLocked takes the queue as a batch of so many bytes.
 func (w *writer) takeLocked() (batch []segment, size, control int) {
+	if w.late {
+		w.late = false
+		w.later.Stop() // one that fires all the same finds what has come since, which is no harm
+	}
 	batch, size, control = w.queue, w.queued, w.control
 	w.queue, w.spare, w.packing = w.spare, nil, false
 	return batch, size, control

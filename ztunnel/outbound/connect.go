@@ -63,7 +63,16 @@ func (p *Proxy) avoid(dst netip.AddrPort) func(*mesh.Workload) bool {
 // way is an open connection to the destination.
 type way struct {
 	relay.Conn
+	early int        // bytes of the application's that were sent with the request for it
 	local *LocalPath // of a neighbour's
+}
+
+// abandon ends a way that is not used.
+func (w way) abandon(err error) {
+	relay.Reset(w.Conn)
+	if w.local != nil {
+		w.local.End(err)
+	}
 }
 
 // join relays until both ends have ended, which is the end of the connection. It may return before.
@@ -126,10 +135,9 @@ func (p *Proxy) reach(ctx context.Context, c *flow.Conn, plan *Plan, r Request) 
 		if err != nil {
 			return way{}, err
 		}
-		return way{path.Conn, path}, nil
+		return way{Conn: path.Conn, local: path}, nil
 	}
-	up, err := p.dial(ctx, c, *plan, r)
-	return way{Conn: up}, err
+	return p.dial(ctx, c, *plan, r)
 }
 
 // ResolveError is a workload whose host name has no address to be had.

@@ -27,10 +27,16 @@ import (
 type tunnels struct {
 	fail   map[string]error
 	dialed []string
+	early  []string // what could have gone along
 }
 
 func (f *tunnels) Connect(_ context.Context, k hbone.Key, r hbone.ConnectRequest) (*hbone.Stream, *hbone.ConnectResponse, error) {
 	f.dialed = append(f.dialed, k.Addr.Addr().String())
+	said := ""
+	if r.Early != nil {
+		said = string(r.Early())
+	}
+	f.early = append(f.early, said)
 	return nil, nil, f.fail[k.Addr.Addr().String()]
 }
 

@@ -17,16 +17,13 @@ func (p *Proxy) ServeTo(ctx context.Context, down relay.Conn, dst netip.AddrPort
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr()), DstAddr: dst}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
-	up, err := p.open(ctx, c, dst)
+	up, err := p.open(ctx, c, dst, nil)
 	told := opened(err)
 	switch {
 	case err != nil:
 	case told != nil:
-		relay.Reset(up.Conn)
 		err = flow.Cause(ctx, flow.Failed(flow.ReasonClientGone, told))
-		if up.local != nil {
-			up.local.End(err)
-		}
+		up.abandon(err)
 	default:
 		ResetOnDeath(down)
 		endedc := make(chan struct{})
@@ -37,8 +34,8 @@ func (p *Proxy) ServeTo(ctx context.Context, down relay.Conn, dst netip.AddrPort
 	c.End(err)
 }
 
-// open finds the way to dst and opens it.
-func (p *Proxy) open(ctx context.Context, c *flow.Conn, dst netip.AddrPort) (way, error) {
+// open finds the way to dst and opens it. first is what the application may have said; nil: nothing.
+func (p *Proxy) open(ctx context.Context, c *flow.Conn, dst netip.AddrPort, first *early) (way, error) {
 	self, err := p.cfg.Self(ctx)
 	if err != nil {
 		return way{}, err
@@ -48,8 +45,15 @@ func (p *Proxy) open(ctx context.Context, c *flow.Conn, dst netip.AddrPort) (way
 	if err := p.learn(ctx, self, dst.Addr()); err != nil {
 		return way{}, flow.Cause(ctx, err)
 	}
-	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64()})
+	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64(), early: first})
 	c.Describe() // whichever endpoint it was in the end
+	if err == nil {
+		if err = first.finish(c, up.Conn, up.early); err != nil {
+			up.abandon(err)
+		}
+	} else {
+		_ = first.finish(c, nil, 0)
+	}
 	if err != nil {
 		return way{}, flow.Cause(ctx, err)
 	}

@@ -124,7 +124,11 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) (way, 
 	if p.cfg.Origin != nil {
 		p.cfg.Origin(down, &rec.Origin)
 	}
-	return p.open(ctx, c, dst)
+	var first *early
+	if tcp, ok := down.(*net.TCPConn); ok {
+		first = &early{down: tcp}
+	}
+	return p.open(ctx, c, dst, first)
 }
 
 // describe completes the record. The reference logs as dst.addr what is
@@ -150,18 +154,21 @@ func describe(rec *flow.Record, plan Plan, dst netip.AddrPort) {
 }
 
 // dial opens the way that the plan describes. Its errors are as they come.
-func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (relay.Conn, error) {
+func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (way, error) {
 	if plan.Transport != flow.HBONE {
 		up, err := p.cfg.Dial(ctx, plan.Addr)
 		if err != nil {
-			return nil, fmt.Errorf("dial %s: %w", plan.Addr, err)
+			return way{}, fmt.Errorf("dial %s: %w", plan.Addr, err)
 		}
-		return up.(relay.Conn), nil
+		return way{Conn: up.(relay.Conn)}, nil
 	}
-	s, resp, err := p.cfg.Tunnels.Connect(ctx, p.key(c, plan, r), hbone.ConnectRequest{
-		Authority: plan.Authority, Header: headers(c, plan, r.Src), Elsewhere: r.Elsewhere})
+	req := hbone.ConnectRequest{Authority: plan.Authority, Header: headers(c, plan, r.Src), Elsewhere: r.Elsewhere}
+	if r.early != nil && !plan.Waypoint && plan.Inner == nil { // others need not know what to do with it
+		req.Early = r.early.bytes
+	}
+	s, resp, err := p.cfg.Tunnels.Connect(ctx, p.key(c, plan, r), req)
 	if err != nil {
-		return nil, err
+		return way{}, err
 	}
 	if !resp.Peer.IsZero() {
 		c.SetPeer(resp.Peer)
@@ -171,7 +178,7 @@ func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (r
 			c.Record().Dst = w
 		}
 	}
-	return s, nil
+	return way{Conn: s, early: resp.Early}, nil
 }
 
 func (p *Proxy) key(c *flow.Conn, plan Plan, r Request) hbone.Key {

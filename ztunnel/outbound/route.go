@@ -98,6 +98,8 @@ type Request struct {
 	// Elsewhere says whether a peer that has left or fallen silent is to be
 	// given up for another; nil: no.
 	Elsewhere func() bool
+
+	early *early // nil: nothing goes along with the request for a tunnel
 }
 
 // pick tries to do without what is to be avoided.

@@ -1,6 +1,8 @@
 package sockopt
 
 import (
+	"net"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -40,4 +42,25 @@ func errorOf(errno unix.Errno) error {
 		return errno
 	}
 	return nil
+}
+
+// ReadNow reads what is there and does not wait: 0 is nothing yet, or an end, which the next read finds as well. An error
+// it does not find: the kernel tells of a reset once, and after that there is an end.
+func ReadNow(c *net.TCPConn, p []byte) (n int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	err = control(raw, func(fd int) error {
+		k, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			n = int(k)
+			return nil
+		case unix.EAGAIN, unix.EINTR:
+			return nil
+		}
+		return os.NewSyscallError("recvfrom", errno)
+	})
+	return n, err
 }

@@ -1,0 +1,42 @@
+package hbone
+
+import "time"
+
+// The first bytes of an application may leave in the same record as the CONNECT that they belong to: a packet and a
+// wake-up of the far side less, and an answer that is a round trip between the proxies earlier. HTTP/2 lets a client
+// send before it has the answer (https://www.rfc-editor.org/rfc/rfc9113#section-8.5 forbids other frames only), and a
+// server that refuses has opened nothing to which they could go.
+//
+// What it costs is the right to try again: once the peer may have passed bytes on, only its own word that it has not
+// (REFUSED_STREAM, GOAWAY, an error status) lets them be sent to anybody else. A tunnel that ends, or falls silent,
+// under such a request ends it. Therefore bytes go early only into tunnels that were heard of a moment ago, and not into
+// those that may have died unnoticed.
+const (
+	// EarlyLimit is how many bytes go early at most: a question, not a file.
+	EarlyLimit = 2 << 10
+	// earlyFresh is how long ago the tunnel's peer may have been heard of.
+	earlyFresh = 100 * time.Millisecond
+)
+
+// early asks for the bytes that may go along, if t is a tunnel for them.
+func (r *ConnectRequest) early(t *tunnel) []byte {
+	if r.Early == nil || t.clock().UnixNano()-t.heardAt.Load() > int64(earlyFresh) {
+		return nil
+	}
+	return r.Early()
+}
+
+// packEarlyLocked queues what the windows allow of p behind the CONNECT.
+func (s *Stream) packEarlyLocked(p []byte) {
+	w := s.t.w
+	n := int(min(int64(len(p)), int64(EarlyLimit), s.sendWindow, w.window))
+	if n <= 0 {
+		return
+	}
+	s.sendWindow -= int64(n)
+	w.window -= int64(n)
+	s.early = n
+	w.packDataLocked(s.id, p[:n], 0)
+	s.speak()
+	s.talking.Store(true)
+}

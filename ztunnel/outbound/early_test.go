@@ -1,0 +1,149 @@
+package outbound
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/test/memnet"
+	"github.com/ambit-mesh/ambit/xds/api/workload"
+	"github.com/ambit-mesh/ambit/xds/mesh"
+	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
+)
+
+// tcpPair is an application's connection, and what the proxy accepted.
+func tcpPair(t *testing.T) (app, down *net.TCPConn) {
+	t.Helper()
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := ln.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = a.Close(), d.Close() })
+	return a.(*net.TCPConn), d
+}
+
+// until asks e until it has read something.
+func until(e *early) string {
+	for {
+		if b := e.bytes(); len(b) > 0 || e.err != nil {
+			return string(b)
+		}
+		e.buf = nil // ask again: on loopback bytes are there when the write returns, a reset a moment later
+	}
+}
+
+// What was read and has not gone along with a request is the first that the way gets, once.
+func TestFirstBytesAreNeitherLostNorSentTwice(t *testing.T) {
+	for _, sent := range []int{0, 3, 8} {
+		app, down := tcpPair(t)
+		if _, err := app.Write([]byte("question")); err != nil {
+			t.Fatal(err)
+		}
+		e := &early{down: down}
+		if got := until(e); got != "question" {
+			t.Fatalf("read %q", got)
+		}
+		if got := string(e.bytes()); got != "question" {
+			t.Errorf("asked again: %q", got)
+		}
+		_, table := testProxy(mesh.Empty(), func(*Config) {})
+		c, _ := table.Begin(t.Context(), flow.Record{})
+		near, far := memnet.Pipe()
+		gotc := make(chan string, 1)
+		go func() {
+			b, _ := io.ReadAll(far)
+			gotc <- string(b)
+		}()
+		if err := e.finish(c, near, sent); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.finish(c, near, sent); err != nil { // has nothing any more
+			t.Fatal(err)
+		}
+		_ = near.Close()
+		if got := <-gotc; got != "question"[sent:] {
+			t.Errorf("%d bytes went early, then came %q", sent, got)
+		}
+		if n := c.Stats.Sent.Load(); n != 8 {
+			t.Errorf("%d bytes counted, want all 8", n)
+		}
+		c.End(nil)
+	}
+}
+
+// A reset that is met there is none of the kernel's to tell again: the next read would find an orderly end.
+func TestAResetBeforeTheTunnelIsNoEnd(t *testing.T) {
+	app, down := tcpPair(t)
+	_ = app.SetLinger(0)
+	_ = app.Close()
+	e := &early{down: down}
+	until(e)
+	_, table := testProxy(mesh.Empty(), func(*Config) {})
+	c, _ := table.Begin(t.Context(), flow.Record{})
+	near, far := memnet.Pipe()
+	defer far.Close()
+	if err := e.finish(c, near, 0); !errors.Is(err, syscall.ECONNRESET) || flow.ReasonOf(err) != flow.ReasonClientGone {
+		t.Errorf("%v, want a reset by the client", err)
+	}
+	_ = near.Close()
+	c.End(nil)
+}
+
+// An end stays one, and nothing is waited for.
+func TestNothingSaidIsNothingSent(t *testing.T) {
+	app, down := tcpPair(t)
+	e := &early{down: down}
+	if got := e.bytes(); len(got) != 0 || e.err != nil {
+		t.Errorf("read %q, %v", got, e.err)
+	}
+	_ = app.Close()
+	_ = down.SetReadDeadline(time.Now().Add(time.Minute))
+	if n, err := down.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read %d, %v", n, err)
+	}
+	var none *early
+	if err := none.finish(nil, nil, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// Only a peer that answers for the endpoint itself gets them early, and the next one the same.
+func TestWhoIsSentFirstBytes(t *testing.T) {
+	refused := &hbone.StatusError{Code: 503}
+	snap, src := twoEndpoints(func(w *mesh.Workload) { w.Tunnel = workload.TunnelProtocol_HBONE })
+	app, down := tcpPair(t)
+	if _, err := app.Write([]byte("question")); err != nil {
+		t.Fatal(err)
+	}
+	e := &early{down: down}
+	until(e)
+	f := &tunnels{fail: map[string]error{"10.0.0.11": refused, "10.0.0.12": refused}}
+	p, table := testProxy(snap, func(cfg *Config) { cfg.Tunnels = f })
+	c, ctx := table.Begin(t.Context(), flow.Record{})
+	_, err := p.connect(ctx, c, Request{Src: src, Dst: netip.MustParseAddrPort("10.96.0.1:80"), Rand: 3, early: e})
+	if err == nil || len(f.early) != 2 || f.early[0] != "question" || f.early[1] != "question" {
+		t.Errorf("%v; sent early %q", err, f.early)
+	}
+	c.End(err)
+
+	f.early = nil
+	_, _ = p.dial(ctx, c, Plan{Transport: flow.HBONE, Waypoint: true, Addr: netip.MustParseAddrPort("10.0.0.11:15008")}, Request{Src: src, early: e})
+	if len(f.early) != 1 || f.early[0] != "" {
+		t.Errorf("to a waypoint went early %q", f.early)
+	}
+	_ = e.finish(c, nil, 0)
+}
