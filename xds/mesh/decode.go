@@ -146,7 +146,6 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 		Capacity:          1,
 		Waypoint:          d.gateway("waypoint", in.GetWaypoint()),
 		NetworkGateway:    d.gateway("network_gateway", in.GetNetworkGateway()),
-		Extensions:        d.extensions(in.GetExtensions()),
 	}
 	if w.UID == "" {
 		d.fail("uid", fmt.Errorf("is empty"))
@@ -187,7 +186,7 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 		w.Services[host] = d.ports("services["+key+"]", list.GetPorts())
 	}
 	d.identity(w)
-	d.own(w)
+	d.own(w, in.GetExtensions())
 	if d.err != nil {
 		return nil, fmt.Errorf("workload %q: %w", w.UID, d.err)
 	}
@@ -195,14 +194,14 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 }
 
 // own reads Ambit's extension. Values of a later version count as the default.
-func (d *decoder) own(w *Workload) {
-	for _, e := range w.Extensions {
-		if e.Name != api.WorkloadExtension || e.TypeURL != api.WorkloadExtensionType {
+func (d *decoder) own(w *Workload, in []*workload.Extension) {
+	for _, e := range in {
+		if e.GetName() != api.WorkloadExtension || e.GetConfig().GetTypeUrl() != api.WorkloadExtensionType {
 			continue
 		}
 		var x ambit.WorkloadExtension
-		if err := proto.Unmarshal(e.Value, &x); err != nil {
-			d.fail("extensions["+e.Name+"]", err)
+		if err := proto.Unmarshal(e.GetConfig().GetValue(), &x); err != nil {
+			d.fail("extensions["+e.GetName()+"]", err)
 			return
 		}
 		w.SameNode, w.AccessLog, w.Terminating = x.GetSameNode(), x.GetAccessLog(), x.GetTerminating()

@@ -19,12 +19,13 @@ import (
 	"github.com/ambit-mesh/ambit/xds/hamt"
 )
 
-// podKey finds the workload of a pod that the node agent hands over.
-type podKey struct{ node, ns, name string }
+// podName finds the workload of a pod on its node, that the node agent hands over.
+type podName struct{ ns, name string }
 
-func hashPodKey(k podKey) uint64 {
-	return hamt.Mix(hamt.Mix(hamt.HashString(k.name), hamt.HashString(k.ns)), hamt.HashString(k.node))
-}
+func hashPodName(n podName) uint64 { return hamt.Mix(hamt.HashString(n.name), hamt.HashString(n.ns)) }
+
+// pods are the workloads of a node, several of one name best first.
+type pods = hamt.Map[podName, []*Workload]
 
 func hashHostname(h Hostname) uint64 {
 	return hamt.Mix(hamt.HashString(h.Name), hamt.HashString(h.Namespace))
@@ -42,8 +43,7 @@ func hashNetPrefix(p NetPrefix) uint64 {
 type Snapshot struct {
 	workloads hamt.Map[string, *Workload]
 	addrs     hamt.Map[NetAddr, []*Workload] // best first
-	pods      hamt.Map[podKey, []*Workload]  // best first
-	nodes     hamt.Map[string, *hamt.Map[string, *Workload]]
+	nodes     hamt.Map[string, *pods]
 
 	services  hamt.Map[Hostname, *Service]
 	hosts     hamt.Map[string, []*Service]    // first seen first
@@ -71,8 +71,7 @@ func (l *prefixLengths) of(a netip.Addr) []int32 {
 var empty = &Snapshot{
 	workloads: hamt.NewMap[string, *Workload](hamt.HashString),
 	addrs:     hamt.NewMap[NetAddr, []*Workload](hashNetAddr),
-	pods:      hamt.NewMap[podKey, []*Workload](hashPodKey),
-	nodes:     hamt.NewMap[string, *hamt.Map[string, *Workload]](hamt.HashString),
+	nodes:     hamt.NewMap[string, *pods](hamt.HashString),
 	services:  hamt.NewMap[Hostname, *Service](hashHostname),
 	hosts:     hamt.NewMap[string, []*Service](hamt.HashString),
 	vips:      hamt.NewMap[NetAddr, []*Service](hashNetAddr),
@@ -134,7 +133,11 @@ func (s *Snapshot) Has(name string) bool {
 
 // LocalWorkload returns the workload of a pod on a node.
 func (s *Snapshot) LocalWorkload(node, ns, name string) *Workload {
-	list, _ := s.orEmpty().pods.Get(podKey{node, ns, name})
+	on, _ := s.orEmpty().nodes.Get(node)
+	if on == nil {
+		return nil
+	}
+	list, _ := on.Get(podName{ns, name})
 	if len(list) == 0 {
 		return nil
 	}
@@ -148,9 +151,11 @@ func (s *Snapshot) WorkloadsOn(node string) iter.Seq[*Workload] {
 		if on == nil {
 			return
 		}
-		for _, w := range on.All() {
-			if !yield(w) {
-				return
+		for _, list := range on.All() {
+			for _, w := range list {
+				if !yield(w) {
+					return
+				}
 			}
 		}
 	}

@@ -53,11 +53,10 @@ func (t *Txn) PutWorkload(w *Workload) {
 		}
 	}
 	if w.Node != "" { // workloads outside the cluster are on no node, and many share a name
-		k := podKey{w.Node, w.Namespace, w.Name}
-		list, _ := t.s.pods.Get(k)
-		t.s.pods = t.s.pods.Set(t.ed, k, withWorkload(list, w, old))
-		t.editNode(w.Node, func(on hamt.Map[string, *Workload]) hamt.Map[string, *Workload] {
-			return on.Set(t.ed, w.UID, w)
+		t.editNode(w.Node, func(on pods) pods {
+			k := podName{w.Namespace, w.Name}
+			list, _ := on.Get(k)
+			return on.Set(t.ed, k, withWorkload(list, w, old))
 		})
 	}
 	for h, ports := range w.Services {
@@ -96,13 +95,10 @@ func (t *Txn) unindexWorkload(old, next *Workload) {
 		}
 	}
 	if old.Node != "" && (next == nil || next.Node != old.Node || next.Namespace != old.Namespace || next.Name != old.Name) {
-		k := podKey{old.Node, old.Namespace, old.Name}
-		list, _ := t.s.pods.Get(k)
-		t.s.pods = setOrDelete(t.s.pods, t.ed, k, withoutWorkload(list, old))
-	}
-	if old.Node != "" && (next == nil || next.Node != old.Node) {
-		t.editNode(old.Node, func(on hamt.Map[string, *Workload]) hamt.Map[string, *Workload] {
-			return on.Delete(t.ed, old.UID)
+		t.editNode(old.Node, func(on pods) pods {
+			k := podName{old.Namespace, old.Name}
+			list, _ := on.Get(k)
+			return setOrDelete(on, t.ed, k, withoutWorkload(list, old))
 		})
 	}
 	for h := range old.Services {
@@ -123,8 +119,8 @@ func (t *Txn) unindexWorkload(old, next *Workload) {
 	}
 }
 
-func (t *Txn) editNode(node string, f func(hamt.Map[string, *Workload]) hamt.Map[string, *Workload]) {
-	on := hamt.NewMap[string, *Workload](hamt.HashString)
+func (t *Txn) editNode(node string, f func(pods) pods) {
+	on := hamt.NewMap[podName, []*Workload](hashPodName)
 	if have, _ := t.s.nodes.Get(node); have != nil {
 		on = *have
 	}

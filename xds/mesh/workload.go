@@ -100,7 +100,6 @@ type Workload struct {
 	Waypoint       *GatewayAddress
 	NetworkGateway *GatewayAddress
 	AppTunnel      *ApplicationTunnel
-	Extensions     []Extension
 
 	// From our own extension; zero under other control planes.
 	SameNode    ambit.WorkloadExtension_SameNode

@@ -71,6 +71,10 @@ func (e *edit) decoded(r client.Resource) (k raw, err error) {
 		if err != nil {
 			return k, err
 		}
+		if w.UID == r.Name {
+			w.UID = r.Name // kept once
+		}
+		e.s.shared.Intern(w)
 		k.workload = e.putWorkload(w)
 	case *workload.Address_Service:
 		svc, err := mesh.DecodeService(v.Service)

@@ -61,6 +61,7 @@ type Store struct {
 	dying  map[string]time.Time // policies removed but still named, with deadlines
 	named  map[string]int       // policy key → workloads in force or held that name it
 	raws   raws                 // what came last under each name
+	shared mesh.Interner
 	timer  *time.Timer
 	closed bool
 }
