@@ -63,8 +63,13 @@ func (h *Histogram) Merge(o *Histogram) {
 // Count is the number of values.
 func (h *Histogram) Count() uint64 { return h.n }
 
-// Max is the largest value.
-func (h *Histogram) Max() uint64 { return h.max }
+// Max is the largest value; 0 where there is none.
+func (h *Histogram) Max() uint64 {
+	if h == nil {
+		return 0
+	}
+	return h.max
+}
 
 // Quantile is the value below which the share q of all values lies. It is false
 // where too few values say anything about it: fewer than one is expected above.

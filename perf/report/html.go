@@ -24,13 +24,27 @@ type view struct {
 	*Report
 	When   string
 	TookS  string
-	Groups []groupView
+	Parts  []partView
+	Legend []string
 
 	Bars      []Judged
 	Tally     string
 	Elsewhere []string // scenarios of bars that were not run
 	Sizing    [][]string
 	Follows   string
+}
+
+// partView is a section: an overview, and each scenario.
+type partView struct {
+	Name, ID string
+	Head     []string
+	Lines    []overviewLine
+	Groups   []groupView
+}
+
+type overviewLine struct {
+	Name, Title string
+	Cells       []string
 }
 
 // cell is a figure: the median, and below it the quartiles.
@@ -67,8 +81,12 @@ type groupView struct {
 func (r *Report) HTML(w io.Writer) error {
 	v := view{Report: r, When: r.Started.Format("2006-01-02 15:04 MST"), TookS: r.Took.Round(time.Second).String()}
 	colours := colours(r)
-	for _, g := range r.Groups() {
-		v.Groups = append(v.Groups, g.view(colours))
+	for _, s := range r.parts() {
+		v.Parts = append(v.Parts, s.view(colours))
+	}
+	v.Legend = legend
+	if s := r.firstInTurn(); s.N > 5 {
+		v.Legend = append(slices.Clone(legend), fmt.Sprintf("First in their turn, runs had %s of the same mode's others (%d rows; 1 is no difference).", s.Interval(), s.N))
 	}
 	judged := r.Judge(bars)
 	v.Tally = Tally(judged)
@@ -98,11 +116,30 @@ func colours(r *Report) map[string]int {
 	return out
 }
 
+func (s part) view(colours map[string]int) partView {
+	v := partView{Name: s.name, ID: strings.NewReplacer(" ", "-", ":", "").Replace(s.name)}
+	for i, line := range overview(s.name, s.groups).withoutEmpty() {
+		if i == 0 {
+			v.Head = line[2:]
+		} else {
+			v.Lines = append(v.Lines, overviewLine{line[0], line[1], line[2:]})
+		}
+	}
+	for _, g := range s.groups {
+		v.Groups = append(v.Groups, g.view(colours))
+	}
+	return v
+}
+
 func (g Group) view(colours map[string]int) groupView {
 	v := groupView{Scenario: g.Scenario, Head: []string{"mode"}}
 	metrics := g.Metrics()
 	for _, m := range metrics {
 		v.Head = append(v.Head, m.Unit)
+	}
+	secured := slices.ContainsFunc(g.Rows, func(row Row) bool { return len(row.TLS) > 0 })
+	if secured {
+		v.Head = append(v.Head, "TLS")
 	}
 	for _, row := range g.Rows {
 		if len(row.Runs) == 0 {
@@ -111,6 +148,9 @@ func (g Group) view(colours map[string]int) groupView {
 		l := line{Name: row.Mode}
 		for _, m := range metrics {
 			l.Cells = append(l.Cells, SpreadOf(row.Values(m)).cell())
+		}
+		if secured {
+			l.Cells = append(l.Cells, cell{Figure: orDash(row.secured())})
 		}
 		v.Rows = append(v.Rows, l)
 	}
@@ -140,7 +180,11 @@ func (v *groupView) ratios(g Group, metrics []Metric) {
 		for _, pair := range pairs {
 			s := SpreadOf(Ratios(pair.Subject, pair.Other, m))
 			some = some || s.N > 0
-			column = append(column, s.cell())
+			c := s.cell()
+			if s.N > 1 {
+				c.Spread = figure(s.From) + "–" + figure(s.To)
+			}
+			column = append(column, c)
 		}
 		if !some {
 			continue
@@ -159,6 +203,8 @@ func (v *groupView) ratios(g Group, metrics []Metric) {
 func (g Group) plots(metrics []Metric, colours map[string]int) []template.HTML {
 	wanted := []string{MetricRate, MetricCPU, MetricMachine}
 	switch spec := g.Scenario.Load; {
+	case spec.Kind == load.Enrol || spec.Kind == load.Learn:
+		wanted = []string{MetricPerPod, "agentpod", "agentcpu", MetricKnown, "learncpu"}
 	case spec.Beside != "":
 		wanted = []string{MetricKept, MetricTail, MetricStall, MetricEffect}
 	case spec.Kind == load.Idle || spec.Kind == load.Settle:

@@ -17,8 +17,12 @@ func headline(s load.Spec) []string {
 		return []string{MetricPerConn, MetricBase}
 	case s.Kind == load.Settle:
 		return []string{MetricSettled}
+	case s.Kind == load.Enrol:
+		return []string{MetricPerPod, "agentpod", "agentcpu"}
+	case s.Kind == load.Learn:
+		return []string{MetricKnown, "learncpu"}
 	case s.Kind == load.Decide:
-		return []string{MetricEffect, "effects"}
+		return []string{MetricEffect, "effects", MetricAgainst}
 	case s.Kind == load.Handshake || s.Kind == load.Tunnel:
 		return []string{MetricRate}
 	case s.Beside != "":
@@ -31,27 +35,34 @@ func headline(s load.Spec) []string {
 	return []string{MetricRate, MetricCPU}
 }
 
-// Markdown writes short tables for a document: per placement, the figures that a
-// scenario is about, then what ours are of each other mode's. Nothing of the
+// Markdown writes short tables for a document: per section, the figures that a
+// scenario is about, then what ours are of each other mode's, then bars and sizing. Nothing of the
 // machine but its kind is in it.
 func (r *Report) Markdown(w io.Writer) error {
 	p := &printer{w: w}
 	for _, s := range r.Warnings() {
 		p.f("**%s**\n\n", s)
 	}
-	groups := r.Groups()
-	for _, place := range []string{"cross-node", "same-node", "http-hop"} {
-		var part []Group
-		for _, g := range groups {
-			if g.Scenario.Placement == place {
-				part = append(part, g)
+	for _, s := range r.parts() {
+		markdownTable(p, s.name, s.groups)
+	}
+	if t, _ := barLines(r.Judge(bars)); len(t) > 0 {
+		p.f("| bar | | measured | rounds | |\n|---|---|---|---|---|\n")
+		for _, line := range t {
+			p.f("| %s | %s | %s | %s | %s |\n", line[1], line[2], line[3], line[4], strings.TrimPrefix(strings.TrimSuffix(line[0]+", "+line[5], ", "), "not measured"))
+		}
+		p.f("\n")
+	}
+	if s := r.SizingOf("ambit", ExampleNode); s.Measured() {
+		for i, line := range s.lines() {
+			p.f("| %s |\n", strings.Join(line, " | "))
+			if i == 0 {
+				p.f("|---|%s---|\n", strings.Repeat("---:|", len(line)-2))
 			}
 		}
-		if len(part) > 0 {
-			markdownTable(p, place, part)
-		}
+		p.f("\n%s.\n\n", s.follows())
 	}
-	p.f("%s\n\n```sh\n", r.about())
+	p.f("%s\n%s\n\n```sh\n", r.about(), strings.Join(legend, "\n"))
 	for command := range strings.SplitSeq(strings.Join(r.PlainCommand(), " "), " ; ") {
 		p.f("%s\n", command)
 	}
@@ -60,6 +71,20 @@ func (r *Report) Markdown(w io.Writer) error {
 }
 
 func markdownTable(p *printer, place string, groups []Group) {
+	t := overview(place, groups).withoutEmpty()
+	for i, line := range t {
+		p.f("| %s |\n", strings.Join(line[1:], " | "))
+		if i == 0 {
+			p.f("|%s\n", "---|---|"+strings.Repeat("---:|", len(line)-3))
+		}
+	}
+	p.f("\n")
+}
+
+// overview has a line for each figure that a scenario is about: its scenario's name,
+// which only the first has, its title, likewise, the figure's unit, then one column
+// per mode and one for each comparison that a short table has room for.
+func overview(head string, groups []Group) table {
 	var modes []string
 	var pairs [][2]string
 	for _, g := range groups {
@@ -75,49 +100,48 @@ func markdownTable(p *printer, place string, groups []Group) {
 			}
 		}
 	}
-	t := table{slices.Concat([]string{place, ""}, modes)}
+	t := table{slices.Concat([]string{"", head, ""}, modes)}
 	for _, names := range pairs {
 		t[0] = append(t[0], names[0]+" / "+names[1])
 	}
 	for _, g := range groups {
-		title := g.Scenario.Title
-		for _, name := range headline(g.Scenario.Load) {
-			m, ok := metric(g.Scenario.Load.Kind, name)
+		name, title := g.Scenario.Name, g.Scenario.Title
+		for _, figure := range headline(g.Scenario.Load) {
+			m, ok := metric(g.Scenario.Load.Kind, figure)
 			if !ok {
 				continue
 			}
-			line := []string{title, m.Unit}
-			some := false
-			for _, mode := range modes {
-				cell := ""
-				if row, ok := g.row(mode); ok {
-					if s := SpreadOf(row.Values(m)); s.N > 0 {
-						cell, some = figure(s.Median), true
-					}
-				}
-				line = append(line, cell)
-			}
-			for _, names := range pairs {
-				cell := ""
-				x, okX := g.row(names[0])
-				y, okY := g.row(names[1])
-				if s := SpreadOf(Ratios(x, y, m)); okX && okY && s.N > 0 && m.Better != 0 {
-					cell = s.String()
-				}
-				line = append(line, cell)
-			}
+			cells, some := g.cells(m, modes, pairs)
 			if some {
-				t, title = append(t, line), "" // said once
+				t = append(t, append([]string{name, title, m.Unit}, cells...))
+				name, title = "", "" // said once
 			}
 		}
 	}
-	for i, line := range t.withoutEmpty() {
-		p.f("| %s |\n", strings.Join(line, " | "))
-		if i == 0 {
-			p.f("|%s\n", "---|---|"+strings.Repeat("---:|", len(line)-2))
+	return t
+}
+
+// cells are a figure's of modes and of comparisons; some is false where no mode has it.
+func (g Group) cells(m Metric, modes []string, pairs [][2]string) (out []string, some bool) {
+	for _, mode := range modes {
+		cell := ""
+		if row, ok := g.row(mode); ok {
+			if s := SpreadOf(row.Values(m)); s.N > 0 {
+				cell, some = figure(s.Median), true
+			}
 		}
+		out = append(out, cell)
 	}
-	p.f("\n")
+	for _, names := range pairs {
+		cell := ""
+		x, okX := g.row(names[0])
+		y, okY := g.row(names[1])
+		if s := SpreadOf(Ratios(x, y, m)); okX && okY && s.N > 0 && m.Better != 0 {
+			cell = s.Interval()
+		}
+		out = append(out, cell)
+	}
+	return out, some
 }
 
 // short are the comparisons that a short table has room for: with what is the same
@@ -129,14 +153,14 @@ func short(pair [2]string) bool {
 	return pair[1] != "none" && pair[1] != "relay" || pair[0] != "ambit"
 }
 
-// withoutEmpty leaves out columns, after the first two, in which nothing is.
+// withoutEmpty leaves out columns, after those that say what a line is, in which nothing is.
 func (t table) withoutEmpty() table {
 	var out table
 	for range t {
 		out = append(out, nil)
 	}
 	for i := range t[0] {
-		empty := i > 1
+		empty := i > 2
 		for _, line := range t[1:] {
 			empty = empty && (line[i] == "" || line[i] == "–")
 		}

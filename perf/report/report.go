@@ -262,7 +262,7 @@ func Metrics(kind string) []Metric {
 // besides are the figures of loads beside which something else went on.
 func besides() []Metric {
 	milliseconds := func(r load.Result) (float64, bool) {
-		return float64(r.Latency.Max()) / 1e6, r.Latency != nil
+		return float64(r.Latency.Max()) / 1e6, r.Latency != nil // nil where no request was answered
 	}
 	return []Metric{
 		{MetricStall, "longest ms", -1, func(s load.Spec, r load.Result) (float64, bool) {
@@ -504,6 +504,23 @@ func sections() (out []string) {
 	return out
 }
 
+// part is a section with what was measured of it.
+type part struct {
+	name   string
+	groups []Group
+}
+
+func (r *Report) parts() (out []part) {
+	for _, g := range r.Groups() {
+		name := g.Scenario.section()
+		if len(out) == 0 || out[len(out)-1].name != name {
+			out = append(out, part{name: name})
+		}
+		out[len(out)-1].groups = append(out[len(out)-1].groups, g)
+	}
+	return out
+}
+
 // section is the part that a scenario belongs to.
 func (s Scenario) section() string {
 	place := map[string]string{"same-node": "one node", "http-hop": "one HTTP hop"}[s.Placement]
@@ -511,22 +528,22 @@ func (s Scenario) section() string {
 		place = "between nodes"
 	}
 	_, name, _ := strings.Cut(s.Name, "/")
-	part := "requests"
+	in := "requests"
 	switch kind := s.Load.Kind; {
 	case slices.Contains([]string{load.Idle, load.Settle, load.Enrol, load.Learn}, kind):
-		part = "memory"
+		in = "memory"
 	case strings.HasPrefix(name, "mice") || strings.HasPrefix(name, "noisy"):
-		part = "beside others"
+		in = "beside others"
 	case s.Load.Beside != "":
-		part = "changes of the mesh"
+		in = "changes of the mesh"
 	case bulk(s.Load):
-		part = "bulk"
+		in = "bulk"
 	case slices.Contains([]string{load.Connect, load.Handshake, load.Tunnel}, kind):
-		part = "connections and handshakes"
+		in = "connections and handshakes"
 	case slices.Contains([]string{load.HTTP, load.GRPC, load.GRPCStream}, kind):
-		part = "HTTP and gRPC"
+		in = "HTTP and gRPC"
 	}
-	return place + ": " + part
+	return place + ": " + in
 }
 
 // subjects are the modes that are compared with all others.

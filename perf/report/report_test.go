@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"math"
 	"slices"
 	"strings"
@@ -193,6 +194,37 @@ func TestWhatElseRanIsToBeSeen(t *testing.T) {
 	}
 	if w := r.Warnings(); len(w) == 0 || !strings.Contains(w[0], "in 3 of 6 runs") {
 		t.Errorf("%q", w)
+	}
+}
+
+// Whatever a run lacks is left out and stops nothing: hours may be in a report.
+func TestRunsThatLackEverythingAreShown(t *testing.T) {
+	r := sample()
+	for _, kind := range []string{load.Up, load.Down, load.Ask, load.Connect, load.Rate, load.Idle, load.Settle, load.HTTP, load.GRPC, load.GRPCStream, load.Decide, load.Handshake, load.Tunnel, load.Enrol, load.Learn} {
+		for _, place := range []string{"cross-node", "same-node", "http-hop"} {
+			for _, beside := range []string{"", "something"} {
+				spec := load.Spec{Kind: kind, Beside: beside, PerSec: map[bool]int{true: 500}[kind == load.Decide || kind == load.Rate]}
+				for _, mode := range []string{"none", "ambit", "ztunnel"} {
+					row := Row{Scenario: Scenario{Name: place + "/" + kind + beside, Title: kind, Placement: place, Load: spec}, Mode: mode}
+					for round := range 2 {
+						row.Runs = append(row.Runs, Run{Round: round + 1, Place: round + 1, Result: load.Result{Baseline: &load.Baseline{}, Usage: []load.Usage{{Process: load.Process{Proxy: true}}}}})
+					}
+					r.Rows = append(r.Rows, row)
+				}
+			}
+		}
+	}
+	var text, page, markdown bytes.Buffer
+	if err := errors.Join(r.Text(&text), r.HTML(&page), r.Markdown(&markdown)); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{text.String(), page.String(), markdown.String()} {
+		if strings.Contains(s, "NaN") || strings.Contains(s, "Inf") {
+			t.Error("something is divided by nothing")
+		}
+	}
+	if _, err := Compare(r, r); err != nil {
+		t.Error(err)
 	}
 }
 

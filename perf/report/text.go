@@ -13,15 +13,18 @@ import (
 func (r *Report) Text(w io.Writer) error {
 	p := &printer{w: w}
 	p.head(r)
-	section := ""
-	for _, g := range r.Groups() {
-		if now := g.Scenario.section(); now != section {
-			section = now
-			p.f("\n==== %s\n", section)
+	for _, s := range r.parts() {
+		p.f("\n==== %s\n", s.name)
+		for _, g := range s.groups {
+			p.group(r, g)
 		}
-		p.group(r, g)
 	}
 	p.bars(r)
+	if s := r.SizingOf("ambit", ExampleNode); s.Measured() {
+		p.f("\nsizing: one node proxy, one end of each connection; ambit-perf sizing does it for other nodes\n")
+		s.lines().print(p)
+		p.says("  ", s.follows()+".")
+	}
 	p.notes(r)
 	return p.err
 }
@@ -39,7 +42,7 @@ func (p *printer) f(format string, args ...any) {
 }
 
 func (p *printer) head(r *Report) {
-	p.f("%s · %s\n", r.Version, strings.Join(r.Command, " "))
+	p.says("", r.Version+" · "+strings.Join(r.Command, " "))
 	p.f("%s, %d CPUs, %d GiB, Linux %s, %s, load %.2f before\n", r.Machine.CPU, r.Machine.CPUs, (r.Machine.Memory+1<<29)>>30, r.Machine.Kernel, r.Machine.Go, r.Machine.LoadAvg)
 	p.says("", r.Settings.String())
 	for _, s := range r.Warnings() {
@@ -111,8 +114,8 @@ func (r *Report) firstInTurn() Spread {
 	var ratios []float64
 	for _, row := range r.Rows {
 		m := Metrics(row.Scenario.Load.Kind)[0]
-		if row.Scenario.Load.PerSec > 0 {
-			m, _ = metric(row.Scenario.Load.Kind, MetricP50)
+		if p50, ok := metric(row.Scenario.Load.Kind, MetricP50); ok && row.Scenario.Load.PerSec > 0 {
+			m = p50 // the rate is given
 		}
 		var first, others []float64
 		for _, run := range row.Runs {

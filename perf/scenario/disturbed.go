@@ -35,7 +35,7 @@ func disturbed() []Scenario {
 		}
 		s := add(set, "noisy-"+n.name, "requests of 1 KiB, 8 connections, beside "+string(n.attack)+" of another pod; baseline: beside its "+string(n.fair),
 			n.attack, load.Spec{Kind: load.Ask, Conns: 8, Size: kib})
-		s.Baseline.Beside, s.Needs = n.fair, n.needs
+		s.Baseline.Beside, s.Needs, s.AtLeast = n.fair, n.needs, time.Second // some answers take a tenth of it
 	}
 
 	s := add(Core, "enrol-100", "100 pods that run are taken into the mesh, then nothing: what each costs", topo.Enrolment,

@@ -73,8 +73,7 @@ func manyPods(node string) string {
 // enrolment has pods beside the client that are not in the mesh, and takes them into
 // it some time from now: what it costs is the mesh's, and not a pod's.
 func (l *Lab) enrolment(ctx context.Context, p Path, length time.Duration) (func(load.Result) (map[string]float64, error), error) {
-	pods := manyPods(p.Near)
-	if _, err := l.do(ctx, pods, "apply", "-f", "-"); err != nil {
+	if _, err := l.do(ctx, manyPods(p.Near), "apply", "-f", "-"); err != nil {
 		return nil, err
 	}
 	if _, err := l.do(ctx, "", "wait", "-n", manyNamespace, "--timeout", "120s"); err != nil {
@@ -95,7 +94,7 @@ func (l *Lab) enrolment(ctx context.Context, p Path, length time.Duration) (func
 	})
 	return func(load.Result) (map[string]float64, error) {
 		took, err := wait()
-		_, gone := l.do(ctx, pods, "delete", "-f", "-")
+		_, gone := l.do(ctx, "", "delete", "ns", manyNamespace) // and what is in it
 		if err := errors.Join(err, gone, l.enrolled(ctx, before.Enrolled)); err != nil {
 			return nil, fmt.Errorf("take pods into the mesh: %w", err)
 		}
