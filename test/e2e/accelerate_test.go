@@ -97,7 +97,7 @@ func TestAcceleration(t *testing.T) {
 	netlab.RequireEBPF(t)
 	l := up(t, eBPF)
 	l.apply(accelerated)
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	near := l.ip("near") + ":9000"
 	at := 0
 	l.until("direct connections", func() (bool, string) {
@@ -116,10 +116,7 @@ func TestAcceleration(t *testing.T) {
 	})
 
 	// A denial cuts what lives, and nothing new gets in.
-	live := make(chan result, 1)
-	go func() {
-		live <- l.try("", "exec", "client", "--", "ambit-sample", "hold", "-n", "3", "-for", "8s", near)
-	}()
+	live := l.hold("client", "--", "ambit-sample", "hold", "-n", "3", "-for", "10m", near)
 	l.until("connections that live", func() (bool, string) {
 		out := l.must("exec", "node-1", "--", "curl", "-s", "http://127.0.0.1:15020/metrics")
 		return strings.Contains(out, "ambit_ztunnel_direct_connections 3"), out
@@ -134,17 +131,18 @@ func TestAcceleration(t *testing.T) {
 		got := l.load(near)
 		return strings.Contains(out, "ambit_ztunnel_direct_connections 0") && got.Requests == 0 && got.Errors > 0, out
 	})
-	if lines := strings.Split(l.must("logs", "ztunnel@node-1", "--tail", "1000000"), "\n"); !slices.ContainsFunc(lines, func(line string) bool {
-		return strings.Contains(line, `transport="direct"`) && strings.Contains(line, "deny-near")
-	}) {
-		t.Error("no line says that a direct connection was denied")
-	}
+	l.until("a line says that a direct connection was denied", func() (bool, string) {
+		log := l.must("logs", "ztunnel@node-1", "--tail", "1000000")
+		return slices.ContainsFunc(strings.Split(log, "\n"), func(line string) bool {
+			return strings.Contains(line, `transport="direct"`) && strings.Contains(line, "deny-near")
+		}), log
+	})
 	l.must("delete", "authorizationpolicy", "deny-near")
 	l.until("direct connections again", func() (bool, string) {
 		got := l.load(near)
 		return got.Errors == 0 && l.transports("near", &at)["direct"] > 0, fmt.Sprint(got)
 	})
-	<-live
+	live.end()
 
 	// Without proxy nothing goes anywhere, and with the next one it does again.
 	l.must("restart", "ztunnel@node-1")

@@ -14,7 +14,7 @@ metadata: {name: NAME, namespace: NAMESPACE}
 spec:
   nodeName: node-1
   restartPolicy: Never
-  containers: [{name: c, image: busybox, command: [sh, -c, "curl -sS --max-time 10 http://far.default:8080/; sleep 600"]}]
+  containers: [{name: c, image: busybox, command: [sh, -c, "curl -sS --max-time 60 http://far.default:8080/; sleep 600"]}]
 `
 
 const farService = `
@@ -47,7 +47,7 @@ func TestPodsWaitForTheirRedirection(t *testing.T) { each(t, testPodsWaitForThei
 func testPodsWaitForTheirRedirection(t *testing.T, redirect string) {
 	l := enrolPair(t, redirect)
 	l.apply(farService)
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 
 	l.must("kill", "ztunnel@node-1", "-s", "STOP")
 	l.start("default", "early")

@@ -190,6 +190,31 @@ func (l *lab) decode(v any, args ...string) {
 	}
 }
 
+// held is a command that goes on until the test has seen what it wants to.
+type held struct {
+	cmd      *exec.Cmd
+	out, err bytes.Buffer
+}
+
+// hold starts a command in a pod.
+func (l *lab) hold(args ...string) *held {
+	l.t.Helper()
+	h := &held{cmd: exec.Command(filepath.Join(bin, "ambit-lab"), append([]string{"--name", l.name, "exec"}, args...)...)}
+	h.cmd.Stdout, h.cmd.Stderr = &h.out, &h.err
+	if err := h.cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = h.cmd.Process.Kill() }) // one that ended is no matter
+	return h
+}
+
+// end interrupts the command and returns what it said.
+func (h *held) end() result {
+	_ = h.cmd.Process.Signal(syscall.SIGINT) // it may have ended
+	_ = h.cmd.Wait()                         // the exit code tells
+	return result{h.out.String(), h.err.String(), h.cmd.ProcessState.ExitCode()}
+}
+
 // running lists the processes of programs of this run that name the lab or were
 // started by it.
 func running() []string {
@@ -208,7 +233,7 @@ func TestClusterWithoutMesh(t *testing.T) {
 	l := up(t, either, "--no-mesh")
 	l.must("apply", "-f", "echo")
 	l.apply(headless)
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	tests := []struct {
 		name, want string
 		args       []string
@@ -314,6 +339,10 @@ spec: {containers: [{name: c, image: example.com/strange:1}]}
 		y := l.must("get", "pod", "strange", "-o", "yaml")
 		return strings.Contains(y, "ErrImagePull") && strings.Contains(y, "ambit-sample"), y
 	})
+	l.until("all replicas run", func() (bool, string) {
+		y := l.must("get", "pods", "-l", "app=web", "-o", "yaml")
+		return strings.Count(y, "running:") == 2, y
+	})
 	l.must("kill", "web", "-s", "KILL")
 	l.until("a killed container is started again", func() (bool, string) {
 		y := l.must("get", "pods", "-l", "app=web", "-o", "yaml")
@@ -331,12 +360,12 @@ func TestMesh(t *testing.T) { each(t, testMesh) }
 func testMesh(t *testing.T, redirect string) {
 	l := up(t, redirect)
 	l.must("apply", "-f", "echo")
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	if r := l.try("", "up"); r.code != 0 || !strings.Contains(r.out, "runs already") {
 		t.Errorf("a second up: %+v", r)
 	}
 	call := func(pod string) result {
-		return l.try("", "exec", pod, "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://echo/")
+		return l.try("", "exec", pod, "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20", "http://echo/")
 	}
 	log := func(words ...string) bool {
 		for line := range strings.SplitSeq(l.must("logs", "ztunnel@node-2"), "\n") {
@@ -347,13 +376,13 @@ func testMesh(t *testing.T, redirect string) {
 		return false
 	}
 	l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	l.until("mutual TLS", func() (bool, string) {
 		r := call("client")
 		return r.out == "200" && log("connection complete", "sa/client", "sa/echo", "inbound"), r.err
 	})
 	l.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: outsider, namespace: outside}\nspec: {containers: [{name: c, image: curl}]}\n")
-	l.must("wait", "-n", "outside")
+	l.must("wait", "-n", "outside", "--timeout", "110s")
 	l.apply("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: default}\nspec: {mtls: {mode: STRICT}}\n")
 	l.until("STRICT", func() (bool, string) {
 		r := l.try("", "exec", "-n", "outside", "outsider", "--", "curl", "-sS", "--max-time", "5", "http://echo.default/")
@@ -399,7 +428,7 @@ func TestNothingStaysBehind(t *testing.T) {
 			l := up(t, either)
 			l.must("apply", "-f", "echo")
 			l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
-			l.must("wait")
+			l.must("wait", "--timeout", "110s")
 			cgroup := l.cgroup()
 			tt.end(l)
 			l.until("no process is left", func() (bool, string) { r := running(); return len(r) == 0, strings.Join(r, ", ") })
@@ -460,8 +489,8 @@ func kill(t *testing.T, verb string) {
 	t.Helper()
 	for _, p := range running() {
 		pid, name, _ := strings.Cut(p, " ")
-		cmdline := read(t, "/proc/"+pid+"/cmdline")
-		if name == "ambit-lab" && strings.Contains(cmdline, "\x00"+verb+"\x00") {
+		cmdline, _ := os.ReadFile("/proc/" + pid + "/cmdline") // others may just have ended
+		if name == "ambit-lab" && strings.Contains(string(cmdline), "\x00"+verb+"\x00") {
 			n, err := strconv.Atoi(pid)
 			if err != nil {
 				t.Fatal(err)

@@ -78,12 +78,12 @@ func testServiceEntries(t *testing.T, redirect string) {
 	l := up(t, redirect)
 	l.must("apply", "-f", "echo")
 	l.apply(outsideHost)
-	l.must("wait")
-	l.must("wait", "-n", "outside")
+	l.must("wait", "--timeout", "110s")
+	l.must("wait", "-n", "outside", "--timeout", "110s")
 	l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
 	ip := strings.TrimSpace(l.must("exec", "-n", "outside", "far", "--", "sh", "-c", "hostname -i | tr ' ' '\n' | grep -m1 '^10\\.'"))
 	l.apply(fmt.Sprintf(entries, ip))
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	for _, tt := range []struct{ host, want string }{
 		{"static.example.com", `"host": "far"`},
 		{"dns.example.com", `"host": "far"`},

@@ -38,7 +38,7 @@ func TestProxyOutOfDescriptors(t *testing.T) {
 	l := enrolPair(t, either)
 	far := l.ip("far") + ":9000"
 	for _, c := range []string{"ztunnel@node-1", "ztunnel@node-2"} {
-		l.must("wait")
+		l.must("wait", "--timeout", "110s")
 		pid := strconv.Itoa(l.pid(c))
 		old := strings.Fields(l.must("exec", "node-1", "--", "prlimit", "--pid", pid, "--nofile", "--noheadings", "--output", "SOFT"))[0]
 		done := l.soak(6*time.Second, "--conns", "4", "--max", "100000", far)

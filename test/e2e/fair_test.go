@@ -91,7 +91,7 @@ func TestFairSharing(t *testing.T) {
 	l := up(t, either)
 	l.apply(neighbours)
 	l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	l.until("pods reach each other", func() (bool, string) {
 		a := l.try("", "exec", "victim", "--", "ambit-sample", "load", "--conns", "1", "--for", "100ms", l.ip("server")+":9000")
 		b := l.try("", "exec", "neighbour", "--", "ambit-sample", "load", "--conns", "1", "--for", "100ms", l.ip("other")+":9000")

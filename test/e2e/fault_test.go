@@ -48,7 +48,7 @@ func enrolPair(t *testing.T, redirect string) *lab {
 	l := up(t, redirect)
 	l.apply(pair)
 	l.must("label", "ns", "default", "istio.io/dataplane-mode=ambient")
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	return l
 }
 

@@ -74,8 +74,10 @@ func TestGuide(t *testing.T) {
 		t.Fatalf("the guide has %d scripts", len(all))
 	}
 	for _, b := range all {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		cmd := exec.CommandContext(ctx, "bash", "-e", "-o", "pipefail", "-c", b.script)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		// A second is enough for who reads; a machine that runs many tests gets more.
+		script := strings.NewReplacer("sleep 1\n", "sleep 3\n", "sleep 1;", "sleep 3;", " find-me 4s ", " find-me 9s ").Replace(b.script)
+		cmd := exec.CommandContext(ctx, "bash", "-e", "-o", "pipefail", "-c", script)
 		cmd.Env = append(os.Environ(), "PATH="+dir+":"+bin+":"+os.Getenv("PATH"))
 		out, err := cmd.CombinedOutput()
 		cancel()

@@ -40,15 +40,11 @@ func testOlderConnections(t *testing.T, redirect string) {
 	for name, onEnrol := range pods {
 		l.apply(strings.NewReplacer("NAME", name, "ON-ENROL", onEnrol).Replace(outsider))
 	}
-	l.must("wait")
+	l.must("wait", "--timeout", "110s")
 	server := l.ip("server") + ":9000"
-	ends := map[string]chan result{}
+	held := map[string]*held{}
 	for name := range pods {
-		endc := make(chan result, 1)
-		ends[name] = endc
-		go func() {
-			endc <- l.try("", "exec", "-n", "shop", name, "--", "ambit-sample", "hold", "-n", "3", "-for", "12s", server)
-		}()
+		held[name] = l.hold("-n", "shop", name, "--", "ambit-sample", "hold", "-n", "3", "-for", "10m", server)
 	}
 	for name := range pods {
 		l.until("connections of "+name, func() (bool, string) {
@@ -77,7 +73,7 @@ func testOlderConnections(t *testing.T, redirect string) {
 		}
 	}
 	for name, want := range map[string]string{"keep": `"kept":3`, "reset": `"kept":0`, "drain": `"kept":0`} {
-		if r := <-ends[name]; !strings.Contains(r.out, `"open":3`) || !strings.Contains(r.out, want) {
+		if r := held[name].end(); !strings.Contains(r.out, `"open":3`) || !strings.Contains(r.out, want) {
 			t.Errorf("%s: %q %s, want %s", name, r.out, r.err, want)
 		}
 	}

@@ -14,6 +14,11 @@ import (
 	"time"
 )
 
+// The main thread is the main goroutine's for good. A test's goroutine that has locked its thread and ends takes the
+// thread with it, and whatever namespace or cgroup that was in. The main thread alone does not end: it would stay there,
+// and with it /proc/self, which is its.
+var _ = func() struct{} { runtime.LockOSThread(); return struct{}{} }()
+
 // grace is how long what is ending may take to end. It is waited for only when something is still there.
 const grace = 30 * time.Second
 

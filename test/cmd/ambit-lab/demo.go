@@ -16,7 +16,7 @@ func demo(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	if o.name == "default" {
 		o.name = "demo"
 	}
-	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Minute)
 	defer cancel()
 	s := &story{stopc: ctx.Done(), name: o.name, out: stdout, began: time.Now()}
 	s.chapter("Prerequisites")
@@ -220,7 +220,7 @@ func (s *story) revoke() {
 
 func (s *story) rotate() {
 	s.chapter("Certificates are renewed at half of their life, under load")
-	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "30", "http://echo/[1-1000000]")
+	load := s.calling("client", "http://echo/")
 	defer load.stop()
 	served := func(n int) bool {
 		return s.until(patience, func() (bool, string) { return load.lines() >= n, "" })

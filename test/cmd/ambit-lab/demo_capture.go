@@ -44,9 +44,9 @@ func (s *story) hooks(table string) {
 func (s *story) starts() {
 	all := s.background("capture", "-o", "json")
 	s.line("$ ambit-lab capture      (every connection that begins, on every interface of the lab; and meanwhile:)")
-	for deadline := time.Now().Add(5 * time.Second); all.lines() == 0 && time.Now().Before(deadline) && !all.wait(10*time.Millisecond); {
+	for deadline := time.Now().Add(patience); all.lines() == 0 && time.Now().Before(deadline) && !all.wait(10*time.Millisecond); {
 	}
-	s.run("exec", "stranger", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://echo/hello")
+	s.run("exec", "stranger", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "http://echo/hello")
 	all.stop()
 	var seen struct {
 		Watched int

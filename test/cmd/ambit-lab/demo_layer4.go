@@ -66,15 +66,23 @@ func (s *story) names() {
 	s.check(ok, "the headless Service has the addresses of its pods: %s", strings.Join(pods, " "))
 	one := s.dig("web-1.web")
 	s.check(len(one) >= 1 && len(one) < len(pods), "and each pod of a StatefulSet its own name: web-1.web is %s", strings.Join(one, " "))
-	vip := s.dig("api.vendor.example")
-	s.check(len(vip) > 0 && (strings.HasPrefix(vip[0], "240.240.") || strings.HasPrefix(vip[len(vip)-1], "240.240.")), "the ServiceEntry was given an address of its own: %s", strings.Join(vip, " "))
-	got := s.run("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "http://api.vendor.example/")
+	var vip []string
+	given := s.until(patience, func() (bool, string) {
+		vip = strings.Fields(s.quiet("exec", "client", "--", "ambit-sample", "lookup", "api.vendor.example").out)
+		return len(vip) > 0 && (strings.HasPrefix(vip[0], "240.240.") || strings.HasPrefix(vip[len(vip)-1], "240.240.")), ""
+	})
+	s.check(given, "the ServiceEntry was given an address of its own: %s", strings.Join(vip, " "))
+	var got result
+	s.until(patience, func() (bool, string) { // its endpoints may come a moment after its name
+		got = s.quiet("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "30", "http://api.vendor.example/")
+		return got.out == "200", "curl http://api.vendor.example/ " + got.err
+	})
 	s.check(got.out == "200", "and a call to it is served: status %s", got.out)
 }
 
 func (s *story) failover() {
 	s.chapter("An endpoint dies, and its callers do not notice")
-	calls := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "30", "http://shop/[1-1000000]")
+	calls := s.calling("client", "http://shop/")
 	defer calls.stop()
 	served := func(n int) bool {
 		return s.until(patience, func() (bool, string) { return calls.lines() >= n, "" })
@@ -118,7 +126,7 @@ func (s *story) refusals() {
 
 func (s *story) roots() {
 	s.chapter("Another root certificate, while everything runs")
-	load := s.background("exec", "client", "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{http_code}\n", "--max-time", "30", "http://echo/[1-1000000]")
+	load := s.calling("client", "http://echo/")
 	defer load.stop()
 	ca := func(verb string, more ...string) result {
 		return s.quiet(append([]string{"exec", "node-1", "--", "ambitd", "ca", verb, "--state-dir", ambitdState}, more...)...)

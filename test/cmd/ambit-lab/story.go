@@ -316,7 +316,7 @@ type sniffer struct{ b *background }
 // sniff captures on an interface of a pod or node until it is stopped.
 func (s *story) sniff(where, link string) sniffer {
 	b := s.background("exec", where, "--", "ambit-sample", "sniff", link, marker)
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(patience)
 	for b.lines() == 0 && time.Now().Before(deadline) && !b.wait(10*time.Millisecond) {
 	}
 	return sniffer{b}
@@ -327,6 +327,13 @@ func (n sniffer) stop() sniffed {
 	var seen sniffed
 	_ = json.Unmarshal([]byte(n.b.last()), &seen) // nothing seen fails the checks
 	return seen
+}
+
+// calling makes calls of a pod one after the other, each over a connection of its
+// own, until it is stopped; calls reads what came of them. A status goes to standard
+// error because there curl writes it at once, and to a pipe a thousand at a time.
+func (s *story) calling(pod, url string) *background {
+	return s.background("exec", pod, "--", "curl", "-sS", "-o", "/dev/null", "-H", "Connection: close", "-w", "%{stderr}%{http_code}\n", "--max-time", "30", url+"[1-1000000]")
 }
 
 // background is a command that runs beside the story.
@@ -417,7 +424,7 @@ func (b *background) stop() {
 	if err := b.cmd.Process.Signal(syscall.SIGINT); errors.Is(err, os.ErrProcessDone) {
 		return
 	}
-	if !b.wait(5 * time.Second) {
+	if !b.wait(patience) { // what it says last is what it was for
 		_ = b.cmd.Process.Kill() // it did not listen
 		<-b.donec
 	}

@@ -46,7 +46,8 @@ func sniff(ctx context.Context, args []string, out io.Writer) error {
 	}
 	all := binary.BigEndian.Uint16([]byte{0, unix.ETH_P_ALL})
 	all = all<<8 | all>>8 // network byte order
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(all))
+	// Without a protocol it receives nothing, of no interface, until it is bound to one.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open packet socket: %w", err)
 	}

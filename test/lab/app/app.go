@@ -60,6 +60,7 @@ type App struct {
 
 	mu     sync.Mutex
 	fault  error         // why the lab ended or cannot become ready; guarded by mu
+	rules  string        // the service translation that every node has; guarded by mu
 	faultc chan struct{} // closed with fault
 	readyc chan struct{} // closed when the lab is ready
 }
@@ -291,6 +292,9 @@ func (a *App) translate(ctx context.Context) error {
 				return err
 			}
 		}
+		a.mu.Lock()
+		a.rules = last
+		a.mu.Unlock()
 	}
 }
 

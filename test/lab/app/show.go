@@ -20,6 +20,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/test/lab/cluster"
 	"github.com/ambit-mesh/ambit/test/lab/controller"
+	"github.com/ambit-mesh/ambit/test/lab/fabric"
 	"github.com/ambit-mesh/ambit/test/lab/kubelet"
 	"github.com/ambit-mesh/ambit/test/lab/mesh"
 )
@@ -229,9 +230,9 @@ func (c *call) wait(ctx context.Context) (int, error) {
 	for {
 		waiting := c.app.waiting(ns)
 		var again <-chan time.Time
-		if len(waiting) == 0 && c.app.mesh != nil {
-			// What proxies know is nothing that the store tells.
-			waiting, again = c.app.mesh.Unaware(ctx, ns), time.After(20*time.Millisecond)
+		if len(waiting) == 0 {
+			// What nodes translate and proxies know is nothing that the store tells.
+			waiting, again = c.app.unsettled(ctx, ns), time.After(20*time.Millisecond)
 		}
 		if len(waiting) == 0 {
 			return 0, nil
@@ -243,6 +244,22 @@ func (c *call) wait(ctx context.Context) (int, error) {
 			return 1, fmt.Errorf("not ready after %s:\n  %s", timeout, strings.Join(waiting, "\n  "))
 		}
 	}
+}
+
+// unsettled says what pods that are ready cannot be called by yet: a call by the name
+// of a service is to be answered when `wait` returns.
+func (a *App) unsettled(ctx context.Context, ns string) []string {
+	out := controller.Behind(a.store, ns)
+	want := fabric.Ruleset(controller.VIPs(a.store))
+	a.mu.Lock()
+	if a.rules != want {
+		out = append(out, "nodes do not translate all addresses of services yet")
+	}
+	a.mu.Unlock()
+	if len(out) == 0 && a.mesh != nil {
+		out = a.mesh.Unaware(ctx, ns)
+	}
+	return out
 }
 
 // waiting says which pods are not as declared yet, and why.

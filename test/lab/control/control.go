@@ -254,13 +254,15 @@ func Do(ctx context.Context, name string, r Request, files []*os.File, stdout, s
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
+	sigc := make(chan os.Signal, 8)
+	if len(files) > 0 { // before there is a command that might be signalled
+		signal.Notify(sigc, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+		defer signal.Stop(sigc)
+	}
 	if err := writeRequest(c, r, files); err != nil {
 		return 1, err
 	}
 	if len(files) > 0 {
-		sigc := make(chan os.Signal, 8)
-		signal.Notify(sigc, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-		defer signal.Stop(sigc)
 		donec := make(chan struct{})
 		defer close(donec)
 		go forward(c, sigc, donec)

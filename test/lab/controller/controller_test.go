@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/test/lab/cluster"
 )
@@ -134,6 +135,49 @@ func TestServiceGetsAddressesAndEndpoints(t *testing.T) {
 	}
 	if vips := VIPs(w.store); len(vips) != 2 || len(vips[0].Backends) != 2 || vips[0].Port != 80 {
 		t.Errorf("translated: %+v", vips)
+	}
+}
+
+// What has changed and is not reconciled yet is named, and nothing is when it is.
+func TestBehind(t *testing.T) {
+	w := newWorld(t, `
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec: {containers: [{name: c, image: echo}]}
+`)
+	check := func(what string, want int) {
+		t.Helper()
+		if got := Behind(w.store, "default"); len(got) != want {
+			t.Errorf("%s: %q, want %d", what, got, want)
+		}
+	}
+	check("settled", 0)
+	change := func(f func(*corev1.Pod)) {
+		t.Helper()
+		if err := cluster.Update(w.store, "default", "web", func(p *corev1.Pod) bool { f(p); return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(func(p *corev1.Pod) { setCondition(p, corev1.PodReady, corev1.ConditionFalse, "", "") })
+	check("a pod is not ready any more", 1)
+	w.settle()
+	check("reconciled", 0)
+	change(func(p *corev1.Pod) { p.Labels = nil })
+	check("a pod left the service", 1)
+	w.settle()
+	check("reconciled", 0)
+	if err := w.store.Put(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "fresh"}}); err != nil {
+		t.Fatal(err)
+	}
+	check("a service has no address", 1)
+	if got := Behind(w.store, "elsewhere"); len(got) != 0 {
+		t.Errorf("another namespace: %q", got)
 	}
 }
 

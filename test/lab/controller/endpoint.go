@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -19,13 +20,55 @@ import (
 // endpoints writes the EndpointSlices of Services with a selector.
 func (c *Controller) endpoints() error {
 	var errs []error
+	eachService(c.Store, "", func(s *corev1.Service, want map[string]*discoveryv1.EndpointSlice) {
+		for _, e := range cluster.List[*discoveryv1.EndpointSlice](c.Store, s.Namespace) {
+			if metav1.IsControlledBy(e, s) && want[e.Name] == nil {
+				errs = append(errs, c.Store.Delete(cluster.KeyOf(e)))
+			}
+		}
+		for _, e := range want {
+			errs = append(errs, c.Store.Put(e))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// Behind names the Services of a namespace ("" is all) that have no address yet, or
+// EndpointSlices that are not those of the pods as they are.
+func Behind(store *cluster.Store, namespace string) (out []string) {
+	for _, s := range cluster.List[*corev1.Service](store, namespace) {
+		if s.Spec.Type != corev1.ServiceTypeExternalName && len(s.Spec.ClusterIPs) == 0 {
+			out = append(out, fmt.Sprintf("service %s/%s: has no address yet", s.Namespace, s.Name))
+		}
+	}
+	eachService(store, namespace, func(s *corev1.Service, want map[string]*discoveryv1.EndpointSlice) {
+		for _, e := range cluster.List[*discoveryv1.EndpointSlice](store, s.Namespace) {
+			if !metav1.IsControlledBy(e, s) {
+				continue
+			}
+			if w := want[e.Name]; w != nil && reflect.DeepEqual(e.Endpoints, w.Endpoints) {
+				delete(want, e.Name)
+			} else {
+				want[e.Name] = e
+			}
+		}
+		if len(want) > 0 {
+			out = append(out, fmt.Sprintf("service %s/%s: its endpoints are not those of the pods yet", s.Namespace, s.Name))
+		}
+	})
+	return out
+}
+
+// eachService calls f with each Service that has a selector, and the EndpointSlices
+// that it ought to have, by name.
+func eachService(store *cluster.Store, namespace string, f func(s *corev1.Service, want map[string]*discoveryv1.EndpointSlice)) {
 	pods := map[string][]*corev1.Pod{}
-	for _, p := range cluster.List[*corev1.Pod](c.Store, "") {
+	for _, p := range cluster.List[*corev1.Pod](store, namespace) {
 		if len(p.Status.PodIPs) > 0 && p.Status.Phase != corev1.PodFailed && p.Status.Phase != corev1.PodSucceeded {
 			pods[p.Namespace] = append(pods[p.Namespace], p)
 		}
 	}
-	for _, s := range cluster.List[*corev1.Service](c.Store, "") {
+	for _, s := range cluster.List[*corev1.Service](store, namespace) {
 		if len(s.Spec.Selector) == 0 || len(s.Spec.IPFamilies) == 0 {
 			continue
 		}
@@ -37,16 +80,8 @@ func (c *Controller) endpoints() error {
 				}
 			}
 		}
-		for _, e := range cluster.List[*discoveryv1.EndpointSlice](c.Store, s.Namespace) {
-			if metav1.IsControlledBy(e, s) && want[e.Name] == nil {
-				errs = append(errs, c.Store.Delete(cluster.KeyOf(e)))
-			}
-		}
-		for _, e := range want {
-			errs = append(errs, c.Store.Put(e))
-		}
+		f(s, want)
 	}
-	return errors.Join(errs...)
 }
 
 // addEndpoint puts a pod into the slice of its family and ports: a named target

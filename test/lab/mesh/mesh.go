@@ -256,8 +256,9 @@ func ignoreEnd(ctx context.Context, err error) error {
 // Ready is closed when everything was ready once.
 func (m *Mesh) Ready() <-chan struct{} { return m.readyc }
 
-// readyTimeout is long: the first start reads programs from a cold disk.
-const readyTimeout = 45 * time.Second
+// readyTimeout is long: the first start reads programs from a cold disk, and a test
+// shares the machine with others.
+const readyTimeout = 100 * time.Second
 
 // Await waits until a component is ready.
 func (m *Mesh) Await(ctx context.Context, c *Component) error {
@@ -466,7 +467,7 @@ func (p Problem) String() string {
 
 // client talks to a component in its own network.
 func (c *Component) client() *http.Client {
-	return &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return c.Machine.NS.Dial(ctx, &net.Dialer{}, network, addr)
 		}}}

@@ -119,7 +119,7 @@ func Sweep(name string) error {
 }
 
 // sweepPatience is how long the processes of a lab that ends may take.
-const sweepPatience = 3 * time.Second
+const sweepPatience = 20 * time.Second
 
 // SweepMain is Sweep's second run, with mounts of its own: whether and where the
 // machine has the hierarchy mounted does not matter.
