@@ -233,7 +233,7 @@ func dial(to netip.AddrPort) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	tv := unix.Timeval{Sec: 3}
+	tv := unix.Timeval{Sec: 20} // what only a failure reaches
 	if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv),
 		unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})); err != nil {

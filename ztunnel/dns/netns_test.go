@@ -487,7 +487,7 @@ func testNeighboursAreAskedDirectly(t *testing.T, l *lab) {
 				return err
 			}
 			to := &unix.SockaddrInet6{Port: 53, ZoneId: uint32(eth0.Index), Addr: ip("fe80::a:1").As16()}
-			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}); err != nil {
+			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}); err != nil {
 				return err
 			}
 			if !connected {
@@ -625,7 +625,7 @@ func testDig(t *testing.T, l *lab) {
 		{"+nocookie +noedns big.test TXT", bigAnswer}, // truncated, and asked again over TCP
 		{"+keepopen +tcp who.test TXT web.shop.svc.cluster.local A who.test TXT", "\"first\" \"tcp\" \"10.8.0.2\"\n\"first\" \"tcp\" \"10.8.0.2\"\n10.96.0.1"},
 	} {
-		args := append([]string{"@10.9.0.1", "+short", "+tries=1", "+time=8"}, strings.Fields(tc.args)...)
+		args := append([]string{"@10.9.0.1", "+short", "+tries=1", "+time=30"}, strings.Fields(tc.args)...)
 		cmd := exec.CommandContext(t.Context(), dig, args...)
 		if l.apps != nil {
 			join := `echo $$ > "$0" && exec "$@"`
