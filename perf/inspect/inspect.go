@@ -126,8 +126,10 @@ func dialIn(ctx context.Context, pid int, network, addr string) (net.Conn, error
 
 // Client asks.
 type Client struct {
+	writing sync.Mutex // a question at a time; taken before mu, which answers need
+	to      io.Writer  // guarded by writing
+
 	mu      sync.Mutex
-	to      io.Writer           // guarded by mu
 	waiting map[int]chan answer // guarded by mu
 	last    int                 // guarded by mu
 	ended   error               // guarded by mu
@@ -181,22 +183,36 @@ func (c *Client) Get(ctx context.Context, pid int, url string) ([]byte, error) {
 }
 
 func (c *Client) ask(pid int, url string) (<-chan answer, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended != nil {
-		return nil, c.ended
-	}
-	c.last++
-	b, err := json.Marshal(question{c.last, pid, url})
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	ch := make(chan answer, 1)
+	id, err := c.expect(ch)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.to.Write(append(b, '\n')); err != nil {
+	b, err := json.Marshal(question{id, pid, url})
+	if err == nil {
+		_, err = c.to.Write(append(b, '\n'))
+	}
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.waiting, id)
 		return nil, fmt.Errorf("ask process %d: %w", pid, err)
 	}
-	ch := make(chan answer, 1)
-	c.waiting[c.last] = ch
 	return ch, nil
+}
+
+// expect numbers a question whose answer goes to ch.
+func (c *Client) expect(ch chan answer) (id int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended != nil {
+		return 0, c.ended
+	}
+	c.last++
+	c.waiting[c.last] = ch
+	return c.last, nil
 }
 
 // Heap is the Go heap in use of a process, by its metrics; ok is false where it

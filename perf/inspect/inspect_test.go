@@ -69,6 +69,42 @@ func TestGetFails(t *testing.T) {
 	}
 }
 
+// The other end may not take a question before its answers have been taken.
+func TestAskingWaitsForNoAnswer(t *testing.T) {
+	questions, to := io.Pipe()
+	answers, from := io.Pipe()
+	defer from.Close()
+	c := NewClient(to, bufio.NewReader(answers))
+	const n = 3
+	var live sync.WaitGroup
+	for range n {
+		live.Go(func() {
+			if b, err := c.Get(t.Context(), 1, "http://x"); err != nil || string(b) != "page" {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
+	// It answers the first before it has read the second, and so on.
+	dec, enc := json.NewDecoder(oneByOne{questions}), json.NewEncoder(from)
+	for range n {
+		var q question
+		if err := dec.Decode(&q); err != nil {
+			t.Fatal(err)
+		}
+		if err := enc.Encode(answer{ID: q.ID, Body: []byte("page")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, questions) }() // the end of the last line; until the test closes it
+	live.Wait()
+	_ = to.Close()
+}
+
+// oneByOne reads no more than a byte at a time, as who does not look ahead.
+type oneByOne struct{ r io.Reader }
+
+func (o oneByOne) Read(b []byte) (int, error) { return o.r.Read(b[:1]) }
+
 func TestProfile(t *testing.T) {
 	c := answering(t, func(q question) answer {
 		if strings.Contains(q.URL, "block") {

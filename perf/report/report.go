@@ -296,7 +296,7 @@ func besides() []Metric {
 		{MetricEffect, "effect p50 ms", -1, figureOf(load.FigureEffect)},
 		{"effects", "effect longest ms", -1, figureOf(load.FigureEffects)},
 		{"missed", "without effect", -1, figureOf(load.FigureMissed)},
-		{MetricAgainst, "against it later", -1, figureOf(load.FigureAgainst)},
+		{MetricAgainst, "connections against it later", -1, figureOf(load.FigureAgainst)},
 		{"others", "beside, per s", 0, figureOf(load.FigureOthers)},
 		{"changes", "changes/s", 0, figureOf(load.FigureChanges)},
 		{MetricPushes, "pushes/s", -1, figureOf(load.FigurePushes)},
@@ -556,11 +556,11 @@ type Pair struct{ Subject, Other Row }
 func (g Group) Pairs() []Pair {
 	var out []Pair
 	for _, s := range g.Rows {
-		if !slices.Contains(subjects, s.Mode) {
+		if !slices.Contains(subjects, s.Mode) || len(s.Runs) == 0 {
 			continue
 		}
 		for _, o := range g.Rows {
-			if o.Mode != s.Mode && !slices.Contains(subjects, o.Mode) {
+			if o.Mode != s.Mode && !slices.Contains(subjects, o.Mode) && len(o.Runs) > 0 {
 				out = append(out, Pair{s, o})
 			}
 		}
