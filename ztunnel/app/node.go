@@ -330,10 +330,14 @@ func (n *node) serverTLS(ctx context.Context, self func(context.Context) (*mesh.
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.certs.Get(ctx, w.Identity); err != nil {
+	c, err := n.certs.Get(ctx, w.Identity)
+	if err != nil {
 		return nil, err
 	}
-	return n.certs.ServerConfig(w.Identity), nil
+	// It is at hand, so that no handshake lets others pass in order to ask for it.
+	cfg := n.certs.ServerConfig(w.Identity).Clone()
+	cfg.GetCertificate, cfg.Certificates = nil, []tls.Certificate{c.TLS}
+	return cfg, nil
 }
 
 // refused records a tunnel that never came to carry a stream. A peer that

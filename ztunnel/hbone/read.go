@@ -26,6 +26,7 @@ type reader struct {
 
 	sawPreface int // bytes of the client's preface seen, on servers
 	gotFirst   bool
+	held       bool // SETTINGS or an answer to them are queued, and nobody sends them yet
 
 	head    [frameHeaderLen]byte
 	headLen int
@@ -74,6 +75,10 @@ func (r *reader) loop() error {
 		if !r.t.rc.Buffered() {
 			r.wakeStreams()
 			r.blk = nil
+			if r.held {
+				r.held = false
+				r.t.w.flushHeld()
+			}
 			if err := r.t.rc.Fill(); err != nil { // an idle tunnel holds no block
 				return r.transportError(err)
 			}
@@ -296,10 +301,12 @@ func (r *reader) flood() error {
 	return nil
 }
 
+var errNotRead = connFault(CodeCalm, "peer sends and does not read")
+
 // control queues an answer of ours.
 func (r *reader) control(frame []byte) error {
 	if !r.t.w.sendControl(frame) {
-		return connFault(CodeCalm, "peer sends and does not read")
+		return errNotRead
 	}
 	return nil
 }

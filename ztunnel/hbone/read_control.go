@@ -23,7 +23,11 @@ func (r *reader) onSettings(h frameHeader, p []byte) error {
 		r.gotFirst = true
 		r.t.firstSettings()
 	}
-	return r.control(appendFrameHeader(nil, 0, frameSettings, flagAck, 0))
+	if !r.t.w.holdControl(appendFrameHeader(nil, 0, frameSettings, flagAck, 0)) {
+		return errNotRead
+	}
+	r.held = true
+	return nil
 }
 
 func (r *reader) applySetting(id settingID, v uint32) error {

@@ -97,8 +97,10 @@ func handshake(ctx context.Context, c net.Conn, cfg *tls.Config, ambit, client b
 	if client {
 		t = tls.Client(g, cfg)
 	}
-	if err := turn.take(); err != nil {
-		return nil, nil, err
+	if client { // a server waits for its peer first
+		if err := turn.take(); err != nil {
+			return nil, nil, err
+		}
 	}
 	defer turn.give()
 	g.turn = turn
@@ -274,10 +276,16 @@ func (g *gatherConn) more() error {
 }
 
 func (g *gatherConn) readMore() error {
-	if g.turn != nil {
+	switch {
+	case g.turn == nil:
+		return g.readOne()
+	case g.raw == nil:
 		return g.turn.without(g.readOne)
 	}
-	return g.readOne()
+	if err := g.readOne(); err != nil { // which gives the turn up if it has to wait
+		return err
+	}
+	return g.turn.take()
 }
 
 func (g *gatherConn) readOne() error {
@@ -338,6 +346,9 @@ func (g *gatherConn) readOnce(fd uintptr) bool {
 		case err == unix.EAGAIN:
 			g.giveBack()
 			g.reads.rested()
+			if g.turn != nil {
+				g.turn.give()
+			}
 			return false
 		case err != nil:
 			g.readErr = &net.OpError{Op: "read", Net: "tcp", Source: g.LocalAddr(), Addr: g.RemoteAddr(), Err: err}

@@ -135,7 +135,8 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 // hello queues our preface: SETTINGS, and the connection window, which SETTINGS cannot carry
-// (https://www.rfc-editor.org/rfc/rfc9113#section-6.9.2).
+// (https://www.rfc-editor.org/rfc/rfc9113#section-6.9.2). The reader sends it before it waits, so that it leaves with
+// the answer to the peer's, where that has come already.
 func (t *tunnel) hello(maxStreams, maxHeader int) {
 	var b []byte
 	ss := []setting{
@@ -156,7 +157,8 @@ func (t *tunnel) hello(maxStreams, maxHeader int) {
 		b = appendWindowUpdate(b, 0, more)
 	}
 	t.pingAt.Store(t.clock().UnixNano()) // its acknowledgement is the first round trip
-	t.w.sendControl(b)
+	t.w.holdControl(b)
+	t.in.held = true
 }
 
 // opened tells who asked of the tunnel.

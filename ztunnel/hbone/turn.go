@@ -19,6 +19,9 @@ type turn struct {
 }
 
 func (t *turn) take() error {
+	if t.held {
+		return nil
+	}
 	if err := t.account.Acquire(t.ctx, ledger.Turns, 1); err != nil {
 		return err
 	}

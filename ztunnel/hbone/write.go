@@ -131,6 +131,19 @@ func (w *writer) appendBlockLocked(b *block, n int) {
 func (w *writer) sendControl(frame []byte) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	ok := w.controlLocked(frame)
+	w.attendLocked()
+	return ok
+}
+
+// holdControl is sendControl for a caller that will flush soon, or anybody before.
+func (w *writer) holdControl(frame []byte) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.controlLocked(frame)
+}
+
+func (w *writer) controlLocked(frame []byte) bool {
 	if w.closed != nil {
 		return true
 	}
@@ -139,8 +152,14 @@ func (w *writer) sendControl(frame []byte) bool {
 	}
 	w.control += len(frame)
 	w.packLocked(frame)
-	w.attendLocked()
 	return true
+}
+
+// flushHeld sends what was held, without waiting.
+func (w *writer) flushHeld() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.flushLocked()
 }
 
 // sendLast queues the tunnel's last frame, whatever has piled up before it.
