@@ -20,7 +20,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -58,11 +57,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelCo
 	if n, err := boot.RaiseNoFile(); err != nil {
 		log.Warn("open files stay limited", "limit", n, "error", err.Error())
 	}
-	if os.Getenv("GOMEMLIMIT") == "" { // who sets one means it
-		if limit := reclaim.SetLimit(); limit > 0 {
-			log.Info("memory is limited by the container", "limit", limit)
-		}
-	}
+	limit := reclaim.ReadLimit()
+	limitRuntime(limit)
 	if cfg.Workers > 0 && cfg.Workers != runtime.GOMAXPROCS(0) {
 		runtime.GOMAXPROCS(cfg.Workers)
 	}
@@ -75,6 +71,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, levels *boot.LevelCo
 	a, err := newApp(cfg, log, reg)
 	if err != nil {
 		return err
+	}
+	if a.limit = limit; limit > 0 {
+		a.limitMemory(limit)
 	}
 	return a.run(ctx, levels, reg)
 }
@@ -90,7 +89,8 @@ type app struct {
 	gate  *gate
 	pacer *pace.Pacer // nil: the number of processors stays
 
-	statsPort uint16 // set before anything is served
+	limit     reclaim.Limit // of the container at the start
+	statsPort uint16        // set before anything is served
 
 	static  *store.View // what LOCAL_XDS described, nil if nothing
 	xdsTLS  func() (*tls.Config, error)
@@ -188,6 +188,9 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 		g.Go("processors", a.pacer.Run)
 	}
 	g.Go("memory", reclaim.New(boot.Scoped(a.log, "memory")).Run)
+	if a.limit > 0 {
+		g.Go("memory limit", func(ctx context.Context) error { return reclaim.Follow(ctx, a.limit, reclaim.ReadLimit, a.limitMemory) })
+	}
 	g.Go("certificates", a.node.certs.Run)
 	if w, ok := a.ca.(cert.TrustWatcher); ok {
 		g.Go("trust", func(ctx context.Context) error { return a.node.certs.FollowTrust(ctx, w) })

@@ -121,6 +121,17 @@ func (l *Ledger) Accounts() int {
 	return len(l.pods)
 }
 
+// SetLimit changes how much of r the node has, at most; zero is no limit. What is held beyond that stays with who holds it.
+func (l *Ledger) SetLimit(r Resource, limit int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := &l.pools[r]
+	p.mu.Lock()
+	p.limit = limit
+	p.mu.Unlock()
+	l.resizeLocked(nil)
+}
+
 // Close gives the account back. What it still holds stays counted until released.
 func (a *Account) Close() {
 	if a == nil {

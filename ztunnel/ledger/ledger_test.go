@@ -40,6 +40,36 @@ func TestReserveIsToBeHadAtOnce(t *testing.T) {
 	}
 }
 
+// A limit that changes counts for what comes: who waits gets what there is now, and nobody loses what it has.
+func TestLimitChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(limits(10))
+		a, b := l.Pod("a"), l.Pod("b")
+		if !a.TryAcquire(Streams, 7) {
+			t.Fatal("7 of 10 are not to be had")
+		}
+		l.SetLimit(Streams, 4)
+		if a.InUse(Streams) != 7 || b.TryAcquire(Streams, 1) {
+			t.Error("more is granted than there is now")
+		}
+		a.Release(Streams, 4)
+		if !b.TryAcquire(Streams, 1) || b.TryAcquire(Streams, 1) {
+			t.Error("of the lower limit one was left")
+		}
+		donec := make(chan error, 1)
+		go func() { donec <- b.Acquire(t.Context(), Streams, 1) }()
+		synctest.Wait()
+		l.SetLimit(Streams, 20)
+		if err := <-donec; err != nil || b.InUse(Streams) != 2 {
+			t.Errorf("%v, %d held after the limit was raised", err, b.InUse(Streams))
+		}
+		l.SetLimit(Streams, 0)
+		if !a.TryAcquire(Streams, 1000) {
+			t.Error("no limit is one")
+		}
+	})
+}
+
 // A pod that waits for a thousand units gets them in turn with one that waits for a single one.
 func TestWaitersOfOnePodDoNotDelayAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -13,12 +13,12 @@ import (
 //	lent    = inUse − covered
 //	lent   <= limit − Σ reserve
 //
-// Invariant: inUse = Σ held <= limit (limit > 0). A waiter waits only because its units are not to be had, or because
+// Invariant: inUse = Σ held <= limit (limit > 0), unless that has been lowered since. A waiter waits only because its units are not to be had, or because
 // one that is to go first waits. When an account opens while everything is lent, reserves shrink and more is lent than
 // may be; the new one then waits for the first units to come back.
 type pool struct {
 	mu       sync.Mutex
-	limit    int64 // 0: unlimited; immutable
+	limit    int64 // 0: unlimited
 	accounts int64
 	reserve  int64 // of each open account
 	inUse    int64

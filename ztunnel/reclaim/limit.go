@@ -1,33 +1,77 @@
 package reclaim
 
 import (
+	"context"
 	"math"
 	"os"
 	"path"
-	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// share of the container's limit that the runtime may use; the rest is for the program's own pages and the kernel's.
-const share = 0.9
+// What of a limit is whose. A container's memory is also the kernel's for it: sockets, and what lies in them. So a part is
+// left for those, and there are no more connections than fit: each that is refused is one, and being killed is all.
+const (
+	runtimeShare = 0.65
+	// base is a proxy's without connections that knows a few thousand workloads.
+	base = 32 << 20
+	// perConnection is one that talks: the proxy's and the kernel's, of both sides. A passthrough connection takes a
+	// connection, one in a tunnel a stream; each bound is half of what fits.
+	perConnection = 16 << 10
+	// fewest are the connections that a limit too low for any has all the same.
+	fewest = 256
+	// lookAgain is how long it takes to see that the limit is another: it may be changed while the container runs.
+	// https://kubernetes.io/docs/tasks/configure-pod-container/resize-container-resources/
+	lookAgain = 30 * time.Second
+)
 
-// SetLimit keeps the runtime below the memory limit of the process's control group and returns what it has set, 0 where
-// there is no limit. Near it, collecting more often is better than being killed.
-func SetLimit() uint64 {
-	limit := groupLimit(func(name string) string {
+// Limit is how much memory the container may use, in bytes; 0 is no limit.
+type Limit uint64
+
+// Runtime is what of it the Go runtime may use: near that, collecting more often is better than being killed.
+func (l Limit) Runtime() int64 {
+	if l == 0 {
+		return math.MaxInt64
+	}
+	return int64(float64(l) * runtimeShare)
+}
+
+// Connections are as many as fit, at most as many as there may be without a limit.
+func (l Limit) Connections(most int64) int64 {
+	if l == 0 {
+		return most
+	}
+	return min(most, max(fewest, (int64(l)-base)/perConnection))
+}
+
+// ReadLimit finds the limit of the process's control group.
+func ReadLimit() Limit {
+	return groupLimit(func(name string) string {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			return "" // another version of control groups, or none
 		}
 		return string(b)
 	})
-	if limit == 0 {
-		return 0
+}
+
+// Follow calls changed whenever read finds another limit than was, until ctx ends. That the file cannot be read for once
+// is no reason to take all there is.
+func Follow(ctx context.Context, was Limit, read func() Limit, changed func(Limit)) error {
+	t := time.NewTicker(lookAgain)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if now := read(); now != was && now != 0 {
+			was = now
+			changed(now)
+		}
 	}
-	limit = uint64(float64(limit) * share)
-	debug.SetMemoryLimit(int64(limit))
-	return limit
 }
 
 const root = "/sys/fs/cgroup"
@@ -36,7 +80,7 @@ const root = "/sys/fs/cgroup"
 // path may be the host's, of which only the end or nothing is mounted; the container's own group is the root then.
 //
 // https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroups(7)
-func groupLimit(read func(name string) string) uint64 {
+func groupLimit(read func(name string) string) Limit {
 	least := uint64(math.MaxUint64)
 	for line := range strings.Lines(read("/proc/self/cgroup")) {
 		_, rest, ok := strings.Cut(strings.TrimSpace(line), ":")
@@ -63,5 +107,5 @@ func groupLimit(read func(name string) string) uint64 {
 	if least > most {
 		return 0
 	}
-	return least
+	return Limit(least)
 }

@@ -127,7 +127,7 @@ func TestGroupLimit(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		files map[string]string
-		want  uint64
+		want  Limit
 	}{
 		{"no groups", nil, 0},
 		{"version 2, of a container", map[string]string{"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/memory.max": "268435456\n"}, 256 << 20},

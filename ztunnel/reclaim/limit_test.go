@@ -1,0 +1,53 @@
+package reclaim
+
+import (
+	"context"
+	"math"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// What the runtime and the connections may have leaves room for the kernel's part in all limits.
+func TestShares(t *testing.T) {
+	const most = 1 << 18
+	for _, tt := range []struct {
+		limit       Limit
+		runtime     int64
+		connections int64
+	}{
+		{0, math.MaxInt64, most},
+		{1, 0, fewest},
+		{16 << 20, 10905190, fewest},
+		{64 << 20, 43620761, 2048},
+		{256 << 20, 174483046, 14336},
+		{1 << 40, 714682558054, most},
+	} {
+		if r, c := tt.limit.Runtime(), tt.limit.Connections(most); r != tt.runtime || c != tt.connections {
+			t.Errorf("%d: %d of the runtime and %d connections, want %d and %d", tt.limit, r, c, tt.runtime, tt.connections)
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		donec := make(chan error)
+		var now atomic.Uint64
+		var got []Limit
+		go func() {
+			donec <- Follow(ctx, 100, func() Limit { return Limit(now.Load()) }, func(l Limit) { got = append(got, l) })
+		}()
+		for _, l := range []Limit{100, 200, 200, 0, 200, 50} { // 0: it could not be read
+			now.Store(uint64(l))
+			time.Sleep(lookAgain)
+			synctest.Wait()
+		}
+		cancel()
+		if err := <-donec; err != nil || !slices.Equal(got, []Limit{200, 50}) {
+			t.Errorf("%v, %v", got, err)
+		}
+	})
+}
