@@ -149,10 +149,11 @@ func (s *Stock) expireLocked(h *shelf) {
 
 // Dial connects a socket from src, or from what the kernel chooses if it is not
 // valid, to dst, within limit. Where the other end is in the same
-// namespace the kernel has connected before the call returns, and nobody waits.
-// Options that only this connection has are set by control; nil: none. Keepalive is
-// what the net package sets.
-func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration, control func(fd int) error) (*net.TCPConn, error) {
+// namespace the kernel has connected before the call returns, and nobody waits: the
+// connection is a *Conn then, and a *net.TCPConn otherwise.
+// Options that only this connection has are set by control; nil: none. All others,
+// keepalive among them, are what prepare has set.
+func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration, control func(fd int) error) (net.Conn, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	fd, err := s.take(dst.Addr().Is6())
 	if err != nil {
@@ -164,11 +165,11 @@ func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Du
 		return nil, dialError(src, dst, err)
 	}
 	if done {
-		return wrap(fd, src, dst)
+		return connected(fd, src, dst)
 	}
 	// What the net package makes is a socket of the process's namespace, in whose
 	// place ours is put; the package then finds that ours is about to be connected.
-	d := net.Dialer{Timeout: limit, Control: func(_, _ string, rc syscall.RawConn) error {
+	d := net.Dialer{Timeout: limit, KeepAlive: -1, Control: func(_, _ string, rc syscall.RawConn) error {
 		var derr error
 		err := rc.Control(func(own uintptr) { derr = unix.Dup3(fd, int(own), unix.O_CLOEXEC) })
 		_ = unix.Close(fd) // the duplicate lives on
@@ -183,32 +184,40 @@ func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Du
 	if fd >= 0 {
 		_ = unix.Close(fd) // not even a socket could be had
 	}
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil
+	return c, err
 }
 
-// wrap hands a connected socket to the net package. A file that does not block is
-// one that the os package would register with the poller, for nothing.
-func wrap(fd int, src, dst netip.AddrPort) (*net.TCPConn, error) {
-	if err := unix.SetNonblock(fd, false); err != nil {
-		_ = unix.Close(fd) // err says more
-		return nil, dialError(src, dst, os.NewSyscallError("fcntl", err))
+// connected makes a connection of a socket that is one.
+func connected(fd int, local, dst netip.AddrPort) (net.Conn, error) {
+	if !local.IsValid() || local.Port() == 0 {
+		sa, err := unix.Getsockname(fd)
+		if err != nil {
+			_ = unix.Close(fd) // err says more
+			return nil, dialError(local, dst, os.NewSyscallError("getsockname", err))
+		}
+		local = addrPort(sa)
 	}
-	f := os.NewFile(uintptr(fd), "socket")
-	defer f.Close() // FileConn has duplicated it
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, dialError(src, dst, err)
-	}
-	if local, ok := c.LocalAddr().(*net.TCPAddr); ok && local.AddrPort() == dst {
+	if local == dst {
 		// Nobody listens, and the kernel chose the very port that was called, which
 		// makes a socket answer itself (RFC 9293 section 3.5, simultaneous open).
-		_ = c.Close()
-		return nil, dialError(src, dst, os.NewSyscallError("connect", unix.ECONNREFUSED))
+		_ = unix.Close(fd)
+		return nil, dialError(local, dst, os.NewSyscallError("connect", unix.ECONNREFUSED))
 	}
-	return c.(*net.TCPConn), nil
+	c, err := newConn(fd, local, dst)
+	if err != nil {
+		return nil, dialError(local, dst, err)
+	}
+	return c, nil
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
 }
 
 // begin binds and connects; done says that the connection is made.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // DeliverTo writes everything that arrives to dst, by itself: the tunnel's reader writes what it has decrypted, and
@@ -20,7 +22,7 @@ import (
 //
 // It reports false, and does nothing, where dst cannot be written without waiting; RelayTo can.
 func (s *Stream) DeliverTo(dst net.Conn, n *atomic.Uint64, done func(readErr, writeErr error)) bool {
-	tcp, ok := dst.(*net.TCPConn) // and nothing around one: its Write would be gone around
+	tcp, ok := sockopt.SocketOf(dst)
 	if !ok {
 		return false
 	}
@@ -40,7 +42,7 @@ func (s *Stream) DeliverTo(dst net.Conn, n *atomic.Uint64, done func(readErr, wr
 // writes it, and looks for more before it lets go: so bytes keep their order, whoever carries them.
 type outlet struct {
 	s    *Stream
-	dst  *net.TCPConn
+	dst  sockopt.Socket
 	raw  syscall.RawConn
 	n    *atomic.Uint64
 	done func(readErr, writeErr error)

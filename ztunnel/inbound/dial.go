@@ -3,7 +3,6 @@ package inbound
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -39,8 +38,6 @@ const (
 type AppDialer struct {
 	// Sockets dials in the pod's namespace, with sockets that AppOptions has set up.
 	Sockets Sockets
-	// Liveness of the connections.
-	Liveness sockopt.Liveness
 	// KeepSource is false where transparent sockets are not to be had.
 	KeepSource bool
 	// Busy reports whether the pod has so many connections that the kernel
@@ -51,15 +48,15 @@ type AppDialer struct {
 // Sockets connects sockets of a pod's namespace: from src, unless it is not valid,
 // to dst, within limit. *netns.Stock is one.
 type Sockets interface {
-	Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration, control func(fd int) error) (*net.TCPConn, error)
+	Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration, control func(fd int) error) (net.Conn, error)
 }
 
 // AppOptions sets up the sockets that an AppDialer needs: to bind to clients'
 // addresses, and to ports that are free again for other destinations, and beside
 // connections that are ending. Where transparent sockets are not to be had, mark
-// alone.
-func AppOptions(mark int, keepSource bool) func(fd int, v6 bool) error {
-	o := sockopt.Options{Mark: mark, Transparent: keepSource, Freebind: keepSource, ReuseAddr: keepSource}
+// alone. A transparent socket binds to any address (ip(7)).
+func AppOptions(mark int, keepSource bool, l sockopt.Liveness) func(fd int, v6 bool) error {
+	o := sockopt.Options{Mark: mark, Transparent: keepSource, ReuseAddr: keepSource, NoDelay: true, Liveness: &l}
 	return func(fd int, v6 bool) error { return sockopt.Apply(fd, v6, o) }
 }
 
@@ -92,15 +89,7 @@ func (a *AppDialer) dial(ctx context.Context, src, dst netip.AddrPort, limit tim
 	if a.Busy != nil && a.Busy() {
 		control = bounded
 	}
-	c, err := a.Sockets.Dial(ctx, src, dst, limit, control)
-	if err != nil {
-		return nil, err // not c, which would be an interface that is not nil
-	}
-	if err := a.Liveness.Set(c); err != nil {
-		_ = c.Close() // err says more
-		return nil, fmt.Errorf("set keepalive: %w", err)
-	}
-	return c, nil
+	return a.Sockets.Dial(ctx, src, dst, limit, control)
 }
 
 func bounded(fd int) error { return sockopt.SetBuffers(fd, sockopt.AppBuffer) }

@@ -9,12 +9,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ebpf/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // dialFunc is told how long a dial may take.
-type dialFunc func(limit time.Duration) (*net.TCPConn, error)
+type dialFunc func(limit time.Duration) (net.Conn, error)
 
-func (f dialFunc) Dial(_ context.Context, _, _ netip.AddrPort, limit time.Duration, _ func(int) error) (*net.TCPConn, error) {
+func (f dialFunc) Dial(_ context.Context, _, _ netip.AddrPort, limit time.Duration, _ func(int) error) (net.Conn, error) {
 	return f(limit)
 }
 
@@ -40,7 +45,7 @@ func TestAppDialerGoesOnWhilePortsAreTaken(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dials, limits, taken, silent := 0, 0, tc.taken, tc.silent
-			a := &AppDialer{KeepSource: true, Sockets: dialFunc(func(limit time.Duration) (*net.TCPConn, error) {
+			a := &AppDialer{KeepSource: true, Sockets: dialFunc(func(limit time.Duration) (net.Conn, error) {
 				dials++
 				if limit <= silence {
 					limits++
@@ -59,7 +64,7 @@ func TestAppDialerGoesOnWhilePortsAreTaken(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				return c.(*net.TCPConn), nil
+				return c, nil
 			})}
 			c, err := a.Dial(t.Context(), netip.MustParseAddr("10.0.0.9"), netip.MustParseAddrPort("10.0.0.1:80"))
 			if c != nil {
@@ -70,4 +75,50 @@ func TestAppDialerGoesOnWhilePortsAreTaken(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a connection to an application is set to is set once, on its socket before it connects.
+func TestAppOptions(t *testing.T) {
+	ns, err := netns.Own()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	stock := ns.NewStock(AppOptions(0, false, sockopt.Liveness{Idle: 70 * time.Second, Interval: 7 * time.Second, Count: 3, UserTimeout: true}))
+	defer stock.Close()
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := (&AppDialer{Sockets: stock}).Dial(t.Context(), netip.Addr{}, ln.Addr().(*net.TCPAddr).AddrPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, ok := sockopt.SocketOf(c)
+	if !ok {
+		t.Fatalf("%T is no socket to relays", c)
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for _, o := range []struct {
+			name              string
+			level, opt, value int
+		}{
+			{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 70},
+			{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 7},
+			{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+			{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 91000},
+		} {
+			if v, err := unix.GetsockoptInt(int(fd), o.level, o.opt); err != nil || v != o.value {
+				t.Errorf("%s: %d, %v, want %d", o.name, v, err, o.value)
+			}
+		}
+	})
 }

@@ -2,11 +2,12 @@ package relay
 
 import (
 	"errors"
-	"net"
 	"os"
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 const (
@@ -99,7 +100,7 @@ func (s *busySet) look() {
 var long = time.Unix(1, 0)
 
 // sweep picks the ways that are to park, and reports how many others there are; with none, looking has ended.
-func (s *busySet) sweep() (asked []*net.TCPConn, n int) {
+func (s *busySet) sweep() (asked []sockopt.Socket, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := s.first; w != nil; {

@@ -2,9 +2,10 @@ package relay
 
 import (
 	"io"
-	"net"
 	"sync"
 	"sync/atomic"
+
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // copyConn moves bytes from src to dst until src ends. The errors of the two sides are kept apart; both are nil at
@@ -16,8 +17,8 @@ func copyConn(src, dst Conn, n *atomic.Uint64) (readErr, writeErr error) {
 	if s, ok := dst.(sender); ok {
 		return s.RelayFrom(src, n)
 	}
-	if s, ok := src.(*net.TCPConn); ok {
-		if d, ok := dst.(*net.TCPConn); ok {
+	if s, ok := sockopt.SocketOf(src); ok {
+		if d, ok := sockopt.SocketOf(dst); ok {
 			return spliceConn(s, d, n)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 	"github.com/ambit-mesh/ambit/ztunnel/stack"
 )
 
@@ -49,9 +50,9 @@ func (w *way) ends() (src, dst Conn, n *atomic.Uint64) {
 }
 
 // socket is what the way reads from if it can be waited for without a goroutine.
-func (w *way) socket() *net.TCPConn {
+func (w *way) socket() sockopt.Socket {
 	src, _, _ := w.ends()
-	c, _ := src.(*net.TCPConn)
+	c, _ := sockopt.SocketOf(src)
 	return c
 }
 

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"sync"
@@ -10,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // parking is where ways wait that have nothing to do: with neither goroutine nor buffer, only a registration with
@@ -37,7 +38,7 @@ type slot struct {
 var parked parking
 
 // park registers w, which waits for c, and reports whether it did; w is then the caller's no more.
-func (p *parking) park(w *way, c *net.TCPConn) bool {
+func (p *parking) park(w *way, c sockopt.Socket) bool {
 	_ = c.SetReadDeadline(time.Time{}) // fails on a closed socket, as registering will
 	raw, err := c.SyscallConn()
 	if err != nil {

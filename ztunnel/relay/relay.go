@@ -21,7 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
-// Conn is one side: *net.TCPConn, *hbone.Stream and memnet's connections are.
+// Conn is one side: *net.TCPConn, *netns.Conn, *hbone.Stream and memnet's connections are.
 type Conn interface {
 	net.Conn
 	CloseWrite() error
@@ -102,14 +102,14 @@ func Join(ctx context.Context, a, b Conn, st *Stats) error {
 // pair is joined it is RST: the kernel closes a dead process's sockets, and FIN would make a stream that was cut short
 // look whole. Half-closes are shutdown(2), which lingering does not change.
 func linger(c Conn, sec int) {
-	if c, ok := c.(*net.TCPConn); ok {
+	if c, ok := sockopt.SocketOf(c); ok {
 		_ = c.SetLinger(sec) // a socket that is gone already has had its end
 	}
 }
 
 // closeWrite tells c that nothing more comes.
 func closeWrite(c Conn) error {
-	if c, ok := c.(*net.TCPConn); ok {
+	if c, ok := sockopt.SocketOf(c); ok {
 		return sockopt.CloseWrite(c)
 	}
 	return c.CloseWrite()
@@ -117,12 +117,11 @@ func closeWrite(c Conn) error {
 
 // Reset ends c so that its peer reads a reset, not an end of file.
 func Reset(c Conn) {
-	switch c := c.(type) {
-	case Resetter:
-		_ = c.Reset() // it is gone either way
-	case *net.TCPConn:
-		_ = sockopt.Reset(c)
-	default:
+	if r, ok := c.(Resetter); ok {
+		_ = r.Reset() // it is gone either way
+	} else if s, ok := sockopt.SocketOf(c); ok {
+		_ = sockopt.Reset(s)
+	} else {
 		_ = c.Close()
 	}
 }

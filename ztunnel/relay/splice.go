@@ -1,12 +1,13 @@
 package relay
 
 import (
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // pipeSize is what a pipe may hold: one splice(2) moves at most that.
@@ -73,7 +74,7 @@ type splicer struct {
 	eof  bool
 }
 
-func spliceConn(src, dst *net.TCPConn, n *atomic.Uint64) (readErr, writeErr error) {
+func spliceConn(src, dst sockopt.Socket, n *atomic.Uint64) (readErr, writeErr error) {
 	in, err := src.SyscallConn()
 	if err != nil {
 		return err, nil

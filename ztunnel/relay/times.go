@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"net"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
@@ -35,13 +34,12 @@ func (t *Times) add(c Conn) {
 
 // infoOf is zero for what is no socket.
 func infoOf(c Conn) (info sockopt.TCPInfo) {
-	switch c := c.(type) {
-	case *net.TCPConn:
-		info, _ = sockopt.Info(c) // a socket that is gone has nothing to tell
-	case interface {
+	if s, ok := sockopt.SocketOf(c); ok {
+		info, _ = sockopt.Info(s) // a socket that is gone has nothing to tell
+	} else if t, ok := c.(interface {
 		TCPInfo() (sockopt.TCPInfo, bool)
-	}:
-		info, _ = c.TCPInfo()
+	}); ok {
+		info, _ = t.TCPInfo()
 	}
 	return info
 }

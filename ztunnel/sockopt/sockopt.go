@@ -54,8 +54,8 @@ type Options struct {
 	Buffers               int  // SO_RCVBUF and SO_SNDBUF, socket(7); what a listener accepts has them too
 	PacketInfo            bool // IP_PKTINFO or IPV6_RECVPKTINFO, ip(7), ipv6(7)
 	OwnPodOnly            bool // SO_ATTACH_FILTER, socket(7): see SetOwnPodOnly
-	// Liveness and ResetOnClose are for listeners: what they accept has them too (tcp(7), socket(7)), without a system
-	// call for each.
+	NoDelay               bool // TCP_NODELAY, tcp(7): the net package sets it on its own connections
+	// What a listener accepts has its Liveness and ResetOnClose too (tcp(7), socket(7)), without a system call for each.
 	Liveness *Liveness
 	// ResetOnClose makes a close, also that of a dead process's sockets, a reset: SO_LINGER of no time, socket(7).
 	ResetOnClose bool
@@ -107,6 +107,11 @@ func (o Options) apply(fd int, v6 bool) error {
 	}
 	if o.OwnPodOnly {
 		if err := SetOwnPodOnly(fd, v6); err != nil {
+			return err
+		}
+	}
+	if o.NoDelay {
+		if err := os.NewSyscallError("setsockopt TCP_NODELAY", setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)); err != nil {
 			return err
 		}
 	}
@@ -235,16 +240,16 @@ func Keepalive(c *net.TCPConn) error { return Liveness{}.Set(c) }
 
 // CloseWrite ends what c sends, as c.CloseWrite does, without the Go scheduler's knowing: it is all that happens while
 // an idle process has to do with a half-close.
-func CloseWrite(c *net.TCPConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
+func CloseWrite(c Socket) error {
+	var err error
+	if cerr := controlSocket(c, func(fd uintptr) { err = closeWrite(int(fd)) }); cerr != nil {
+		return cerr
 	}
-	return control(raw, closeWrite)
+	return err
 }
 
 // Reset closes c so that the peer sees RST instead of FIN: SO_LINGER with zero timeout, socket(7).
-func Reset(c *net.TCPConn) error {
+func Reset(c Socket) error {
 	return errors.Join(c.SetLinger(0), c.Close())
 }
 

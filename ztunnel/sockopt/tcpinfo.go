@@ -2,7 +2,6 @@ package sockopt
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -33,16 +32,12 @@ func (i TCPInfo) Since(earlier TCPInfo) TCPInfo {
 }
 
 // Info reads TCP_INFO.
-func Info(c *net.TCPConn) (TCPInfo, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return TCPInfo{}, fmt.Errorf("read TCP_INFO: %w", err)
-	}
+func Info(c Socket) (TCPInfo, error) {
 	r := infoReaders.Get().(*infoReader)
 	defer infoReaders.Put(r)
 	r.info = unix.TCPInfo{} // an older kernel fills less of it: the rest stays zero
-	if err := raw.Control(r.read); err != nil {
-		return TCPInfo{}, err
+	if err := controlSocket(c, r.read); err != nil {
+		return TCPInfo{}, fmt.Errorf("read TCP_INFO: %w", err)
 	}
 	if r.err != nil {
 		return TCPInfo{}, os.NewSyscallError("getsockopt TCP_INFO", r.err)
