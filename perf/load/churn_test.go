@@ -88,9 +88,10 @@ func TestEffectOf(t *testing.T) {
 func TestRefused(t *testing.T) {
 	dial := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
 	reset := &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}
+	soon := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNRESET)} // established, and reset before connect looked
 	for err, want := range map[error]bool{
-		io.EOF: true, io.ErrUnexpectedEOF: true, reset: true, dial: false, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}: false,
-		&net.OpError{Op: "dial", Err: syscall.ECONNRESET}: false,
+		io.EOF: true, io.ErrUnexpectedEOF: true, reset: true, soon: true, dial: false, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}: false,
+		&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}: false,
 	} {
 		if refused(err) != want {
 			t.Errorf("%v: %t", err, !want)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"io"
-	"net"
 	"slices"
 	"sync"
 	"syscall"
@@ -56,14 +55,16 @@ func (r *run) decide(w *worker, _ int) error {
 }
 
 // refused says whether a connection ended as a proxy ends those that it must not
-// serve: closed or reset after it was accepted. A connection that nobody accepts, and
-// one that nobody answers, were not decided by anybody.
+// serve: closed or reset after it was accepted, which connect may see already. A
+// connection that nobody accepts (ECONNREFUSED), and one that nobody answers, were
+// not decided by anybody.
 func refused(err error) bool {
-	var dial *net.OpError
-	if errors.As(err, &dial) && dial.Op == "dial" {
-		return false
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, e) {
+			return true
+		}
 	}
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return false
 }
 
 // changes keeps the first decision and those that differ from the one before.

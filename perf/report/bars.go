@@ -45,18 +45,18 @@ var bars = []Bar{
 	{About: "one node, lease, requests", Scenario: "same-node/ask-1-pinned", Subject: "ambit-accelerated", Against: "none", Metric: MetricP50, Most: 1.05},
 	{About: "one node, lease, bulk", Scenario: "same-node/bulk-up-1x64k-pinned", Subject: "ambit-accelerated", Against: "none", Metric: MetricRate, Least: 0.95},
 
-	{About: "small requests beside a bulk flow", Scenario: "cross-node/mice-bulk", Subject: "ambit", Metric: MetricTail, Most: 2},
+	{About: "small requests beside bulk", Scenario: "cross-node/mice-bulk", Subject: "ambit", Metric: MetricTail, Most: 2},
 	{About: "small requests beside 100 MB/s", Scenario: "cross-node/mice-paced", Subject: "ambit", Metric: MetricTail, Most: 2},
 
 	{About: "idle connection", Scenario: "cross-node/idle-10000", Subject: "ambit", Metric: MetricPerConn, Most: 7},
 	{About: "idle proxy", Scenario: "cross-node/idle-10000", Subject: "ambit", Metric: MetricBase, Most: 25},
 	{About: "memory after 10000 connections", Scenario: "cross-node/settle-10000", Subject: "ambit", Metric: MetricSettled, Most: 1.1},
 
-	{About: "against a policy after it took effect", Scenario: "cross-node/effect", Subject: "ambit", Metric: MetricAgainst, Most: 0.5},
-	{About: "connects while 70000 workloads arrive", Scenario: "cross-node/arrival-70000", Subject: "ambit", Metric: MetricRise, Most: 1000},
+	{About: "against a policy in force", Scenario: "cross-node/effect", Subject: "ambit", Metric: MetricAgainst, Most: 0.5},
+	{About: "connects while 70000 workloads come", Scenario: "cross-node/arrival-70000", Subject: "ambit", Metric: MetricRise, Most: 1000},
 
-	{About: "beside 20000 connects/s of an attacker", Scenario: "cross-node/noisy-connects", Subject: "ambit", Metric: MetricKept, Least: 0.8},
-	{About: "beside 20000 connects/s of an attacker", Scenario: "cross-node/noisy-connects", Subject: "ambit", Metric: MetricTail, Most: 2},
+	{About: "beside a storm of connects", Scenario: "cross-node/noisy-connects", Subject: "ambit", Metric: MetricKept, Least: 0.8},
+	{About: "beside a storm of connects", Scenario: "cross-node/noisy-connects", Subject: "ambit", Metric: MetricTail, Most: 2},
 	{About: "beside streams that nobody reads", Scenario: "cross-node/noisy-streams", Subject: "ambit", Metric: MetricKept, Least: 0.8},
 	{About: "beside streams that nobody reads", Scenario: "cross-node/noisy-streams", Subject: "ambit", Metric: MetricTail, Most: 2},
 	{About: "beside slow handshakes", Scenario: "cross-node/noisy-handshakes", Subject: "ambit", Metric: MetricKept, Least: 0.8},
@@ -141,7 +141,7 @@ func (j *Judged) judge(r *Report) {
 		values = Ratios(subject, other, m)
 	}
 	if j.Values = SpreadOf(values); j.Values.N == 0 {
-		j.Why = "no round has the figure of both"
+		j.Why = "no figure"
 		return
 	}
 	if r.Settings.Profiled {
@@ -259,12 +259,12 @@ func barLines(judged []Judged) (t table, elsewhere []string) {
 			}
 			continue
 		}
-		t = append(t, []string{string(j.Outcome), j.What(), j.Limit(), j.Measured(), j.Rounds(), j.Remark()})
+		t = append(t, []string{string(j.Outcome), j.What(), j.Limit(), j.Measured(), strings.TrimPrefix(strings.TrimSuffix(j.Rounds()+"; "+j.Remark(), "; "), "; ")})
 	}
 	return t, elsewhere
 }
 
-var barHead = []string{"outcome", "what", "bar", "measured", "rounds", ""}
+var barHead = []string{"outcome", "what", "bar", "measured", "rounds"}
 
 // What is measured, of whom.
 func (j Judged) What() string {

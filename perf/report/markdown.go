@@ -49,7 +49,7 @@ func (r *Report) Markdown(w io.Writer) error {
 	if t, _ := barLines(r.Judge(bars)); len(t) > 0 {
 		p.f("| bar | | measured | rounds | |\n|---|---|---|---|---|\n")
 		for _, line := range t {
-			p.f("| %s | %s | %s | %s | %s |\n", line[1], line[2], line[3], line[4], strings.TrimPrefix(strings.TrimSuffix(line[0]+", "+line[5], ", "), "not measured"))
+			p.f("| %s | %s | %s | %s | %s |\n", line[1], line[2], line[3], line[4], line[0])
 		}
 		p.f("\n")
 	}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/perf/load"
@@ -153,17 +153,16 @@ func most(r load.Result, of func(load.Result, load.Usage) float64) (out float64)
 	return out
 }
 
-// Measured reports whether there is anything in it.
-func (s Sizing) Measured() bool {
-	return slices.ContainsFunc(s.Costs, func(c Cost) bool { return c.From != "" })
-}
+// Measured reports whether enough is in it to go by: the proxy itself, at least.
+func (s Sizing) Measured() bool { return s.Costs[0].From != "" }
 
 func (s Sizing) lines() table {
 	t := table{{"of a node proxy", "memory", "CPU", "here", "memory", "CPU", "from"}}
 	for _, c := range s.Costs {
-		line := []string{c.Name, "–", "–", figure(c.Node), "–", "–", c.From}
+		_, from, _ := strings.Cut(c.From, "/")
+		line := []string{c.Name, "–", "–", figure(c.Node), "–", "–", from}
 		if c.Absent != "" {
-			line[6] = "not measured: " + c.Absent
+			line[6] = c.Absent // what it wants
 		}
 		if c.Memory > 0 {
 			line[1], line[4] = size(c.Memory), size(c.Memory*c.Node)
