@@ -343,7 +343,7 @@ func wantDropped(t *testing.T, why string, c *net.UnixConn) {
 }
 
 func TestAgentSurvivesBadProxies(t *testing.T) {
-	a := startAgent(t, handoff.ServerConfig{AckTimeout: 100 * time.Millisecond})
+	a := startAgent(t, handoff.ServerConfig{AckTimeout: 500 * time.Millisecond}) // the good one answers within that
 	ack := encode(t, &zds.WorkloadResponse{Payload: &zds.WorkloadResponse_Ack{Ack: &zds.Ack{}}})
 	for _, tc := range []struct {
 		name    string
@@ -377,7 +377,7 @@ func TestAgentSurvivesBadProxies(t *testing.T) {
 }
 
 func TestSlowProxyIsDropped(t *testing.T) {
-	a := startAgent(t, handoff.ServerConfig{AckTimeout: 200 * time.Millisecond})
+	a := startAgent(t, handoff.ServerConfig{AckTimeout: time.Second}) // the good one answers within that
 	good, _, _ := startProxy(t, a.path)
 	good.want(t, "empty", "snapshot ")
 	slow := rawProxy(t, a.path)

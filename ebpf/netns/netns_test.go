@@ -148,7 +148,7 @@ func TestOpenRefusesOtherFiles(t *testing.T) {
 	if _, err := Inode(plain); !errors.Is(err, ErrNotNetNS) {
 		t.Errorf("Inode of a plain file: %v, want ErrNotNetNS", err)
 	}
-	if after := count(t, "/proc/self/fd"); after != before {
+	if after := count(t, "/proc/self/fd"); after > before { // what others left may be closed meanwhile
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }
@@ -354,7 +354,8 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	errc := make(chan error)
-	for range 100 {
+	const dials = 300
+	for range dials {
 		go func() {
 			c, err := ns.Dial(ctx, &net.Dialer{}, "tcp", addr)
 			if err == nil {
@@ -363,7 +364,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 			errc <- err
 		}()
 	}
-	for range 100 {
+	for range dials {
 		if err := <-errc; !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("Dial returned %v, want the context's end", err)
 		}
@@ -371,8 +372,8 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	if got := count(t, "/proc/self/fd"); got > fds {
 		t.Errorf("%d descriptors before, %d after", fds, got)
 	}
-	// A dial that held a thread while it waits would have left a hundred.
-	if got := count(t, "/proc/self/task"); got > threads+20 {
+	// A dial that held a thread while it waits would have left as many; a few come of system calls that others wait for.
+	if got := count(t, "/proc/self/task"); got > threads+dials/2 {
 		t.Errorf("%d threads before, %d after", threads, got)
 	}
 	if _, err := ns.Dial(t.Context(), &net.Dialer{Timeout: time.Millisecond}, "tcp", addr); err == nil {
@@ -395,7 +396,7 @@ func TestFailedSocketsLeaveNothing(t *testing.T) {
 			t.Fatal("Listen worked")
 		}
 	}
-	if got := count(t, "/proc/self/fd"); got != before {
+	if got := count(t, "/proc/self/fd"); got > before { // what others left may be closed meanwhile
 		t.Errorf("%d descriptors before, %d after", before, got)
 	}
 }

@@ -83,7 +83,7 @@ func TestStockWithoutOptions(t *testing.T) {
 	var made []int
 	s := ns.NewStock(func(fd int, _ bool) error { made = append(made, fd); return unix.EPERM })
 	defer s.Close()
-	if _, err := s.Dial(t.Context(), netip.AddrPort{}, netip.MustParseAddrPort("127.0.0.1:1"), time.Second, nil); !errors.Is(err, syscall.EPERM) {
+	if _, err := s.Dial(t.Context(), netip.AddrPort{}, netip.MustParseAddrPort("127.0.0.1:1"), 30*time.Second, nil); !errors.Is(err, syscall.EPERM) {
 		t.Errorf("Dial: %v", err)
 	}
 	for _, fd := range made {
@@ -105,7 +105,7 @@ func TestStockDials(t *testing.T) {
 		dst := ln.Addr().(*net.TCPAddr).AddrPort()
 		src := netip.AddrPort{}
 		for range 40 { // through several fillings
-			c, err := s.Dial(t.Context(), src, dst, time.Second, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+			c, err := s.Dial(t.Context(), src, dst, 30*time.Second, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +124,7 @@ func TestStockDials(t *testing.T) {
 			c.Close()
 		}
 		ln.Close()
-		_, err = s.Dial(t.Context(), netip.AddrPortFrom(addr, 0), dst, time.Second, nil)
+		_, err = s.Dial(t.Context(), netip.AddrPortFrom(addr, 0), dst, 30*time.Second, nil)
 		if oe, ok := errors.AsType[*net.OpError](err); !ok || !errors.Is(err, syscall.ECONNREFUSED) || oe.Op != "dial" {
 			t.Errorf("nobody listens: %v", err)
 		}
@@ -140,7 +140,7 @@ func TestStockDialsMappedAddresses(t *testing.T) {
 	}
 	defer ln.Close()
 	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
-	c, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"), netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), port), time.Second, nil)
+	c, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"), netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), port), 30*time.Second, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestStockDialsInItsNamespace(t *testing.T) {
 	}
 	defer ln.Close()
 	for range 5 {
-		c, err := s.Dial(t.Context(), netip.AddrPort{}, ln.Addr().(*net.TCPAddr).AddrPort(), time.Second, nil)
+		c, err := s.Dial(t.Context(), netip.AddrPort{}, ln.Addr().(*net.TCPAddr).AddrPort(), 30*time.Second, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

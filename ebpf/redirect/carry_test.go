@@ -165,7 +165,7 @@ func dialAs(ctx context.Context, cg *netlab.Cgroup, ns *netns.NS, to netip.AddrP
 		}
 		f := os.NewFile(uintptr(fd), "app")
 		defer f.Close()
-		if err := unix.Connect(fd, sockaddr(to)); err != nil {
+		if err := dial(fd, to); err != nil {
 			return err
 		}
 		if err := unix.SetNonblock(fd, true); err != nil {

@@ -81,7 +81,7 @@ func askAll(servers []netip.Addr) error {
 	}
 	b := make([]byte, 64)
 	for range servers {
-		n, from, err := unix.Recvfrom(fd, b, 0)
+		n, from, err := recvfrom(fd, b)
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
@@ -126,7 +126,7 @@ func ask(fd int, to netip.AddrPort) error {
 		return err
 	}
 	b := make([]byte, 64)
-	n, from, err := unix.Recvfrom(fd, b, 0)
+	n, from, err := recvfrom(fd, b)
 	if err != nil || string(b[:n]) != "connected" || addrPort(from) != to {
 		return fmt.Errorf("connected to %v: %q from %v, %v", to, b[:max(n, 0)], addrPort(from), err)
 	}
@@ -212,7 +212,7 @@ func TestHooksForwardQueries(t *testing.T) {
 			if err := unix.Sendto(fd, []byte("where"), 0, sockaddr(at(a.client, 53))); err != nil {
 				return err
 			}
-			n, _, err := unix.Recvfrom(fd, b, 0)
+			n, _, err := recvfrom(fd, b)
 			if err == nil {
 				alias, err = netip.ParseAddr(string(b[:n]))
 			}

@@ -26,7 +26,7 @@ func hold(t *testing.T, s *stage, cg *netlab.Cgroup, from *netlab.Host, to netip
 			return err
 		}
 		t.Cleanup(func() { unix.Close(fd) })
-		if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 3}), unix.Connect(fd, sockaddr(to))); err != nil {
+		if err := errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 20}), dial(fd, to)); err != nil {
 			return err
 		}
 		sa, err := unix.Getsockname(fd)

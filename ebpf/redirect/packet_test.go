@@ -385,7 +385,7 @@ func (w *watcher) last(mark []byte) error {
 func (w *watcher) saw(mark []byte) (bool, error) {
 	b, found := make([]byte, 2048), false
 	for {
-		n, from, err := unix.Recvfrom(w.fd, b, 0)
+		n, from, err := recvfrom(w.fd, b)
 		if err != nil {
 			return found, fmt.Errorf("wait for the last packet: %w", err)
 		}

@@ -154,7 +154,7 @@ func TestHooksPrune(t *testing.T) {
 	gone.Close()
 	check(t, os.Remove(former))
 	// The kernel takes namespaces away in its own time.
-	for deadline := time.Now().Add(10 * time.Second); pins() != 2; {
+	for deadline := time.Now().Add(60 * time.Second); pins() != 2; {
 		check(t, s.hooks.Prune())
 		if time.Now().After(deadline) {
 			t.Fatal("a pod without namespace or a proxy without cgroup is still pinned")

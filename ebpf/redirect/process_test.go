@@ -196,7 +196,7 @@ func connectHere(to netip.AddrPort, prepare func(fd int) error) (c call, err err
 	return c, err
 }
 
-// stream makes a TCP socket for to that waits three seconds at most.
+// stream makes a TCP socket for to that waits twenty seconds at most.
 func stream(to netip.Addr, flags, proto int) (int, error) {
 	family := unix.AF_INET
 	if to.Is6() {
@@ -225,6 +225,24 @@ func dial(fd int, to netip.AddrPort) error {
 	return err
 }
 
+// read is read(2) that goes on after a signal, as a socket with a time-out does not by itself.
+func read(fd int, b []byte) (n int, err error) {
+	for {
+		if n, err = unix.Read(fd, b); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// recvfrom is read for datagrams.
+func recvfrom(fd int, b []byte) (n int, from unix.Sockaddr, err error) {
+	for {
+		if n, from, err = unix.Recvfrom(fd, b, 0); !errors.Is(err, unix.EINTR) {
+			return n, from, err
+		}
+	}
+}
+
 func patience(fd int) error {
 	tv := unix.Timeval{Sec: 20}
 	return errors.Join(
@@ -240,10 +258,7 @@ func impatient(fd int) error {
 func readAll(fd int) (line string, err error) {
 	b := make([]byte, 256)
 	for {
-		n, err := unix.Read(fd, b)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := read(fd, b)
 		if err != nil || n == 0 {
 			return line, err
 		}

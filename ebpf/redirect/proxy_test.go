@@ -21,7 +21,7 @@ import (
 // says who accepted it, whom the client wanted, and who the client is; as carrier
 // (see carry) it does a node proxy's work, without encryption.
 
-func deadline() time.Time { return time.Now().Add(3 * time.Second) }
+func deadline() time.Time { return time.Now().Add(30 * time.Second) }
 
 // proxyOptions are what the node proxy sets on its sockets in a pod.
 func proxyOptions(_, _ string, c syscall.RawConn) (err error) {

@@ -215,7 +215,7 @@ func (k *socketKind) listenerAfter() error {
 // ready waits for a socket.
 func ready(fd int, events int16) error {
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 3000)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 20_000)
 		if err == nil && n == 0 {
 			return unix.ETIMEDOUT
 		}

@@ -86,8 +86,8 @@ func (s *stage) echoing(t *testing.T) (ping func(when string)) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
-		return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}),
-			unix.Connect(fd, sockaddr(netip.AddrPortFrom(clientV4, 8080))))
+		return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}),
+			dial(fd, netip.AddrPortFrom(clientV4, 8080)))
 	}))
 	t.Cleanup(func() { unix.Close(fd) })
 	return func(when string) {
@@ -96,7 +96,7 @@ func (s *stage) echoing(t *testing.T) (ping func(when string)) {
 		_, err := unix.Write(fd, []byte("ping"))
 		if err == nil {
 			var n int
-			n, err = unix.Read(fd, b)
+			n, err = read(fd, b)
 			b = b[:max(n, 0)]
 		}
 		if err != nil || string(b) != "ping" {

@@ -119,7 +119,7 @@ func manager(t *testing.T) *Manager {
 
 func dialIn(t *testing.T, ns *netns.NS, port string) (net.Conn, error) {
 	t.Helper()
-	return ns.Dial(t.Context(), &net.Dialer{Timeout: 5 * time.Second}, "tcp", "127.0.0.1:"+port)
+	return ns.Dial(t.Context(), &net.Dialer{Timeout: 60 * time.Second}, "tcp", "127.0.0.1:"+port)
 }
 
 // TestAnotherNamespaceReplacesThePod: a pod's sandbox was made anew under the
@@ -142,7 +142,7 @@ func TestAnotherNamespaceReplacesThePod(t *testing.T) {
 	read := func(c net.Conn) string {
 		t.Helper()
 		b := make([]byte, 32)
-		if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := c.Read(b)

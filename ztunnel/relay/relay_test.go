@@ -152,6 +152,9 @@ func TestJoinIsCut(t *testing.T) {
 func TestJoinIdleHoldsNothing(t *testing.T) {
 	client, a := tcpPair(t)
 	server, b := tcpPair(t)
+	parked.mu.Lock()
+	_ = parked.openLocked() // stays, whoever parks first; a failure shows below
+	parked.mu.Unlock()
 	pipes.drain()
 	before := descriptors(t)
 	done := make(chan error)
