@@ -43,7 +43,7 @@ func sameNode(t *testing.T, lease outbound.LeaseConfig) (w *world, a, b *testPod
 	n := w.addNode("node-1")
 	lease.Probe = n.handshake
 	n.leases = outbound.NewLeases(lease)
-	n.tunnels = hbone.NewDialer(hbone.DialerConfig{DialTransport: n.dialTransport, TLS: n.clientTLS, DialTimeout: time.Second})
+	n.tunnels = hbone.NewDialer(hbone.DialerConfig{DialTransport: n.dialTransport, TLS: n.clientTLS, DialTimeout: 3 * time.Second})
 	a, b = w.addPod("a", "node-1"), w.addPod("b", "node-1")
 	w.setLocal(b, "node-1")
 	w.listen(b, 8080, whoami)
@@ -178,7 +178,7 @@ func TestSameNodeKeepsNetworkPolicy(t *testing.T) {
 		a.node.logs.wantNone(t, `direction="inbound"`)
 	})
 	t.Run("during", func(t *testing.T) {
-		w, a, b := sameNode(t, outbound.LeaseConfig{Every: 100 * time.Millisecond, Again: 2 * time.Second})
+		w, a, b := sameNode(t, outbound.LeaseConfig{Every: 100 * time.Millisecond, Again: 4 * time.Second})
 		c, err := w.dial(a, fmt.Sprintf("%s:8080", b.ip))
 		w.check(err)
 		_, err = io.ReadFull(c, make([]byte, len(a.ip.String())+1))

@@ -271,7 +271,9 @@ func (w *world) listen(p *testPod, port int, serve func(*net.TCPConn)) {
 	ln, err := p.NS.Listen(context.Background(), &net.ListenConfig{}, network, addr)
 	w.check(err)
 	var wg sync.WaitGroup
-	w.Cleanup(func() { _ = ln.Close(); wg.Wait() })
+	ctx, end := context.WithCancel(context.Background())
+	// What is still open by then may have nobody left to end it.
+	w.Cleanup(func() { _ = ln.Close(); end(); wg.Wait() })
 	wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -280,6 +282,7 @@ func (w *world) listen(p *testPod, port int, serve func(*net.TCPConn)) {
 			}
 			wg.Go(func() {
 				defer c.Close()
+				defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 				_ = c.SetDeadline(time.Now().Add(waitLimit))
 				serve(c.(*net.TCPConn))
 			})
