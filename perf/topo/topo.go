@@ -253,6 +253,22 @@ func roomForConnections() {
 	}
 }
 
+// roomForPorts lets a namespace's clients make as many connections as they can: with
+// what Linux has by default 28000 to one server are the most in a minute, which is how
+// long a port is kept after its connection (TIME_WAIT), and what comes later fails.
+func (l *Lab) roomForPorts(ctx context.Context, ns string) error {
+	const settings = "cd /proc/sys/net/ipv4 && echo 1024 65535 >ip_local_port_range && echo 1 >tcp_tw_reuse"
+	for _, pod := range []string{"client", "neighbour", "stranger"} {
+		if pod != "client" && !l.Neighbours {
+			continue
+		}
+		if _, err := l.do(ctx, "", "exec", pod, "-n", ns, "--", "sh", "-c", settings); err != nil {
+			return fmt.Errorf("let pod %s/%s have more ports: %w", ns, pod, err)
+		}
+	}
+	return nil
+}
+
 // Close ends the lab and everything in it.
 func (l *Lab) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -313,6 +329,11 @@ func (l *Lab) fill(ctx context.Context) error {
 	}
 	for _, ns := range slices.Sorted(maps.Keys(manifests)) {
 		if _, err := l.do(ctx, "", "wait", "-n", ns, "--timeout", "60s"); err != nil {
+			return err
+		}
+	}
+	for _, ns := range slices.Sorted(maps.Keys(manifests)) {
+		if err := l.roomForPorts(ctx, ns); err != nil {
 			return err
 		}
 	}
