@@ -78,8 +78,10 @@ func TestEveryLoadOverEveryHop(t *testing.T) {
 		} {
 			s.Server, s.Warm, s.For = addr, 20*time.Millisecond, 80*time.Millisecond
 			bulk := s.Kind == Up || s.Kind == Down
+			timed := !bulk && s.Kind != Idle
 			r, err := Run(t.Context(), s)
-			for err == nil && r.Errors == 0 && r.Ops+r.Bytes == 0 && s.For < 10*time.Second { // a machine that is busy with other things
+			// On a machine that is busy with other things that is too short; and the first of a connection is not timed.
+			for err == nil && r.Errors == 0 && (r.Ops+r.Bytes == 0 || timed && r.Latency == nil) && s.For < 10*time.Second {
 				s.For *= 4
 				r, err = Run(t.Context(), s)
 			}
@@ -89,7 +91,7 @@ func TestEveryLoadOverEveryHop(t *testing.T) {
 			if r.Errors > 0 || r.Elapsed < s.For || bulk && r.Bytes == 0 || !bulk && r.Ops == 0 {
 				t.Errorf("%s over %s: %d operations, %d bytes, %d errors (%s) in %s", s.Kind, name, r.Ops, r.Bytes, r.Errors, r.Error, r.Elapsed)
 			}
-			if timed := !bulk && s.Kind != Idle; timed != (r.Latency != nil) {
+			if timed != (r.Latency != nil) {
 				t.Errorf("%s over %s: latency %v", s.Kind, name, r.Latency)
 			}
 			if len(r.Usage) != 1 || r.Usage[0].CPU <= 0 || r.Usage[0].RSS == 0 || r.Machine.CPUs == 0 {
