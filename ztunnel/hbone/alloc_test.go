@@ -67,3 +67,16 @@ func TestDeliverAllocs(t *testing.T) {
 		}
 	}
 }
+
+// Nor does waiting for the clock, and looking at who might be read by it.
+func TestClockAllocs(t *testing.T) {
+	c := newClock()
+	defer c.close()
+	if n := testing.AllocsPerRun(5, c.wait); n > 0 {
+		t.Errorf("a nap: %v allocations", n)
+	}
+	k := talker{need: patience}
+	if n := testing.AllocsPerRun(100, func() { k.note(0, 1024, false, true) }); n > 0 {
+		t.Errorf("a read: %v allocations", n)
+	}
+}

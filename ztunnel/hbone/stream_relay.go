@@ -119,12 +119,18 @@ type relayIn struct {
 	waited   bool // the source had nothing before this read
 	iov      [largeBlock / recordLen][]byte
 	calls    quick
+	talk     talker
 }
 
 // socket waits for readability, and then takes window and block and reads: an idle stream holds neither.
 func (in *relayIn) socket(raw syscall.RawConn, n *atomic.Uint64) (readErr, writeErr error) {
 	once := in.once
+	defer in.talk.close(raw)
 	for {
+		if in.talk.nap {
+			in.calls.rested()
+			in.talk.wait()
+		}
 		in.n, in.err, in.noWindow = 0, nil, false
 		if err := raw.Read(once); err != nil {
 			in.abandon()
@@ -134,6 +140,9 @@ func (in *relayIn) socket(raw syscall.RawConn, n *atomic.Uint64) (readErr, write
 			if err := in.reserve(); err != nil {
 				return nil, err
 			}
+			continue
+		}
+		if in.talk.nap && in.n == 0 {
 			continue
 		}
 		if in.err != nil || in.n == 0 {
@@ -166,6 +175,9 @@ func (in *relayIn) once(fd uintptr) bool {
 		}
 	}
 	if err == nil {
+		if in.n > 0 {
+			in.talk.note(fd, in.n, in.n == in.reserved, in.s.talking.Load())
+		}
 		return true
 	}
 	in.n = 0
@@ -173,7 +185,7 @@ func (in *relayIn) once(fd uintptr) bool {
 	if err == unix.EAGAIN {
 		in.waited = true
 		in.calls.rested()
-		return false
+		return in.talk.drained(fd, in.s.talking.Load())
 	}
 	in.err = err
 	return true
@@ -242,7 +254,7 @@ func (in *relayIn) send() error {
 	}
 	if in.n == in.reserved {
 		in.want = largeBlock // reserveLocked knows what of it is payload
-	} else if in.n < smallBlock-frameHeaderLen {
+	} else if in.n < smallBlock-frameHeaderLen && !in.talk.on {
 		in.want = smallBlock - frameHeaderLen
 	}
 	w.mu.Lock()
