@@ -120,6 +120,9 @@ func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Str
 	}
 	if err := s.awaitAnswer(ctx, d.cfg.ConnectTimeout, r); err != nil {
 		s.abort(CodeCancel)
+		if s.early > 0 && errors.Is(err, ErrSilent) {
+			err = errUncertain // it has left, which Elsewhere did not decide
+		}
 		return s, nil, err
 	}
 	if s.resp == nil {

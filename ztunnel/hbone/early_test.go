@@ -134,6 +134,27 @@ func TestEarlyBytesWaitForASilentPeer(t *testing.T) {
 	})
 }
 
+// Nor when it leaves, and falls silent: that it is dead now does not say that it was then.
+func TestEarlyBytesOfAPeerThatLeaves(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d, k := dialTo(t, DialerConfig{}, pingAnswerer(1, false))
+		warm, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer warm.Close()
+		begin := time.Now()
+		left := time.AfterFunc(time.Second/2, func() { d.Gone(func(Key) bool { return true }) })
+		defer left.Stop()
+		_, _, err = d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: always, Early: saying("hello")})
+		de, ok := errors.AsType[*DialError](err)
+		if !ok || de.Gone() || de.Refused() || !de.Timeout() || time.Since(begin) != silentTicks*answerTick {
+			t.Errorf("connect: %v after %v", err, time.Since(begin))
+		}
+		_ = d.Close()
+	})
+}
+
 // No more goes early than the peer's windows allow.
 func TestEarlyBytesKeepToTheWindow(t *testing.T) {
 	m, acc := newPairs(t, tcpPair)

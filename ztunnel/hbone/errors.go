@@ -26,6 +26,8 @@ var (
 	errUnanswered = errors.New("stream ended before its answer")
 	// ErrSilent is why a CONNECT is given up whose peer does not answer a PING either.
 	ErrSilent = fmt.Errorf("peer has fallen silent: %w", os.ErrDeadlineExceeded)
+	// errUncertain is that of a peer that may have passed bytes on before: no reason to turn to another one.
+	errUncertain = fmt.Errorf("peer has fallen silent after it was sent the first bytes: %w", os.ErrDeadlineExceeded)
 	// ErrGone is why a CONNECT is given up whose peer has left: see Dialer.Gone.
 	ErrGone = errors.New("peer has left the mesh")
 	// errPingTimeout is why a silent tunnel is cut.

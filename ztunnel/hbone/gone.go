@@ -17,7 +17,8 @@ import (
 //
 // Either way the peer may have had the CONNECT. Its application has then seen a connection that was opened and, as
 // RST_STREAM follows in the same TCP stream, reset without a byte; what it may have said first nobody has read. That
-// is what any client that gives up connecting does, so the connection may be tried elsewhere.
+// is what any client that gives up connecting does, so the connection may be tried elsewhere. Where bytes went along
+// with the CONNECT that does not hold: see early.go.
 const (
 	answerTick  = time.Second // how often a waiting CONNECT looks for signs of life
 	silentTicks = 3           // without one: the first is for the answer, the others for that to PING
