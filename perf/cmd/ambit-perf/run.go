@@ -285,7 +285,8 @@ func failures(r *report.Report) error {
 
 // profileHint says how profiles are opened.
 const profileHint = `profiles are in %[1]s, SCENARIO.MODE.ROUND.PROCESS.KIND:
-  go tool pprof -http=: %[1]s/NAME.cpu.pb.gz       and .allocs, .heap, .block, .mutex; -top instead of -http=: for text
+  go tool pprof -http=: %[1]s/NAME.cpu.pb.gz       and .allocs, .heap, .block, .mutex; -top instead of -http=: for text,
+                                                      -sample_index=alloc_space for what .allocs is about
   go tool pprof -diff_base %[1]s/A.cpu.pb.gz %[1]s/B.cpu.pb.gz
   go tool trace %[1]s/NAME.trace
 `
