@@ -157,21 +157,23 @@ func TestEarlyBytesOfAPeerThatLeaves(t *testing.T) {
 
 // No more goes early than the peer's windows allow.
 func TestEarlyBytesKeepToTheWindow(t *testing.T) {
-	m, acc := newPairs(t, tcpPair)
-	c, _ := streamPair(t, m, acc)
-	c.t.w.mu.Lock()
-	c.t.w.initialWindow = 3
-	c.t.w.mu.Unlock()
-	s, resp, err := m.Connect(t.Context(), m.key, ConnectRequest{Authority: "192.0.2.2:80", Early: saying("question")})
-	if err != nil || resp.Early != 3 {
-		t.Fatalf("%+v, %v: want 3 bytes early", resp, err)
-	}
-	got := make([]byte, 3)
-	if _, err := io.ReadFull(<-acc, got); err != nil || string(got) != "que" {
-		t.Errorf("the server read %q, %v", got, err)
-	}
-	_ = s.Close()
-	m.close()
+	bubble(t, func(t *testing.T) { // where the tunnel has always just been heard of
+		m, acc := newPairs(t, memPair)
+		defer m.close()
+		c, _ := streamPair(t, m, acc)
+		c.t.w.mu.Lock()
+		c.t.w.initialWindow = 3
+		c.t.w.mu.Unlock()
+		s, resp, err := m.Connect(t.Context(), m.key, ConnectRequest{Authority: "192.0.2.2:80", Early: saying("question")})
+		if err != nil || resp.Early != 3 {
+			t.Fatalf("%+v, %v: want 3 bytes early", resp, err)
+		}
+		got := make([]byte, 3)
+		if _, err := io.ReadFull(<-acc, got); err != nil || string(got) != "que" {
+			t.Errorf("the server read %q, %v", got, err)
+		}
+		_ = s.Close()
+	})
 }
 
 // What nobody waits for goes with what leaves next, or soon.
