@@ -11,6 +11,7 @@ import (
 	"os"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -179,6 +180,53 @@ func TestQueueNeverBlocksAndCountsWhatItDrops(t *testing.T) {
 	})
 }
 
+// writes are noted one by one.
+type writes struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, string(p))
+	return len(p), nil
+}
+
+func (w *writes) got() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.all)
+}
+
+// A line after a silence is written at once, and those that follow it together.
+func TestQueueGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w writes
+		q := NewQueue(&w, 0)
+		log := func(line string) {
+			_, _ = q.Write([]byte(line)) // never fails
+			synctest.Wait()
+		}
+		log("1\n")
+		log("2\n")
+		log("3\n")
+		if diff := cmp.Diff([]string{"1\n"}, w.got()); diff != "" {
+			t.Errorf("at once (-want +got):\n%s", diff)
+		}
+		time.Sleep(flushEvery)
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"1\n", "2\n3\n"}, w.got()); diff != "" {
+			t.Errorf("%v later (-want +got):\n%s", flushEvery, diff)
+		}
+		log("4\n")
+		_ = q.Close()
+		if diff := cmp.Diff([]string{"1\n", "2\n3\n", "4\n"}, w.got()); diff != "" {
+			t.Errorf("at the end (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // disk takes so many bytes and then is full.
 type disk struct {
 	free int
@@ -206,6 +254,7 @@ func TestQueueOutlivesAFullDisk(t *testing.T) {
 		log, _ := NewLogger(q, "text", "info")
 		write := func(line string) {
 			_, _ = q.Write([]byte(line)) // never fails
+			time.Sleep(2 * flushEvery)
 			synctest.Wait()
 		}
 		write("complete1\n")
@@ -216,7 +265,7 @@ func TestQueueOutlivesAFullDisk(t *testing.T) {
 		}
 		d.free = 1000
 		write("complete2\n")
-		want := "complete1\ncut s\ncomplete2\n2000-01-01T00:00:00.000000Z\twarn\tlog\tlog lines dropped\tcount=2\n"
+		want := "complete1\ncut s\ncomplete2\n2000-01-01T00:00:00.030000Z\twarn\tlog\tlog lines dropped\tcount=2\n"
 		if diff := cmp.Diff(want, d.b.String()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}

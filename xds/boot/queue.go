@@ -37,6 +37,9 @@ type Queue struct {
 const (
 	// defaultQueueBytes holds some ten thousand lines.
 	defaultQueueBytes = 4 << 20
+	// flushEvery is how long lines gather: a busy proxy logs thousands per second, and each write costs as much as the
+	// line itself.
+	flushEvery = 5 * time.Millisecond
 	// flushTimeout is how long Close waits for a reader that is stuck.
 	flushTimeout = time.Second
 	// keepBuffer is the largest buffer kept for the next round.
@@ -97,6 +100,10 @@ func (q *Queue) writeLoop() {
 		select {
 		case <-q.wakec:
 			q.flush()
+			select { // the first line after a silence leaves at once, those that follow together
+			case <-time.After(flushEvery):
+			case <-q.stopc:
+			}
 		case <-q.stopc:
 			q.flush()
 			q.flush() // what the first one reported
