@@ -72,11 +72,13 @@ func TestEffectOf(t *testing.T) {
 		longest         time.Duration
 		missed, against int
 	}{
-		{"one is missed", []Decision{{at(1), true, 9}, {at(107), false, 9}, {at(203), true, 9}, {at(403), false, 1}, {at(409), true, 9}}, 600, 3, 9 * time.Millisecond, 1, 0},
-		{"the last was hardly seen", []Decision{{at(1), true, 9}, {at(107), false, 9}, {at(203), true, 9}, {at(305), false, 20}}, 450, 3, 7 * time.Millisecond, 0, 0},
-		{"the last had its time", []Decision{{at(1), true, 9}, {at(107), false, 9}, {at(203), true, 9}, {at(305), false, 20}}, 500, 3, 7 * time.Millisecond, 1, 0},
-		{"one of two proxies has the policy", []Decision{{at(1), true, 9}, {at(107), false, 3}, {at(120), true, 2}, {at(130), false, 4}, {at(140), true, 1}, {at(150), false, 4}, {at(203), true, 9}, {at(305), false, 9},
-			{at(410), true, 9}}, 500, 4, 10 * time.Millisecond, 0, 3},
+		{"one is missed", []Decision{{At: at(1), Served: true, Run: 9}, {At: at(107), Served: false, Run: 9}, {At: at(203), Served: true, Run: 9}, {At: at(403), Served: false, Run: 1}, {At: at(409), Served: true, Run: 9}}, 600, 3, 9 * time.Millisecond, 1, 0},
+		{"the last was hardly seen", []Decision{{At: at(1), Served: true, Run: 9}, {At: at(107), Served: false, Run: 9}, {At: at(203), Served: true, Run: 9}, {At: at(305), Served: false, Run: 20}}, 450, 3, 7 * time.Millisecond, 0, 0},
+		{"the last had its time", []Decision{{At: at(1), Served: true, Run: 9}, {At: at(107), Served: false, Run: 9}, {At: at(203), Served: true, Run: 9}, {At: at(305), Served: false, Run: 20}}, 500, 3, 7 * time.Millisecond, 1, 0},
+		{"one of two proxies has the policy", []Decision{{At: at(1), Served: true, Run: 9}, {At: at(107), Served: false, Run: 3}, {At: at(120), Served: true, Run: 2}, {At: at(130), Served: false, Run: 4}, {At: at(140), Served: true, Run: 1}, {At: at(150), Served: false, Run: 4}, {At: at(203), Served: true, Run: 9}, {At: at(305), Served: false, Run: 9},
+			{At: at(410), Served: true, Run: 9}}, 500, 4, 10 * time.Millisecond, 0, 3},
+		{"two are decided at the same time", []Decision{{At: at(1), Served: true, Run: 9}, {At: at(107), Run: 1, Took: 5e6}, {At: at(110), Served: true, Run: 1}, {At: at(111), Run: 9},
+			{At: at(203), Served: true, Run: 9}, {At: at(305), Run: 9}, {At: at(410), Served: true, Run: 9}}, 500, 4, 10 * time.Millisecond, 0, 0},
 	} {
 		e := EffectOf(toggles, tt.seen, at(tt.until))
 		if e.Delays.Count() != tt.delays || e.Missed != tt.missed || e.Delays.Max() != uint64(tt.longest) || e.Against != tt.against {

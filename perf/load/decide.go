@@ -15,6 +15,8 @@ type Decision struct {
 	At     time.Time `json:"at"`
 	Served bool      `json:"served"`
 	Run    int       `json:"run,omitempty"` // how many in a row are like this one
+
+	Took time.Duration `json:"took,omitempty"` // until it was decided
 }
 
 // decisions gathers them.
@@ -47,7 +49,7 @@ func (r *run) decide(w *worker, _ int) error {
 			continue
 		}
 		r.decided.mu.Lock()
-		r.decided.seen = append(r.decided.seen, Decision{At: at, Served: err == nil})
+		r.decided.seen = append(r.decided.seen, Decision{At: at, Served: err == nil, Took: monotonic() - began})
 		r.decided.mu.Unlock()
 		r.done(w, monotonic()-began, true)
 	}
@@ -107,8 +109,10 @@ func EffectOf(toggles []Toggle, seen []Decision, until time.Time) (e Effect) {
 			continue
 		}
 		e.Delays.Add(int64(seen[k].At.Sub(t.At)))
+		// One that began before the first was decided may have been decided before it.
+		decided := seen[k].At.Add(seen[k].Took)
 		for _, d := range seen[k+1:] {
-			if d.Served != t.Allowed && d.At.Before(end) {
+			if d.Served != t.Allowed && d.At.After(decided) && d.At.Before(end) {
 				e.Against += d.Run
 			}
 		}
