@@ -34,7 +34,6 @@ func TestRememberedChains(t *testing.T) {
 	inter := root.Intermediate(t)
 	p := id("p")
 	anyone := oneOf([]identity.ID{p})
-	now := time.Now()
 	const client, server = x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth
 	peer := stateWith(t, inter.Leaf(t, p, meshca.Lifetime(100*24*time.Hour)))
 	with := func(cs tls.ConnectionState, more ...*x509.Certificate) tls.ConnectionState {
@@ -43,6 +42,7 @@ func TestRememberedChains(t *testing.T) {
 	}
 	onlyServer := stateWith(t, inter.Leaf(t, p, meshca.Usages(server)))
 	outlives := stateWith(t, inter.Leaf(t, p, meshca.Lifetime(2*365*24*time.Hour)))
+	now := time.Now() // later than the begin of all of them
 	for _, tt := range []struct {
 		name   string
 		first  tls.ConnectionState
