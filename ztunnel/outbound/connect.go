@@ -17,8 +17,8 @@ import (
 )
 
 // connect routes and dials, and when an endpoint cannot be reached, tries one
-// other. The application has sent nothing that anybody has seen by then, so
-// nothing can happen twice.
+// other. What the application has sent nobody can have acted on by then, or it is
+// not tried again (early.go), so nothing can happen twice.
 func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, error) {
 	m := p.cfg.View().Mesh
 	r.Avoid = p.avoid(r.Dst)

@@ -5,7 +5,7 @@
 //	                                    pure function ───┘        └ HBONE, plain TCP or passthrough
 //
 // Files in the order a connection meets them: outbound.go, route.go,
-// waypoint.go, connect.go (one retry), local.go and lease.go
+// waypoint.go, connect.go (one retry), early.go, local.go and lease.go
 // (pods of the same node), health.go, header.go, baggage.go.
 //
 // A Proxy serves one pod; Serve is called once per connection and may return
