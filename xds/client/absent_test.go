@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/ambit-mesh/ambit/xds/api/discovery"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/ambit-mesh/ambit/xds/api/discovery"
 )
 
 // TestDemandAnsweredBetweenLookAndWait: what comes for somebody else between the

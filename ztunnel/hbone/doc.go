@@ -18,7 +18,8 @@
 // # Buffers
 //
 // An idle stream holds no buffer, and an idle tunnel over TCP holds none of ours: the reader waits for readability
-// before it borrows one. An application that talks in many small pieces is read by a clock meanwhile (talker). Received DATA is not copied before the application's own read or write takes it.
+// before it borrows one. An application that talks in many small pieces is read by a clock meanwhile (talker). Received
+// DATA is not copied before the application's own read or write takes it.
 //
 // The framing is ours, because standard transports spill a 9-byte header into a second TLS record and fix their frame
 // size early: a DATA frame here, with its header, is exactly one full TLS record.

@@ -40,3 +40,47 @@ func (s *Stream) packEarlyLocked(p []byte) {
 	s.speak()
 	s.talking.Store(true)
 }
+
+// company is how it went for a tunnel's answers to CONNECTs that waited for what their applications say. Where nothing
+// left in time, waiting has cost time and saved nothing: an application was slow, or its client has more to say before
+// there is an answer, which its proxy does not send before it has ours. Then the next answers leave at once, and twice
+// as many each time. The writer's lock guards it.
+type company struct {
+	since time.Time // when an answer in the queue began to wait; zero: none does
+	alone int       // how many left at once after the last one that had waited for nothing
+	pass  int       // of those, how many are still to come
+}
+
+const (
+	// aloneLeast and aloneMost bound them: one answer in so many is late for nothing.
+	aloneLeast = 16
+	aloneMost  = 1024
+)
+
+// awaited reports whether an answer is to wait.
+func (c *company) awaited() bool {
+	if c.pass > 0 {
+		c.pass--
+		return false
+	}
+	if c.since.IsZero() {
+		c.since = time.Now()
+	}
+	return true
+}
+
+// came is told that the queue leaves.
+func (c *company) came() {
+	if !c.since.IsZero() {
+		c.since, c.alone = time.Time{}, 0
+	}
+}
+
+// missed is told that the queue leaves because its time is up. An answer that had little of it says nothing.
+func (c *company) missed() {
+	if !c.since.IsZero() && time.Since(c.since) >= lateLimit/2 {
+		c.alone = min(max(2*c.alone, aloneLeast), aloneMost)
+		c.pass = c.alone
+	}
+	c.since = time.Time{}
+}

@@ -274,3 +274,69 @@ func TestAnswersLeaveTogether(t *testing.T) {
 		})
 	}
 }
+
+// An answer that waited for nothing makes the next ones leave at once: a client that says in two writes what it has to
+// say, of which the second waits for the answer, is late once in a while and not each time.
+func TestAnswersDoNotWaitForNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMesh(t, meshConfig{Dial: memPair, Handler: func(_ context.Context, r *Request) {
+			synctest.Wait() // until the first half has come
+			s, err := r.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			n := len("questionquestion")
+			if r.Authority == "quick:1" {
+				n /= 2
+			}
+			if _, err := io.ReadFull(s, make([]byte, n)); err == nil {
+				_, _ = s.Write([]byte("answer"))
+			}
+			_, _ = io.Copy(io.Discard, s)
+		}})
+		warm, _, err := m.Connect(t.Context(), m.key, ConnectRequest{Authority: "quick:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer warm.Close()
+		ask := func(authority string) time.Duration {
+			began := time.Now()
+			s, _, err := m.Connect(t.Context(), m.key, ConnectRequest{Authority: authority, Early: saying("question")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if _, err := s.Write([]byte("question")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(s, make([]byte, 6)); err != nil {
+				t.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		late := 0
+		for range 1 + aloneLeast + 1 + 2*aloneLeast + 1 {
+			d := ask("two:1")
+			if d != 0 && d != lateLimit {
+				t.Errorf("asked for %v", d)
+			}
+			if d != 0 {
+				late++
+			}
+		}
+		if late != 3 {
+			t.Errorf("%d answers waited, want 3", late)
+		}
+		for range aloneMost {
+			if d := ask("quick:1"); d != 0 {
+				t.Errorf("an answer at once took %v", d)
+			}
+		}
+		if d := ask("two:1"); d != lateLimit { // they had company
+			t.Errorf("asked for %v, want %v", d, lateLimit)
+		}
+		m.close()
+	})
+}

@@ -427,7 +427,7 @@ func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
 		w.packLocked(appendWindowUpdate(nil, s.id, wider))
 	}
 	switch {
-	case asked:
+	case asked && w.company.awaited():
 		w.attendLateLocked()
 	case flags&flagEndStream == 0:
 		w.flushLocked()

@@ -43,6 +43,7 @@ type writer struct {
 	idle     sync.Cond
 	late     bool        // later will see to the queue
 	later    *time.Timer // nil until it is needed
+	company  company
 
 	window        int64 // the peer's connection window
 	initialWindow int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE, of streams opened from now on
@@ -201,6 +202,7 @@ func (w *writer) flushLate() {
 		w.mu.Unlock()
 		return
 	}
+	w.company.missed()
 	w.flushing = true
 	w.mu.Unlock()
 	w.flushLoop()
@@ -260,6 +262,7 @@ func (w *writer) takeLocked() (batch []segment, size, control int) {
 		w.late = false
 		w.later.Stop() // one that fires all the same finds what has come since, which is no harm
 	}
+	w.company.came()
 	batch, size, control = w.queue, w.queued, w.control
 	w.queue, w.spare, w.packing = w.spare, nil, false
 	return batch, size, control
