@@ -421,6 +421,7 @@ func TestServerShutdownDrains(t *testing.T) {
 			t.Fatalf("want GOAWAY 3, got %v", ga)
 		}
 		ts.connect(5)
+		ts.ok(ts.WriteData(5, false, []byte("early"))) // with the CONNECT, before its client knew
 		ts.wantReset("stream after the final GOAWAY", 5, http2.ErrCodeRefusedStream)
 		ts.ok(ts.WriteData(1, true, nil))
 		ts.ok(ts.WriteData(3, true, []byte("bye")))

@@ -319,5 +319,5 @@ func (r *reader) known(id uint32) bool {
 	if r.t.client {
 		return id%2 == 1 && id < r.t.nextID
 	}
-	return id%2 == 1 && id <= r.t.highID
+	return id%2 == 1 && id <= max(r.t.highID, r.t.refusedID)
 }

@@ -258,7 +258,9 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 		return r.flood()
 	}
 	refuse := t.refusing || len(t.streams) >= t.server.cfg.MaxConcurrentStreams || int(t.handlers.Load()) >= t.server.cfg.MaxConcurrentStreams
-	if !t.refusing {
+	if t.refusing {
+		t.refusedID = max(t.refusedID, id)
+	} else {
 		t.highID = id
 	}
 	t.mu.Unlock()

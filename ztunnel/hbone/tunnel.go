@@ -70,7 +70,8 @@ type tunnel struct {
 	mu         sync.Mutex
 	streams    map[uint32]*Stream // guarded by mu, as are all below
 	nextID     uint32             // client: id of the next stream
-	highID     uint32             // server: highest id seen
+	highID     uint32             // server: highest id that was let in, or refused for want of room
+	refusedID  uint32             // server: highest id above it, refused since the final GOAWAY
 	reserved   int                // client: streams promised by the pool and not yet open
 	maxStreams int                // what the peer allows
 	limit      int                // what our configuration allows
