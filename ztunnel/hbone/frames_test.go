@@ -5,18 +5,22 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/ambit-mesh/ambit/test/memnet"
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
 
 // framer is the other side of a tunnel, spoken in frames by another implementation. Every expectation says why.
@@ -382,14 +386,50 @@ func TestServerStreamFlowControl(t *testing.T) {
 
 func TestServerRefusesStreamsOverLimit(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		ts := newTestServer(t, ServerConfig{Handler: func(ctx context.Context, r *Request) { <-ctx.Done() }})
+		reg := prometheus.NewPedanticRegistry()
+		ts := newTestServer(t, ServerConfig{Registerer: reg, Handler: func(ctx context.Context, r *Request) { <-ctx.Done() }})
 		ts.greet()
 		for i := range uint32(201) {
 			ts.connect(2*i + 1)
 		}
 		ts.wantReset("stream 201", 401, http2.ErrCodeRefusedStream)
+		wantRefused(t, reg, "draining 0, exhausted 0, limit 1")
 		_ = ts.hangUp()
 	})
+}
+
+// What is refused for want of room the node that refuses tells, too.
+func TestServerRefusesStreamsWithoutRoom(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		reg, limits := prometheus.NewPedanticRegistry(), ledger.DefaultLimits()
+		limits[ledger.Streams] = 1
+		ts := newTestServer(t, ServerConfig{Registerer: reg, Account: ledger.New(limits).Pod("pod"), Handler: func(ctx context.Context, r *Request) { <-ctx.Done() }})
+		ts.greet()
+		ts.connect(1)
+		ts.connect(3)
+		ts.wantReset("stream 2", 3, http2.ErrCodeRefusedStream)
+		wantRefused(t, reg, "draining 0, exhausted 1, limit 0")
+		_ = ts.hangUp()
+	})
+}
+
+func wantRefused(t *testing.T, reg prometheus.Gatherer, want string) {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range families {
+		if f.GetName() == "ambit_ztunnel_hbone_refused_streams_total" {
+			for _, m := range f.GetMetric() {
+				got = append(got, fmt.Sprint(m.GetLabel()[0].GetValue(), " ", m.GetCounter().GetValue()))
+			}
+		}
+	}
+	if s := strings.Join(got, ", "); s != want {
+		t.Errorf("refused: %s; want %s", s, want)
+	}
 }
 
 func TestServerShutdownDrains(t *testing.T) {

@@ -17,6 +17,7 @@ type metrics struct {
 	streams    prometheus.Counter
 	retries    prometheus.Counter
 	requests   prometheus.Counter
+	refused    *prometheus.CounterVec
 	resent     prometheus.Counter
 	rtt        prometheus.Histogram
 }
@@ -25,7 +26,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return register(reg, prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help}))
 	}
-	return &metrics{
+	m := &metrics{
 		dials: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ambit_ztunnel_hbone_dials_total",
 			Help: "HBONE tunnels dialled, by the stage that was reached and the result.",
@@ -41,13 +42,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		streams:  counter("ambit_ztunnel_hbone_streams_total", "CONNECT streams opened to peers."),
 		retries:  counter("ambit_ztunnel_hbone_retries_total", "CONNECTs tried again because a pooled tunnel was lost or refused them."),
 		requests: counter("ambit_ztunnel_hbone_requests_total", "CONNECT requests received."),
-		resent:   counter("ambit_ztunnel_hbone_retransmits_total", "TCP segments that sockets of HBONE tunnels sent again, seen when streams begin and end."),
+		refused: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ambit_ztunnel_hbone_refused_streams_total",
+			Help: "CONNECT requests that were refused before they were looked at, which clients try again: exhausted for want of room on the node (its memory limit bounds streams), limit beyond what a tunnel may have at once, draining because the tunnel ends.",
+		}, []string{"reason"})),
+		resent: counter("ambit_ztunnel_hbone_retransmits_total", "TCP segments that sockets of HBONE tunnels sent again, seen when streams begin and end."),
 		rtt: register(reg, prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "ambit_ztunnel_hbone_rtt_seconds",
 			Help:    "Smoothed TCP round trip of HBONE tunnels when streams begin and end, ten times per second and tunnel at most.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1},
 		})),
 	}
+	for _, reason := range []string{refusedExhausted, refusedLimit, refusedDraining} {
+		m.refused.WithLabelValues(reason) // exist before the first
+	}
+	return m
 }
 
 // register returns the collector that counts: c, or one of the same name that is registered already.
@@ -78,6 +87,13 @@ func (m *metrics) socket(i sockopt.TCPInfo) {
 		m.rtt.Observe(i.RTT.Seconds())
 	}
 }
+
+// Why a request was refused, as metric labels.
+const (
+	refusedExhausted = "exhausted"
+	refusedLimit     = "limit"
+	refusedDraining  = "draining"
+)
 
 // The two sides of a tunnel, as metric labels.
 const (

@@ -257,14 +257,24 @@ func (r *reader) newRequest(id uint32, hd *head, end bool) error {
 		t.mu.Unlock()
 		return r.flood()
 	}
-	refuse := t.refusing || len(t.streams) >= t.server.cfg.MaxConcurrentStreams || int(t.handlers.Load()) >= t.server.cfg.MaxConcurrentStreams
+	refuse, most := "", t.server.cfg.MaxConcurrentStreams
+	switch {
+	case t.refusing:
+		refuse = refusedDraining
+	case len(t.streams) >= most || int(t.handlers.Load()) >= most:
+		refuse = refusedLimit
+	}
 	if t.refusing {
 		t.refusedID = max(t.refusedID, id)
 	} else {
 		t.highID = id
 	}
 	t.mu.Unlock()
-	if refuse || !t.account.TryAcquire(ledger.Streams, 1) {
+	if refuse == "" && !t.account.TryAcquire(ledger.Streams, 1) {
+		refuse = refusedExhausted
+	}
+	if refuse != "" {
+		t.server.met.refused.WithLabelValues(refuse).Inc()
 		if err := r.flood(); err != nil {
 			return err
 		}
