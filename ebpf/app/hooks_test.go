@@ -127,6 +127,7 @@ func (l *listeners) AddPod(ctx context.Context, p handoff.Pod) error {
 			}
 		}()
 	}
+	fmt.Fprintf(os.Stderr, "listening in %s\n", p.UID)
 	return nil
 }
 
@@ -395,7 +396,7 @@ func (m *meshed) wantLog(p *process, text string) {
 		}
 		time.Sleep(5 * time.Millisecond) // another process's output
 	}
-	m.t.Fatalf("the agent did not say %q:\n%s", text, p.out.String())
+	m.t.Fatalf("%v did not say %q:\n%s", p.cmd.Args, text, p.out.String())
 }
 
 func (m *meshed) wantCaptured(when string) {
@@ -449,12 +450,7 @@ func TestProgramsCapture(t *testing.T) {
 	check(t, os.Mkdir(next, 0o755), os.WriteFile(filepath.Join(next, "cgroup.type"), []byte("threaded"), 0o644))
 	t.Cleanup(func() { _ = os.Remove(next) })
 	second := m.startProxy(&netlab.Cgroup{Path: next})
-	for range patience {
-		if strings.Count(a.out.String(), "proxy connected") == 2 {
-			break
-		}
-		time.Sleep(5 * time.Millisecond) // another process's output
-	}
+	m.wantLog(second, "listening in u1") // that it is connected does not say so
 	m.wantCaptured("with two proxies")
 	p.kill()
 	m.wantCaptured("with the second proxy")
