@@ -15,7 +15,7 @@ const (
 	// EarlyLimit is how many bytes go early at most: a question, not a file.
 	EarlyLimit = 2 << 10
 	// earlyFresh is how long ago the tunnel's peer may have been heard of.
-	earlyFresh = 100 * time.Millisecond
+	earlyFresh = 10 * time.Millisecond
 )
 
 // early asks for the bytes that may go along, if t is a tunnel for them.
