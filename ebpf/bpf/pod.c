@@ -5,15 +5,14 @@
 #include "maps.h"
 #include "drops.h"
 #include "packet.h"
-#include <bpf/bpf_core_read.h>
 
 #define LOOPBACK_IFINDEX 1 /* lo, in every namespace */
 
 const volatile __u64 pod_netns = 0;
 
-struct bpf_sk_lookup___arriving {
-	__u32 ingress_ifindex;
-} __attribute__((preserve_access_index));
+/* Whether this kernel's struct bpf_sk_lookup has ingress_ifindex. Who loads finds out once: a relocation would have
+ * the kernel's types read for each pod anew, which took longer than all else that is not the verifier's. */
+const volatile bool lookup_tells_interface = false;
 
 /* Whether a packet to an alias is the pod's own. A neighbour in the network can send some too, to IPv6's
  * aliases, and who connected to one that stands for a connection on its way to the proxy would go on in the pod's
@@ -21,7 +20,7 @@ struct bpf_sk_lookup___arriving {
  * pod's, whose answers reach nobody else. */
 static __always_inline bool from_within(struct bpf_sk_lookup *ctx, const struct enrolment *e, const struct flow *f)
 {
-	if (bpf_core_field_exists(struct bpf_sk_lookup___arriving, ingress_ifindex))
+	if (lookup_tells_interface)
 		return READ(ctx, ingress_ifindex) == LOOPBACK_IFINDEX;
 	return is_ip4(&f->local) || is_loopback(&f->local) || same(&f->local, &e->v6);
 }

@@ -127,24 +127,25 @@ type PodSettings struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	PodMapMeshAliases     = "mesh_aliases"
-	PodMapMeshDials       = "mesh_dials"
-	PodMapMeshDropEvents  = "mesh_drop_events"
-	PodMapMeshDropSums    = "mesh_drop_sums"
-	PodMapMeshDrops       = "mesh_drops"
-	PodMapMeshEnrolled    = "mesh_enrolled"
-	PodMapMeshHandover    = "mesh_handover"
-	PodMapMeshListeners   = "mesh_listeners"
-	PodMapMeshOriginal    = "mesh_original"
-	PodMapMeshOwn         = "mesh_own"
-	PodMapMeshPods        = "mesh_pods"
-	PodMapMeshSettings    = "mesh_settings"
-	PodMapMeshWanted      = "mesh_wanted"
-	PodProgPodGate        = "pod_gate"
-	PodProgPodLookup      = "pod_lookup"
-	PodVarDropEventType   = "drop_event_type"
-	PodVarPacketUnhurried = "packet_unhurried"
-	PodVarPodNetns        = "pod_netns"
+	PodMapMeshAliases          = "mesh_aliases"
+	PodMapMeshDials            = "mesh_dials"
+	PodMapMeshDropEvents       = "mesh_drop_events"
+	PodMapMeshDropSums         = "mesh_drop_sums"
+	PodMapMeshDrops            = "mesh_drops"
+	PodMapMeshEnrolled         = "mesh_enrolled"
+	PodMapMeshHandover         = "mesh_handover"
+	PodMapMeshListeners        = "mesh_listeners"
+	PodMapMeshOriginal         = "mesh_original"
+	PodMapMeshOwn              = "mesh_own"
+	PodMapMeshPods             = "mesh_pods"
+	PodMapMeshSettings         = "mesh_settings"
+	PodMapMeshWanted           = "mesh_wanted"
+	PodProgPodGate             = "pod_gate"
+	PodProgPodLookup           = "pod_lookup"
+	PodVarDropEventType        = "drop_event_type"
+	PodVarLookupTellsInterface = "lookup_tells_interface"
+	PodVarPacketUnhurried      = "packet_unhurried"
+	PodVarPodNetns             = "pod_netns"
 )
 
 // LoadPod returns the embedded CollectionSpec for Pod.
@@ -216,9 +217,10 @@ type PodMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type PodVariableSpecs struct {
-	DropEventType   *ebpf.VariableSpec `ebpf:"drop_event_type"`
-	PacketUnhurried *ebpf.VariableSpec `ebpf:"packet_unhurried"`
-	PodNetns        *ebpf.VariableSpec `ebpf:"pod_netns"`
+	DropEventType        *ebpf.VariableSpec `ebpf:"drop_event_type"`
+	LookupTellsInterface *ebpf.VariableSpec `ebpf:"lookup_tells_interface"`
+	PacketUnhurried      *ebpf.VariableSpec `ebpf:"packet_unhurried"`
+	PodNetns             *ebpf.VariableSpec `ebpf:"pod_netns"`
 }
 
 // PodObjects contains all objects after they have been loaded into the kernel.
@@ -278,9 +280,10 @@ func (m *PodMaps) Close() error {
 //
 // It can be passed to LoadPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type PodVariables struct {
-	DropEventType   *ebpf.Variable `ebpf:"drop_event_type"`
-	PacketUnhurried *ebpf.Variable `ebpf:"packet_unhurried"`
-	PodNetns        *ebpf.Variable `ebpf:"pod_netns"`
+	DropEventType        *ebpf.Variable `ebpf:"drop_event_type"`
+	LookupTellsInterface *ebpf.Variable `ebpf:"lookup_tells_interface"`
+	PacketUnhurried      *ebpf.Variable `ebpf:"packet_unhurried"`
+	PodNetns             *ebpf.Variable `ebpf:"pod_netns"`
 }
 
 // PodPrograms contains all programs after they have been loaded into the kernel.

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ebpf/bpf"
@@ -134,7 +136,15 @@ func (h *Hooks) open() error {
 	if err := h.putRoot(); err != nil {
 		return err
 	}
-	coll, err := ebpf.NewCollectionWithOptions(node, ebpf.CollectionOptions{MapReplacements: h.maps})
+	kernel := btf.NewCache() // megabytes, which nobody needs later
+	tells, err := tellsInterface(kernel)
+	if err != nil {
+		return fmt.Errorf("read the kernel's types: %w", err)
+	}
+	if err := h.pod.Variables["lookup_tells_interface"].Set(tells); err != nil {
+		return err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(node, ebpf.CollectionOptions{MapReplacements: h.maps, Cache: kernel})
 	if err != nil {
 		return fmt.Errorf("load programs: %w", explainLoad(err))
 	}
@@ -161,6 +171,26 @@ func (h *Hooks) open() error {
 		return err
 	}
 	return h.cfg.step("published")
+}
+
+// tellsInterface reports whether the kernel tells sk_lookup programs where a packet
+// arrives (Linux 5.17).
+func tellsInterface(kernel *btf.Cache) (bool, error) {
+	types, err := kernel.Kernel()
+	if err != nil {
+		return false, err
+	}
+	found, err := types.AnyTypesByName("bpf_sk_lookup")
+	if err != nil && !errors.Is(err, btf.ErrNotFound) {
+		return false, err
+	}
+	for _, t := range found {
+		s, ok := t.(*btf.Struct)
+		if ok && slices.ContainsFunc(s.Members, func(m btf.Member) bool { return m.Name == "ingress_ifindex" }) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func explainLoad(err error) error {
