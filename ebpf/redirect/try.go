@@ -33,11 +33,23 @@ func scratch() (*netns.NS, error) {
 	}
 	resultc := make(chan result, 1)
 	go func() {
-		// The thread ends with its goroutine, which never unlocks it.
+		// A thread that cannot come back ends with its goroutine, which has not unlocked it.
 		runtime.LockOSThread()
 		var r result
+		home, err := netns.Current()
+		if err != nil {
+			resultc <- result{nil, err}
+			return
+		}
+		defer home.Close()
+		back := error(nil)
 		if r.err = unix.Unshare(unix.CLONE_NEWNET); r.err == nil {
 			r.ns, r.err = netns.Current()
+			// The process's main thread does not end: it and /proc/self would stay in there for good.
+			_ = home.Control(func(fd int) { back = unix.Setns(fd, unix.CLONE_NEWNET) }) // open as it is, f is called
+		}
+		if back == nil {
+			runtime.UnlockOSThread()
 		}
 		resultc <- r
 	}()
