@@ -15,12 +15,13 @@ func limitRuntime(l reclaim.Limit) {
 	}
 }
 
-// limitMemory keeps the proxy within the container's memory: the runtime's, and as many connections as fit.
+// limitMemory keeps the proxy within the container's memory: the runtime's, and as many connections and receive windows as fit.
 func (a *app) limitMemory(l reclaim.Limit) {
 	limitRuntime(l)
 	without := ledger.DefaultLimits()
 	connections := l.Connections(without[ledger.Connections])
 	a.node.ledger.SetLimit(ledger.Connections, connections)
 	a.node.ledger.SetLimit(ledger.Streams, l.Connections(without[ledger.Streams]))
+	a.node.ledger.SetLimit(ledger.Bytes, l.Windows(without[ledger.Bytes]))
 	a.log.Info("memory is limited by the container", "limit", uint64(l), "connections", connections)
 }

@@ -21,6 +21,9 @@ const (
 	perConnection = 16 << 10
 	// fewest are the connections that a limit too low for any has all the same.
 	fewest = 256
+	// windowShare is one part in how many of what is not base is for receive windows, of which at least fewestBytes.
+	windowShare = 8
+	fewestBytes = 1 << 20
 	// lookAgain is how long it takes to see that the limit is another: it may be changed while the container runs.
 	// https://kubernetes.io/docs/tasks/configure-pod-container/resize-container-resources/
 	lookAgain = 30 * time.Second
@@ -43,6 +46,15 @@ func (l Limit) Connections(most int64) int64 {
 		return most
 	}
 	return min(most, max(fewest, (int64(l)-base)/perConnection))
+}
+
+// Windows are how many bytes of receive windows may be granted beyond what each stream has anyhow: what a peer sends and
+// the application does not read lies there. At most as many as there may be without a limit.
+func (l Limit) Windows(most int64) int64 {
+	if l == 0 {
+		return most
+	}
+	return min(most, max(fewestBytes, (int64(l)-base)/windowShare))
 }
 
 // ReadLimit finds the limit of the process's control group.

@@ -10,6 +10,16 @@ import (
 	"time"
 )
 
+// A peer's bytes that an application does not read do not fill the container: 1 GiB of windows did one of 64 MiB.
+func TestWindows(t *testing.T) {
+	const most = 1 << 30
+	for limit, want := range map[Limit]int64{0: most, 1: fewestBytes, 16 << 20: fewestBytes, 64 << 20: 4 << 20, 256 << 20: 28 << 20, 1 << 40: most} {
+		if got := limit.Windows(most); got != want {
+			t.Errorf("%d: %d bytes of windows, want %d", limit, got, want)
+		}
+	}
+}
+
 // What the runtime and the connections may have leaves room for the kernel's part in all limits.
 func TestShares(t *testing.T) {
 	const most = 1 << 18
