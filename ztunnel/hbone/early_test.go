@@ -211,10 +211,12 @@ func TestFarewellsMayBeLate(t *testing.T) {
 		c, s = streamPair(t, m, acc)
 		say(c, s)
 		say(s, c)
+		synctest.Wait() // who is still flushing would take it along
 		_ = c.CloseWrite()
 		if d := eof(s); d != lateLimit {
 			t.Errorf("a farewell came after %v, want %v", d, lateLimit)
 		}
+		synctest.Wait()
 		_ = s.CloseWrite()
 		if d := eof(c); d != lateLimit {
 			t.Errorf("its answer came after %v, want %v", d, lateLimit)
