@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"syscall"
@@ -64,11 +65,13 @@ func (p *Proxy) avoid(dst netip.AddrPort) func(*mesh.Workload) bool {
 type way struct {
 	relay.Conn
 	early int        // bytes of the application's that were sent with the request for it
+	rest  *rest      // what goes there before anything else; nil: nothing
 	local *LocalPath // of a neighbour's
 }
 
 // abandon ends a way that is not used.
 func (w way) abandon(err error) {
+	w.rest.forget()
 	relay.Reset(w.Conn)
 	if w.local != nil {
 		w.local.End(err)
@@ -80,7 +83,11 @@ func (w way) join(ctx context.Context, c *flow.Conn, down relay.Conn, ended func
 	if w.local != nil {
 		ctx = w.local.Ctx
 	}
-	relay.Start(ctx, down, w.Conn, c.Stats, func(err error) {
+	var first io.WriterTo
+	if w.rest != nil {
+		first = w.rest
+	}
+	relay.StartAfter(ctx, first, down, w.Conn, c.Stats, func(err error) {
 		err = flow.Cause(ctx, err)
 		if w.local != nil {
 			w.local.End(err)

@@ -2,13 +2,12 @@ package outbound
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
-	"github.com/ambit-mesh/ambit/ztunnel/relay"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -33,32 +32,51 @@ func (e *early) bytes() []byte {
 	return e.buf[:e.n]
 }
 
-// restTime bounds the write of what has not gone early. It fits any window and any buffer.
-const restTime = 10 * time.Second
-
-// finish sends over up what was read and is not among the sent bytes, and counts both. up is nil where there is no way.
-// An error says that up is of no use.
-func (e *early) finish(c *flow.Conn, up relay.Conn, sent int) error {
+// rest takes what was read away from e: of that, what has not gone early is for the way that is open now, before anything
+// else. An error says that the application is gone.
+func (e *early) rest(c *flow.Conn, sent int) (*rest, error) {
 	if e == nil || e.buf == nil {
-		return nil
-	}
-	defer func() {
-		earlyBufs.Put(e.buf)
-		e.buf, e.n = nil, 0
-	}()
-	if up == nil {
-		return nil
+		return nil, nil
 	}
 	if e.err != nil {
-		return flow.Failed(flow.ReasonClientGone, fmt.Errorf("read what the application said first: %w", e.err))
+		e.forget()
+		return nil, flow.Failed(flow.ReasonClientGone, fmt.Errorf("read what the application said first: %w", e.err))
 	}
-	if rest := e.buf[sent:e.n]; len(rest) > 0 {
-		_ = up.SetWriteDeadline(time.Now().Add(restTime)) // what is gone fails the write
-		if _, err := up.Write(rest); err != nil {
-			return fmt.Errorf("send what the application said first: %w", err)
-		}
-		_ = up.SetWriteDeadline(time.Time{})
+	c.Stats.Sent.Add(uint64(sent))
+	if sent == e.n {
+		e.forget()
+		return nil, nil
 	}
-	c.Stats.Sent.Add(uint64(e.n))
-	return nil
+	r := &rest{buf: e.buf, lo: sent, hi: e.n}
+	e.buf, e.n = nil, 0
+	return r, nil
+}
+
+// forget lets go of what was read.
+func (e *early) forget() {
+	if e != nil && e.buf != nil {
+		earlyBufs.Put(e.buf)
+		e.buf, e.n = nil, 0
+	}
+}
+
+// rest is what is left of the first bytes. Writing it may take as long as any upload: a tunnel's window may be used up by
+// streams that stand still.
+type rest struct {
+	buf    *[hbone.EarlyLimit]byte
+	lo, hi int
+}
+
+// WriteTo writes it, once.
+func (r *rest) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(r.buf[r.lo:r.hi])
+	r.forget()
+	return int64(n), err
+}
+
+func (r *rest) forget() {
+	if r != nil {
+		earlyBufs.Put(r.buf)
+		r.buf = nil
+	}
 }

@@ -61,27 +61,26 @@ func TestFirstBytesAreNeitherLostNorSentTwice(t *testing.T) {
 			t.Errorf("asked again: %q", got)
 		}
 		_, table := testProxy(mesh.Empty(), func(*Config) {})
-		c, _ := table.Begin(t.Context(), flow.Record{})
+		c, ctx := table.Begin(t.Context(), flow.Record{})
 		near, far := memnet.Pipe()
-		gotc := make(chan string, 1)
-		go func() {
-			b, _ := io.ReadAll(far)
-			gotc <- string(b)
-		}()
-		if err := e.finish(c, near, sent); err != nil {
+		r, err := e.rest(c, sent)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := e.finish(c, near, sent); err != nil { // has nothing any more
+		if again, err := e.rest(c, sent); again != nil || err != nil {
+			t.Errorf("taken twice: %v, %v", again, err)
+		}
+		way{Conn: near, rest: r}.join(ctx, c, down, func() {})
+		if err := app.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		_ = near.Close()
-		if got := <-gotc; got != "question"[sent:] {
-			t.Errorf("%d bytes went early, then came %q", sent, got)
+		if got, err := io.ReadAll(far); string(got) != "question"[sent:] || err != nil {
+			t.Errorf("%d bytes went early, then came %q, %v", sent, got, err)
 		}
 		if n := c.Stats.Sent.Load(); n != 8 {
 			t.Errorf("%d bytes counted, want all 8", n)
 		}
-		c.End(nil)
+		_ = far.Close()
 	}
 }
 
@@ -94,12 +93,9 @@ func TestAResetBeforeTheTunnelIsNoEnd(t *testing.T) {
 	until(e)
 	_, table := testProxy(mesh.Empty(), func(*Config) {})
 	c, _ := table.Begin(t.Context(), flow.Record{})
-	near, far := memnet.Pipe()
-	defer far.Close()
-	if err := e.finish(c, near, 0); !errors.Is(err, syscall.ECONNRESET) || flow.ReasonOf(err) != flow.ReasonClientGone {
+	if r, err := e.rest(c, 0); r != nil || !errors.Is(err, syscall.ECONNRESET) || flow.ReasonOf(err) != flow.ReasonClientGone {
 		t.Errorf("%v, want a reset by the client", err)
 	}
-	_ = near.Close()
 	c.End(nil)
 }
 
@@ -116,8 +112,54 @@ func TestNothingSaidIsNothingSent(t *testing.T) {
 		t.Errorf("read %d, %v", n, err)
 	}
 	var none *early
-	if err := none.finish(nil, nil, 0); err != nil {
-		t.Error(err)
+	if r, err := none.rest(nil, 0); r != nil || err != nil {
+		t.Error(r, err)
+	}
+}
+
+// They wait for room as any upload does, and nothing else waits with them: a server that answers before it has read is
+// heard. When the way ends meanwhile, so does their wait.
+func TestFirstBytesWaitForRoom(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		app, down := tcpPair(t)
+		if _, err := app.Write([]byte("question")); err != nil {
+			t.Fatal(err)
+		}
+		e := &early{down: down}
+		until(e)
+		_, table := testProxy(mesh.Empty(), func(*Config) {})
+		c, ctx := table.Begin(t.Context(), flow.Record{})
+		near, far := memnet.Pipe()
+		near.SetBuffer(3)
+		r, err := e.rest(c, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		endedc := make(chan struct{})
+		go way{Conn: near, rest: r}.join(ctx, c, down, func() { close(endedc) })
+		if _, err := far.Write([]byte("413")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(app, make([]byte, 3)); err != nil {
+			t.Fatalf("the answer waits for the question: %v", err)
+		}
+		if ends {
+			_ = far.Reset()
+			if _, err := app.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read %v, want a reset", err)
+			}
+			<-endedc
+			continue
+		}
+		_ = app.CloseWrite()
+		if got, err := io.ReadAll(far); string(got) != "uestion" || err != nil {
+			t.Errorf("then came %q, %v", got, err)
+		}
+		_ = far.Close()
+		<-endedc
+		if n := c.Stats.Sent.Load(); n != 8 {
+			t.Errorf("%d bytes counted, want all 8", n)
+		}
 	}
 }
 
@@ -145,5 +187,5 @@ func TestWhoIsSentFirstBytes(t *testing.T) {
 	if len(f.early) != 1 || f.early[0] != "" {
 		t.Errorf("to a waypoint went early %q", f.early)
 	}
-	_ = e.finish(c, nil, 0)
+	e.forget()
 }

@@ -48,11 +48,11 @@ func (p *Proxy) open(ctx context.Context, c *flow.Conn, dst netip.AddrPort, firs
 	up, err := p.connect(ctx, c, Request{Src: self, Dst: dst, Rand: rand.Uint64(), early: first})
 	c.Describe() // whichever endpoint it was in the end
 	if err == nil {
-		if err = first.finish(c, up.Conn, up.early); err != nil {
+		if up.rest, err = first.rest(c, up.early); err != nil {
 			up.abandon(err)
 		}
 	} else {
-		_ = first.finish(c, nil, 0)
+		first.forget()
 	}
 	if err != nil {
 		return way{}, flow.Cause(ctx, err)

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ type joint struct {
 	a, b           Conn
 	st             *Stats
 	sent, received way
+	first          io.WriterTo // what a has said before; the first run of sent takes it
 
 	stop func() bool // the context's end no longer matters
 	done func(error)
@@ -74,6 +76,12 @@ func (w *way) deliver() bool {
 func (w *way) run() {
 	src, dst, n := w.ends()
 	c := w.socket()
+	if err := w.begin(); err != nil {
+		if w.ended(nil, err) {
+			w.j.finish()
+		}
+		return
+	}
 	for {
 		if c != nil {
 			busy.add(w)
@@ -90,6 +98,19 @@ func (w *way) run() {
 		}
 		return
 	}
+}
+
+// begin writes what the way's source has said before it was joined.
+func (w *way) begin() error {
+	if w.back || w.j.first == nil {
+		return nil
+	}
+	first := w.j.first
+	w.j.first = nil
+	_, dst, n := w.ends()
+	k, err := first.WriteTo(dst)
+	n.Add(uint64(k))
+	return err
 }
 
 // ended tells the other side how the way ended, and reports whether both have.

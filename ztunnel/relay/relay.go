@@ -70,11 +70,17 @@ type deliverer interface {
 // Start borrows the caller's goroutine while the pair is busy, so that who opened it need not hand it over: it returns
 // when that is no longer of use, before done is called or after.
 func Start(ctx context.Context, a, b Conn, st *Stats, done func(error)) {
+	StartAfter(ctx, nil, a, b, st, done)
+}
+
+// StartAfter is Start where something of a's was read before: first writes it to b, once, before anything else goes there.
+// It may wait for b like any write, while the other direction runs, and is called whatever becomes of the pair.
+func StartAfter(ctx context.Context, first io.WriterTo, a, b Conn, st *Stats, done func(error)) {
 	if st == nil {
 		st = new(Stats)
 	}
 	st.Times.Began = time.Now()
-	j := &joint{a: a, b: b, st: st, done: done}
+	j := &joint{a: a, b: b, st: st, done: done, first: first}
 	j.sent.j, j.received.j, j.received.back = j, j, true
 	j.left.Store(2)
 	linger(a, 0)
@@ -83,7 +89,7 @@ func Start(ctx context.Context, a, b Conn, st *Stats, done func(error)) {
 	switch {
 	case j.received.deliver():
 		j.sent.run()
-	case j.sent.deliver():
+	case first == nil && j.sent.deliver():
 		j.received.run()
 	default:
 		go j.received.run()
