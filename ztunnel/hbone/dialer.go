@@ -115,14 +115,8 @@ func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Str
 		}
 		return nil, nil, err
 	}
-	if s.early > 0 {
-		r.Elsewhere = nil // it may have them: nobody else gets them
-	}
 	if err := s.awaitAnswer(ctx, d.cfg.ConnectTimeout, r); err != nil {
 		s.abort(CodeCancel)
-		if s.early > 0 && errors.Is(err, ErrSilent) {
-			err = errUncertain // it has left, which Elsewhere did not decide
-		}
 		return s, nil, err
 	}
 	if s.resp == nil {
@@ -153,7 +147,7 @@ func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Str
 }
 
 // dial opens one tunnel. The context carries cancellation of the set, not of whoever asked first: others may wait.
-func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error) {
+func (d *Dialer) dial(ctx context.Context, set *tunnelSet, dg *dialing) (t *tunnel, err error) {
 	k, account := set.key, set.account
 	stage := StageLocal
 	defer func() {
@@ -178,7 +172,7 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 		return nil, err
 	}
 	stage = StageTCP
-	conn, err := d.dialTransport(ctx, k, account)
+	conn, err := d.dialTransport(ctx, k, account, dg)
 	if err != nil {
 		releaseConn()
 		return nil, err
@@ -207,7 +201,7 @@ func (d *Dialer) dial(ctx context.Context, set *tunnelSet) (t *tunnel, err error
 	return t, nil
 }
 
-func (d *Dialer) dialTransport(ctx context.Context, k Key, account *ledger.Account) (net.Conn, error) {
+func (d *Dialer) dialTransport(ctx context.Context, k Key, account *ledger.Account, dg *dialing) (net.Conn, error) {
 	if k.Gateway != (Gateway{}) {
 		return d.dialGateway(ctx, k)
 	}
@@ -217,6 +211,8 @@ func (d *Dialer) dialTransport(ctx context.Context, k Key, account *ledger.Accou
 		return nil, err
 	}
 	defer account.Release(ledger.Dials, 1)
+	dg.called.Store(time.Now().UnixNano())
+	defer dg.called.Store(0)
 	return d.cfg.DialTransport(ctx, k)
 }
 

@@ -26,10 +26,13 @@ var (
 	errUnanswered = errors.New("stream ended before its answer")
 	// ErrSilent is why a CONNECT is given up whose peer does not answer a PING either.
 	ErrSilent = fmt.Errorf("peer has fallen silent: %w", os.ErrDeadlineExceeded)
-	// errUncertain is that of a peer that may have passed bytes on before: no reason to turn to another one.
-	errUncertain = fmt.Errorf("peer has fallen silent after it was sent the first bytes: %w", os.ErrDeadlineExceeded)
+	// ErrUncertain is that of a peer that may have passed bytes on before: they are for nobody else, those of the next
+	// connection are.
+	ErrUncertain = fmt.Errorf("peer has fallen silent after it was sent the first bytes: %w", os.ErrDeadlineExceeded)
 	// ErrGone is why a CONNECT is given up whose peer has left: see Dialer.Gone.
 	ErrGone = errors.New("peer has left the mesh")
+	// errNoAnswer is why a dial is not waited for any more, by who has somewhere else to go.
+	errNoAnswer = fmt.Errorf("no answer for %v: %w", Silence, os.ErrDeadlineExceeded)
 	// errPingTimeout is why a silent tunnel is cut.
 	errPingTimeout = errors.New("peer answers no PING")
 )

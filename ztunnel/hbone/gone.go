@@ -18,10 +18,16 @@ import (
 // Either way the peer may have had the CONNECT. Its application has then seen a connection that was opened and, as
 // RST_STREAM follows in the same TCP stream, reset without a byte; what it may have said first nobody has read. That
 // is what any client that gives up connecting does, so the connection may be tried elsewhere. Where bytes went along
-// with the CONNECT that does not hold: see early.go.
+// with the CONNECT that does not hold (early.go): then it fails as soon as it would be tried elsewhere for silence, and
+// its application, which knows what it has said, may ask again.
+//
+// A peer may be silent from the beginning: whoever waits for the TCP connection of a tunnel turns elsewhere as early.
 const (
 	answerTick  = time.Second // how often a waiting CONNECT looks for signs of life
 	silentTicks = 3           // without one: the first is for the answer, the others for that to PING
+
+	// Silence is how long a peer may say nothing where there is somebody else to turn to.
+	Silence = silentTicks * answerTick
 )
 
 func (r *ConnectRequest) elsewhere() bool { return r.Elsewhere != nil && r.Elsewhere() }
@@ -40,7 +46,7 @@ func (s *Stream) awaitAnswer(ctx context.Context, timeout time.Duration, r Conne
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-gonec:
-			if r.elsewhere() {
+			if s.early == 0 && r.elsewhere() {
 				return ErrGone
 			}
 			gonec, left = nil, true // it may answer yet: to leave the mesh is not to be dead
@@ -62,6 +68,9 @@ func (s *Stream) awaitAnswer(ctx context.Context, timeout time.Duration, r Conne
 		case silent >= silentTicks:
 			t.drain() // whoever comes next finds out by dialling
 			if left || r.elsewhere() {
+				if s.early > 0 {
+					return ErrUncertain
+				}
 				return ErrSilent
 			}
 		}

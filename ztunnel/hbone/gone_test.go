@@ -2,15 +2,19 @@ package hbone
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ambit-mesh/ambit/test/memnet"
 )
 
 func always() bool { return true }
@@ -51,7 +55,7 @@ func TestConnectGivesUpASilentPeer(t *testing.T) {
 		after     time.Duration
 		dials     int64 // with the next request's
 	}{
-		{"silent, another peer", false, always, true, silentTicks * answerTick, 2},
+		{"silent, another peer", false, always, true, Silence, 2},
 		{"silent, no other peer", false, func() bool { return false }, false, 10 * time.Second, 2},
 		{"silent, caller does not say", false, nil, false, 10 * time.Second, 2},
 		{"slow application", true, always, false, 10 * time.Second, 1},
@@ -187,4 +191,90 @@ func TestGoneWhileDialling(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who asks a peer whose TCP says nothing at all turns elsewhere early if it can, and nobody else with it. That a peer is
+// slow later, or that we are before, is no such silence.
+func TestDialGivesUpASilentPeer(t *testing.T) {
+	const early, late = Silence, 10 * time.Second
+	for _, tt := range []struct {
+		name      string
+		elsewhere func() bool
+		ours      time.Duration // before we dial
+		connects  bool          // the transport does, and then the peer is silent
+		after     time.Duration
+	}{
+		{"another peer", always, 0, false, early},
+		{"another peer, our certificate is late", always, 2 * time.Second, false, 2*time.Second + early},
+		{"another peer, a slow handshake", always, 0, true, late},
+		{"no other peer", func() bool { return false }, 0, false, late},
+		{"caller does not say", nil, 0, false, late},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var far net.Conn
+				cfg := DialerConfig{DialTransport: func(ctx context.Context, _ Key) (net.Conn, error) {
+					if tt.connects {
+						c, s := memnet.Pipe()
+						far = s
+						return c, nil
+					}
+					<-ctx.Done()
+					return nil, context.Cause(ctx)
+				}, TLS: func(context.Context, Key) (*tls.Config, error) {
+					time.Sleep(tt.ours)
+					return testPKI().clientConfig(), nil
+				}}
+				d := NewDialer(cfg)
+				k := Key{Addr: netip.MustParseAddrPort("192.0.2.2:15008")}
+				begin := time.Now()
+				waiting := make(chan time.Duration, 1)
+				go func() { // somebody else, who cannot but wait
+					time.Sleep(tt.ours)
+					_, _, _ = d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1"})
+					waiting <- time.Since(begin)
+				}()
+				_, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: tt.elsewhere})
+				if de, ok := errors.AsType[*DialError](err); !ok || !de.Timeout() || de.Stage == StageLocal {
+					t.Errorf("connect: %v", err)
+				}
+				if took := time.Since(begin); took != tt.after {
+					t.Errorf("given up after %v, want %v", took, tt.after)
+				}
+				if took := <-waiting; took != tt.ours+late {
+					t.Errorf("who waits gave up after %v, want %v", took, tt.ours+late)
+				}
+				if tt.after < late { // it is as silent for who comes now
+					begin := time.Now()
+					go func() { _, _, _ = d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1"}) }()
+					time.Sleep(tt.ours + early)
+					if _, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: tt.elsewhere}); time.Since(begin) != tt.ours+early {
+						t.Errorf("later: %v after %v", err, time.Since(begin))
+					}
+				}
+				_ = d.Close()
+				if far != nil {
+					_ = far.Close()
+				}
+			})
+		})
+	}
+}
+
+// A dial for which nobody waits any more ends.
+func TestDialOfNobodyEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ended := make(chan time.Time, 1)
+		d, k := dialTo(t, DialerConfig{DialTransport: func(ctx context.Context, _ Key) (net.Conn, error) {
+			<-ctx.Done()
+			ended <- time.Now()
+			return nil, context.Cause(ctx)
+		}}, nil)
+		begin := time.Now()
+		_, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: always})
+		if took := (<-ended).Sub(begin); took != Silence || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("dialled for %v: %v", took, err)
+		}
+		_ = d.Close()
+	})
 }

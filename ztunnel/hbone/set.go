@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
@@ -28,7 +29,8 @@ type tunnelSet struct {
 type dialing struct {
 	cancel   context.CancelCauseFunc
 	donec    chan struct{}
-	promised int // guarded by set.mu: slots of the tunnel to be
+	promised int          // guarded by set.mu: slots of the tunnel to be
+	called   atomic.Int64 // since when the peer's TCP is asked and has not answered, ns; 0: it is not
 
 	t   *tunnel // set before donec closes
 	err error
@@ -48,11 +50,9 @@ func (set *tunnelSet) acquire(ctx context.Context, r ConnectRequest) (t *tunnel,
 		if t != nil {
 			return t, true, nil
 		}
-		select {
-		case <-dg.donec:
-		case <-ctx.Done():
+		if err := dg.await(ctx, r); err != nil {
 			set.abandon(dg)
-			return nil, false, &DialError{StageLocal, set.key.Addr, context.Cause(ctx)}
+			return nil, false, &DialError{dg.stage(err), set.key.Addr, err}
 		}
 		switch {
 		case dg.err == nil:
@@ -67,6 +67,57 @@ func (set *tunnelSet) acquire(ctx context.Context, r ConnectRequest) (t *tunnel,
 		}
 		return nil, false, dg.err
 	}
+}
+
+// await waits until the dial has ended and returns nil, or why it is not waited for any more: whose peer says nothing at
+// all to a SYN, nor to the next two, turns elsewhere if it can. Nothing was sent yet.
+func (dg *dialing) await(ctx context.Context, r ConnectRequest) error {
+	if r.Elsewhere == nil {
+		select {
+		case <-dg.donec:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	timer := time.NewTimer(dg.patience(r))
+	defer timer.Stop()
+	for {
+		select {
+		case <-dg.donec:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+		wait := dg.patience(r)
+		if wait == 0 {
+			return errNoAnswer
+		}
+		timer.Reset(wait)
+	}
+}
+
+// patience is how long to wait before looking again, 0 if there is no reason to.
+func (dg *dialing) patience(r ConnectRequest) time.Duration {
+	at := dg.called.Load()
+	if at == 0 {
+		return answerTick
+	}
+	if left := Silence - time.Since(time.Unix(0, at)); left > 0 {
+		return left
+	}
+	if r.elsewhere() {
+		return 0
+	}
+	return answerTick
+}
+
+func (dg *dialing) stage(err error) Stage {
+	if err == errNoAnswer {
+		return StageTCP
+	}
+	return StageLocal
 }
 
 func (d *Dialer) isClosed() bool {
@@ -139,7 +190,7 @@ func (set *tunnelSet) dialLocked(ctx context.Context) *dialing {
 
 func (set *tunnelSet) runDial(ctx context.Context, dg *dialing) {
 	defer set.d.wg.Done()
-	t, err := set.d.dial(ctx, set)
+	t, err := set.d.dial(ctx, set, dg)
 	if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errStale) || errors.Is(cause, ErrGone)) {
 		err = cause
 	}

@@ -33,7 +33,13 @@ func (p *Proxy) connect(ctx context.Context, c *flow.Conn, r Request) (way, erro
 	first := r
 	first.Elsewhere = func() bool { _, ok := another(p.cfg.View().Mesh, r, routed); return ok }
 	up, err := p.reach(ctx, c, &plan, first)
-	if err == nil || ctx.Err() != nil || !endpointFault(err, routed) {
+	if err == nil || ctx.Err() != nil {
+		return up, explain(err, plan)
+	}
+	if !endpointFault(err, routed) {
+		if errors.Is(err, hbone.ErrUncertain) { // this connection is for nobody else, the next one is
+			p.cfg.Health.failed(p.cfg.Pod, plan.Hop, err)
+		}
 		return up, explain(err, plan)
 	}
 	p.cfg.Health.failed(p.cfg.Pod, plan.Hop, err)

@@ -81,6 +81,7 @@ func TestRetryOnAnotherEndpoint(t *testing.T) {
 		{"the node's handshakes are used up", at(hbone.StageTLS, &ledger.ExhaustedError{Cause: os.ErrDeadlineExceeded}), 1, false},
 		{"no answer to the request", at(hbone.StageConnect, os.ErrDeadlineExceeded), 1, false},
 		{"no answer to a PING either", at(hbone.StageConnect, hbone.ErrSilent), 2, true},
+		{"silent after it may have passed bytes on", at(hbone.StageConnect, hbone.ErrUncertain), 1, true},
 		{"left under the request", at(hbone.StageConnect, hbone.ErrGone), 2, true},
 		{"left under the dial", at(hbone.StageTCP, hbone.ErrGone), 2, true},
 		{"tunnel lost under the request", at(hbone.StageConnect, syscall.ECONNRESET), 1, false},

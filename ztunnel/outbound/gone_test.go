@@ -2,10 +2,14 @@ package outbound
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/xds/store"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
@@ -65,6 +69,40 @@ func TestElsewhere(t *testing.T) {
 			}
 			if !slices.Equal(got, c.want) || len(dialed) == 2 && dialed[0] == dialed[1] {
 				t.Errorf("dialled %q, elsewhere %v; want %v", dialed, got, c.want)
+			}
+		})
+	}
+}
+
+// An endpoint that says nothing to a dial without a tunnel is given up as early.
+func TestPlainDialGivesUpASilentEndpoint(t *testing.T) {
+	for _, c := range []struct {
+		dst   string
+		dials int
+		after time.Duration
+	}{
+		{"10.96.0.1:80", 2, hbone.Silence + 10*time.Second},
+		{"10.0.0.11:80", 1, 10 * time.Second}, // an address of its own
+		{"192.0.2.1:80", 1, 10 * time.Second}, // nobody knows it
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			snap, src := twoEndpoints(func(w *mesh.Workload) { w.Tunnel = workload.TunnelProtocol_NONE })
+			dials := 0
+			p, table := testProxy(snap, func(cfg *Config) {
+				cfg.Dial = func(ctx context.Context, _ netip.AddrPort) (net.Conn, error) {
+					dials++
+					ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+					defer cancel()
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+			})
+			conn, ctx := table.Begin(t.Context(), flow.Record{})
+			defer conn.End(nil)
+			begin := time.Now()
+			_, err := p.connect(ctx, conn, Request{Src: src, Dst: netip.MustParseAddrPort(c.dst), Rand: 3})
+			if took := time.Since(begin); err == nil || dials != c.dials || took != c.after {
+				t.Errorf("%s: %v, %d dials, %v; want %d, %v", c.dst, err, dials, took, c.dials, c.after)
 			}
 		})
 	}

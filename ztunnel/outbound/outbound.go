@@ -19,6 +19,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"time"
 
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/xds/mesh"
@@ -156,7 +158,7 @@ func describe(rec *flow.Record, plan Plan, dst netip.AddrPort) {
 // dial opens the way that the plan describes. Its errors are as they come.
 func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (way, error) {
 	if plan.Transport != flow.HBONE {
-		up, err := p.cfg.Dial(ctx, plan.Addr)
+		up, err := p.dialPlain(ctx, plan, r)
 		if err != nil {
 			return way{}, fmt.Errorf("dial %s: %w", plan.Addr, err)
 		}
@@ -179,6 +181,29 @@ func (p *Proxy) dial(ctx context.Context, c *flow.Conn, plan Plan, r Request) (w
 		}
 	}
 	return way{Conn: s, early: resp.Early}, nil
+}
+
+// errNoAnswer is why a dial is given up early: hbone's silent peers, without a tunnel.
+var errNoAnswer = fmt.Errorf("no answer for %v: %w", hbone.Silence, os.ErrDeadlineExceeded)
+
+// dialPlain gives up a destination that says nothing at all when hbone would, if there is another endpoint then.
+func (p *Proxy) dialPlain(ctx context.Context, plan Plan, r Request) (net.Conn, error) {
+	if r.Elsewhere == nil || plan.Transport == flow.Passthrough {
+		return p.cfg.Dial(ctx, plan.Addr)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	look := time.AfterFunc(hbone.Silence, func() {
+		if r.Elsewhere() {
+			cancel(errNoAnswer)
+		}
+	})
+	defer look.Stop()
+	up, err := p.cfg.Dial(ctx, plan.Addr)
+	if err != nil && context.Cause(ctx) == errNoAnswer {
+		err = errNoAnswer
+	}
+	return up, err
 }
 
 func (p *Proxy) key(c *flow.Conn, plan Plan, r Request) hbone.Key {
