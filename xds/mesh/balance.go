@@ -79,6 +79,10 @@ type picker struct {
 	rnd      uint64
 	waypoint bool
 	skip     Skip
+
+	// of the endpoint looked at last, which the next one's replica has too
+	traits *Traits
+	ports  []Port
 }
 
 // below draws a number in [0, n). (splitmix64)
@@ -103,12 +107,12 @@ func (p *picker) probe() (Choice, bool) {
 		return Choice{}, false
 	}
 	for range probes {
-		e := p.set.list.At(int(p.below(uint64(p.set.Len()))))
+		e := p.set.at(int(p.below(uint64(p.set.Len()))))
 		c, why := p.fit(e)
 		if why != "" {
 			continue
 		}
-		if limit := uint64(p.set.maxCap); limit > 1 && p.below(limit) >= uint64(e.Workload.Capacity) {
+		if limit := uint64(p.set.maxCap); limit > 1 && p.below(limit) >= uint64(e.Capacity) {
 			continue
 		}
 		return c, true
@@ -126,7 +130,7 @@ func (p *picker) scan() (Choice, string) {
 	best, total := -1, uint64(0)
 	why := ReasonNoHealthy
 	for i := range p.set.Len() {
-		e := p.set.list.At(i)
+		e := p.set.at(i)
 		rank, reason := p.rank(e)
 		if reason != "" {
 			why = furthest(why, reason)
@@ -136,7 +140,7 @@ func (p *picker) scan() (Choice, string) {
 			best, total = rank, 0
 		}
 		if rank == best {
-			total += uint64(e.Workload.Capacity)
+			total += uint64(e.Capacity)
 		}
 	}
 	if best < 0 {
@@ -147,12 +151,12 @@ func (p *picker) scan() (Choice, string) {
 	}
 	draw := p.below(total)
 	for i := range p.set.Len() {
-		e := p.set.list.At(i)
+		e := p.set.at(i)
 		rank, reason := p.rank(e)
 		if reason != "" || rank != best {
 			continue
 		}
-		if c := uint64(e.Workload.Capacity); draw >= c {
+		if c := uint64(e.Capacity); draw >= c {
 			draw -= c
 			continue
 		}
@@ -173,35 +177,38 @@ func furthest(a, b string) string {
 }
 
 // fit applies what does not depend on the other endpoints.
-func (p *picker) fit(e *Endpoint) (Choice, string) {
-	if !e.Workload.Healthy && !p.svc.AllowUnhealthy {
+func (p *picker) fit(e *Workload) (Choice, string) {
+	if !e.Healthy && !p.svc.AllowUnhealthy {
 		return Choice{}, ReasonNoHealthy
 	}
 	port, ok := p.port(e)
 	if !ok {
 		return Choice{}, ReasonNoPort
 	}
-	a, ok := p.addr(e.Workload)
+	a, ok := p.addr(e)
 	if !ok {
 		return Choice{}, ReasonNoAddress
 	}
-	if e.Workload.Capacity == 0 {
+	if e.Capacity == 0 {
 		return Choice{}, ReasonNoCapacity
 	}
-	if p.skip != nil && p.skip(e.Workload) {
+	if p.skip != nil && p.skip(e) {
 		return Choice{}, ReasonNoOther
 	}
-	return Choice{*e, a, port}, ""
+	return Choice{Endpoint{e, p.ports}, a, port}, ""
 }
 
 // port: the endpoint's own mapping, the service's, and the service port itself
 // where the endpoint is known to serve it.
-func (p *picker) port(e *Endpoint) (uint16, bool) {
-	serves := p.waypoint || e.Workload.AppTunnel != nil
-	for i := range e.Ports {
-		if e.Ports[i].Service == p.dst.Port() {
-			if e.Ports[i].Target > 0 {
-				return e.Ports[i].Target, true
+func (p *picker) port(e *Workload) (uint16, bool) {
+	if e.Traits != p.traits {
+		p.traits, p.ports = e.Traits, e.Services[p.set.host]
+	}
+	serves := p.waypoint || e.AppTunnel != nil
+	for i := range p.ports {
+		if p.ports[i].Service == p.dst.Port() {
+			if p.ports[i].Target > 0 {
+				return p.ports[i].Target, true
 			}
 			serves = true
 			break
@@ -235,7 +242,7 @@ func (p *picker) addr(w *Workload) (netip.Addr, bool) {
 }
 
 // rank is higher for endpoints that match more of the routing preference.
-func (p *picker) rank(e *Endpoint) (int, string) {
+func (p *picker) rank(e *Workload) (int, string) {
 	if _, why := p.fit(e); why != "" {
 		return 0, why
 	}
@@ -244,7 +251,7 @@ func (p *picker) rank(e *Endpoint) (int, string) {
 	}
 	prefs := p.svc.Preference
 	if p.svc.Mode == workload.LoadBalancing_STRICT {
-		if p.matched(prefs, e.Workload) < len(prefs) {
+		if p.matched(prefs, e) < len(prefs) {
 			return 0, ReasonNoPreference
 		}
 		return 0, ""
@@ -252,13 +259,13 @@ func (p *picker) rank(e *Endpoint) (int, string) {
 	// NETWORK in first place is preferred, not required: the others rank
 	// within the same and within other networks.
 	if len(prefs) > 0 && prefs[0] == workload.LoadBalancing_NETWORK {
-		rank := p.matched(prefs[1:], e.Workload)
-		if p.matches(prefs[0], e.Workload) {
+		rank := p.matched(prefs[1:], e)
+		if p.matches(prefs[0], e) {
 			rank += len(prefs)
 		}
 		return rank, ""
 	}
-	return p.matched(prefs, e.Workload), ""
+	return p.matched(prefs, e), ""
 }
 
 // matched counts the leading preferences that an endpoint matches.

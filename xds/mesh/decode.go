@@ -125,14 +125,18 @@ func either(s, otherwise string) string {
 // format. The error names the field.
 func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 	var d decoder
-	w := &Workload{
-		UID:               in.GetUid(),
-		Name:              in.GetName(),
+	// One address is the rule, and lies where the workload does.
+	of := &struct {
+		Workload
+		addr [1]netip.Addr
+	}{Workload: Workload{UID: in.GetUid(), Name: in.GetName(), Node: intern(in.GetNode())}}
+	w := &of.Workload
+	w.Adopt(w.UID)
+	w.Traits = &Traits{
 		Namespace:         intern(in.GetNamespace()),
 		ServiceAccount:    intern(either(in.GetServiceAccount(), defaultServiceAccount)),
 		TrustDomain:       intern(either(in.GetTrustDomain(), defaultTrustDomain)),
 		Network:           intern(in.GetNetwork()),
-		Node:              intern(in.GetNode()),
 		ClusterID:         intern(either(in.GetClusterId(), defaultClusterID)),
 		Hostname:          in.GetHostname(),
 		Tunnel:            enum(&d, "tunnel_protocol", in.GetTunnelProtocol()),
@@ -155,6 +159,12 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 	}
 	if c := in.GetCapacity(); c != nil {
 		w.Capacity = c.GetValue()
+	}
+	if n := len(in.GetAddresses()); n > 0 {
+		w.Addrs = of.addr[:0]
+		if n > len(of.addr) {
+			w.Addrs = make([]netip.Addr, 0, n)
+		}
 	}
 	for _, b := range in.GetAddresses() {
 		w.Addrs = append(w.Addrs, d.addr("addresses", b))

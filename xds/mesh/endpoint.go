@@ -13,14 +13,29 @@ type Endpoint struct {
 // immutable once its transaction is committed.
 type EndpointSet struct {
 	edit  *hamt.Edit
-	list  hamt.Vector[Endpoint]
-	index hamt.Map[string, int] // uid → position in list
+	host  Hostname
+	list  hamt.Vector[*Workload]
+	index hamt.Index[string, place] // of a large list; empty for others, which are looked through
 	// Healthy endpoints, and the largest capacity with the number of endpoints
 	// that have it: what drawing at random needs to know beforehand.
 	healthy    int
 	maxCap     uint32
 	maxCapHave int
 }
+
+// place is where an endpoint is in the list.
+type place struct {
+	w *Workload
+	i int
+}
+
+var byPlace = &hamt.By[string, place]{Hash: hamt.HashString, Key: func(p *place) string { return p.w.UID }}
+
+// Sizes of a list that gets an index, and of one that loses it.
+const (
+	large = 64
+	small = large / 2
+)
 
 var noEndpoints EndpointSet
 
@@ -31,21 +46,43 @@ func (e *EndpointSet) Len() int { return e.list.Len() }
 func (e *EndpointSet) Healthy() int { return e.healthy }
 
 // At returns endpoint i.
-func (e *EndpointSet) At(i int) Endpoint { return *e.list.At(i) }
+func (e *EndpointSet) At(i int) Endpoint {
+	w := e.at(i)
+	return Endpoint{w, w.Services[e.host]}
+}
+
+func (e *EndpointSet) at(i int) *Workload { return *e.list.At(i) }
 
 // Contains reports whether a workload is an endpoint.
 func (e *EndpointSet) Contains(uid string) bool {
-	if e.index.Len() == 0 {
-		return false
+	if e.index.Len() > 0 {
+		return e.index.Get(uid) != nil
 	}
-	_, ok := e.index.Get(uid)
-	return ok
+	for i := range e.list.Len() {
+		if e.at(i).UID == uid {
+			return true
+		}
+	}
+	return false
+}
+
+// find is where w itself is in the list, -1 if it is not.
+func (e *EndpointSet) find(w *Workload) int {
+	if e.index.Len() > 0 {
+		if p := e.index.Get(w.UID); p != nil {
+			return p.i
+		}
+		return -1
+	}
+	for i := range e.list.Len() {
+		if e.at(i) == w {
+			return i
+		}
+	}
+	return -1
 }
 
 func (e *EndpointSet) owned(ed *hamt.Edit) *EndpointSet {
-	if e == nil {
-		return &EndpointSet{edit: ed, index: hamt.NewMap[string, int](hamt.HashString)}
-	}
 	if e.edit == ed {
 		return e
 	}
@@ -54,37 +91,56 @@ func (e *EndpointSet) owned(ed *hamt.Edit) *EndpointSet {
 	return &c
 }
 
-// put adds or replaces the endpoint of a workload.
-func (e *EndpointSet) put(ed *hamt.Edit, ep Endpoint) *EndpointSet {
-	e = e.owned(ed)
-	i, known := e.index.Get(ep.Workload.UID)
-	if !known {
-		i = e.list.Len()
-		e.index = e.index.Set(ed, ep.Workload.UID, i)
-	} else {
-		e.uncount(e.list.At(i).Workload)
+// put adds w, or replaces old by it, which is the version before or nil. A nil set is empty.
+func (e *EndpointSet) put(ed *hamt.Edit, host Hostname, w, old *Workload) *EndpointSet {
+	i := -1
+	switch {
+	case e == nil:
+		e = &EndpointSet{edit: ed, host: host, index: hamt.NewIndex(byPlace)}
+	case old != nil:
+		i = e.find(old)
 	}
-	e.count(ep.Workload)
-	e.list = e.list.Set(ed, i, ep)
+	e = e.owned(ed)
+	if i < 0 {
+		i = e.list.Len()
+	} else {
+		e.uncount(e.at(i))
+	}
+	e.count(w)
+	e.move(ed, i, w)
 	e.recount()
 	return e
 }
 
-// remove fills the gap with the last endpoint.
-func (e *EndpointSet) remove(ed *hamt.Edit, uid string) *EndpointSet {
-	i, known := e.index.Get(uid)
-	if !known {
+// move puts w at place i of the list.
+func (e *EndpointSet) move(ed *hamt.Edit, i int, w *Workload) {
+	e.list = e.list.Set(ed, i, w)
+	switch {
+	case e.index.Len() > 0:
+		e.index = e.index.Set(ed, place{w, i})
+	case e.list.Len() > large:
+		for i := range e.list.Len() {
+			e.index = e.index.Set(ed, place{e.at(i), i})
+		}
+	}
+}
+
+// remove fills the gap that old leaves with the last endpoint.
+func (e *EndpointSet) remove(ed *hamt.Edit, old *Workload) *EndpointSet {
+	i := e.find(old)
+	if i < 0 {
 		return e
 	}
 	e = e.owned(ed)
-	e.uncount(e.list.At(i).Workload)
-	last := *e.list.At(e.list.Len() - 1)
-	if last.Workload.UID != uid {
-		e.list = e.list.Set(ed, i, last)
-		e.index = e.index.Set(ed, last.Workload.UID, i)
+	e.uncount(e.at(i))
+	if last := e.list.Len() - 1; i != last {
+		e.move(ed, i, e.at(last))
 	}
 	e.list = e.list.Pop(ed)
-	e.index = e.index.Delete(ed, uid)
+	e.index = e.index.Delete(ed, old.UID)
+	if e.list.Len() < small {
+		e.index = hamt.NewIndex(byPlace)
+	}
 	e.recount()
 	return e
 }
@@ -118,7 +174,7 @@ func (e *EndpointSet) recount() {
 	}
 	e.maxCap = 0
 	for i := range e.list.Len() {
-		switch c := e.list.At(i).Workload.Capacity; {
+		switch c := e.at(i).Capacity; {
 		case c > e.maxCap:
 			e.maxCap, e.maxCapHave = c, 1
 		case c == e.maxCap:

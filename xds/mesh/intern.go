@@ -13,6 +13,7 @@ import (
 // It remembers what it has seen of late, up to a fixed number. It belongs to one goroutine; the zero value is
 // usable.
 type Interner struct {
+	traits   map[uint64]*Traits
 	services map[uint64]map[Hostname][]Port
 	policies map[uint64][]string
 	gateways map[uint64]*GatewayAddress
@@ -21,23 +22,25 @@ type Interner struct {
 // remembered of each kind, with room for the services of a large mesh: some hundreds of KiB.
 const remembered = 8192
 
-// Intern replaces parts of w, which nobody else has seen yet, by equal ones.
+// Intern replaces the traits of w, which nobody else has seen yet, by equal ones.
 func (n *Interner) Intern(w *Workload) {
-	if len(w.Services) > 0 {
+	t := w.Traits
+	if len(t.Services) > 0 {
 		var h uint64
-		for host, ports := range w.Services { // in any order
+		for host, ports := range t.Services { // in any order
 			h += hamt.Mix(hashHostname(host), uint64(len(ports)))
 		}
-		w.Services = seen(&n.services, h, w.Services, func(a, b map[Hostname][]Port) bool { return maps.EqualFunc(a, b, slices.Equal) })
+		t.Services = seen(&n.services, h, t.Services, func(a, b map[Hostname][]Port) bool { return maps.EqualFunc(a, b, slices.Equal) })
 	}
-	if len(w.Policies) > 0 {
+	if len(t.Policies) > 0 {
 		var h uint64
-		for _, p := range w.Policies {
+		for _, p := range t.Policies {
 			h = hamt.Mix(h, hamt.HashString(p))
 		}
-		w.Policies = seen(&n.policies, h, w.Policies, slices.Equal)
+		t.Policies = seen(&n.policies, h, t.Policies, slices.Equal)
 	}
-	w.Waypoint, w.NetworkGateway = n.gateway(w.Waypoint), n.gateway(w.NetworkGateway)
+	t.Waypoint, t.NetworkGateway = n.gateway(t.Waypoint), n.gateway(t.NetworkGateway)
+	w.Traits = seen(&n.traits, t.hash(), t, (*Traits).equal)
 }
 
 func (n *Interner) gateway(g *GatewayAddress) *GatewayAddress {
@@ -60,3 +63,44 @@ func seen[T any](in *map[uint64]T, h uint64, v T, equal func(a, b T) bool) T {
 	(*in)[h] = v
 	return v
 }
+
+// hash tells most traits apart: replicas differ in health and in zones, and what runs elsewhere has another name.
+func (t *Traits) hash() uint64 {
+	h := hamt.Mix(hamt.HashString(t.Namespace), hamt.HashString(t.WorkloadName))
+	h = hamt.Mix(h, hamt.HashString(t.ServiceAccount))
+	h = hamt.Mix(h, hamt.HashString(t.Locality.Zone))
+	h = hamt.Mix(h, hamt.HashString(t.CanonicalRevision))
+	h = hamt.Mix(h, hamt.HashString(t.Hostname))
+	for host := range t.Services { // in any order
+		h += hashHostname(host)
+	}
+	for _, p := range t.Policies {
+		h = hamt.Mix(h, hamt.HashString(p))
+	}
+	if t.Healthy {
+		h++
+	}
+	return h
+}
+
+// Says reports whether w says what o says, which is not nil.
+func (w *Workload) Says(o *Workload) bool {
+	return w != nil && w.UID == o.UID && w.Name == o.Name && w.Node == o.Node && slices.Equal(w.Addrs, o.Addrs) &&
+		slices.Equal(w.DNSNames, o.DNSNames) && (w.Traits == o.Traits || w.Traits.equal(o.Traits))
+}
+
+// equal reports whether both say the same.
+func (t *Traits) equal(o *Traits) bool {
+	return t.Namespace == o.Namespace && t.ServiceAccount == o.ServiceAccount && t.TrustDomain == o.TrustDomain &&
+		t.Network == o.Network && t.ClusterID == o.ClusterID && t.Identity == o.Identity && t.Hostname == o.Hostname &&
+		t.Tunnel == o.Tunnel && t.NetworkMode == o.NetworkMode && t.WorkloadType == o.WorkloadType &&
+		t.Capacity == o.Capacity && t.NativeTunnel == o.NativeTunnel && t.Healthy == o.Healthy &&
+		t.CanonicalName == o.CanonicalName && t.CanonicalRevision == o.CanonicalRevision && t.WorkloadName == o.WorkloadName &&
+		slices.Equal(t.Policies, o.Policies) && t.Locality == o.Locality &&
+		maps.EqualFunc(t.Services, o.Services, slices.Equal) &&
+		same(t.Waypoint, o.Waypoint) && same(t.NetworkGateway, o.NetworkGateway) && same(t.AppTunnel, o.AppTunnel) &&
+		t.SameNode == o.SameNode && t.AccessLog == o.AccessLog && t.Terminating == o.Terminating && t.StrictBy == o.StrictBy
+}
+
+// same: both point to the same, or to equal things.
+func same[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }

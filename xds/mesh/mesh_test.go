@@ -21,10 +21,7 @@ import (
 func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func pod(ns, name, node string, addrs ...string) *Workload {
-	w := &Workload{
-		UID: "Kubernetes//Pod/" + ns + "/" + name, Name: name, Namespace: ns, Node: node,
-		Tunnel: workload.TunnelProtocol_HBONE, Healthy: true, Capacity: 1,
-	}
+	w := &Workload{UID: "Kubernetes//Pod/" + ns + "/" + name, Name: name, Node: node, Traits: &Traits{Namespace: ns, Tunnel: workload.TunnelProtocol_HBONE, Healthy: true, Capacity: 1}}
 	for _, a := range addrs {
 		w.Addrs = append(w.Addrs, ip(a))
 	}
@@ -84,14 +81,7 @@ func TestDecodeWorkload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Workload{
-		UID: "Kubernetes//Pod/shop/web", Name: "web", Namespace: "shop", ServiceAccount: "default",
-		TrustDomain: "cluster.local", ClusterID: "Kubernetes", Identity: identity.MustParse("spiffe://cluster.local/ns/shop/sa/default"),
-		Addrs: []netip.Addr{ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1")}, Tunnel: workload.TunnelProtocol_HBONE,
-		Policies: []string{"a/a", "b/b"}, Healthy: true,
-		Services: map[Hostname][]Port{{"shop", "web.shop.svc"}: {{80, 8080, workload.AppProtocol_HTTP2}}},
-		Waypoint: &GatewayAddress{Host: Hostname{"shop", "wp"}, HBONEPort: 15008},
-	}
+	want := &Workload{UID: "Kubernetes//Pod/shop/web", Name: "web", Addrs: []netip.Addr{ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1")}, Traits: &Traits{Namespace: "shop", ServiceAccount: "default", TrustDomain: "cluster.local", ClusterID: "Kubernetes", Identity: identity.MustParse("spiffe://cluster.local/ns/shop/sa/default"), Tunnel: workload.TunnelProtocol_HBONE, Policies: []string{"a/a", "b/b"}, Healthy: true, Services: map[Hostname][]Port{{"shop", "web.shop.svc"}: {{80, 8080, workload.AppProtocol_HTTP2}}}, Waypoint: &GatewayAddress{Host: Hostname{"shop", "wp"}, HBONEPort: 15008}}}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b identity.ID) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
@@ -149,8 +139,8 @@ func TestDecodeErrorsNameResourceAndField(t *testing.T) {
 }
 
 func TestWorkloadByAddrPrefersPodsThenHBONE(t *testing.T) {
-	entry := &Workload{UID: "c/networking.istio.io/WorkloadEntry/a/e", Addrs: []netip.Addr{ip("10.0.0.1")}}
-	tunnel := &Workload{UID: "d/entry", Addrs: entry.Addrs, Tunnel: workload.TunnelProtocol_HBONE}
+	entry := &Workload{UID: "c/networking.istio.io/WorkloadEntry/a/e", Addrs: []netip.Addr{ip("10.0.0.1")}, Traits: &Traits{}}
+	tunnel := &Workload{UID: "d/entry", Addrs: entry.Addrs, Traits: &Traits{Tunnel: workload.TunnelProtocol_HBONE}}
 	p := pod("a", "p", "n1", "10.0.0.1")
 	host := pod("a", "h", "n1", "10.0.0.1")
 	host.UID, host.NetworkMode = "A//Pod/a/h", workload.NetworkMode_HOST_NETWORK
@@ -233,10 +223,10 @@ func TestEndpointsBeforeTheirService(t *testing.T) {
 	if s.Endpoints(Hostname{"a", "x"}).Len() != 1 {
 		t.Fatal("endpoint of an unknown service was dropped")
 	}
-	w2 := *w
+	w2 := w.Copy()
 	w2.Services = nil
 	txn := s.Edit()
-	txn.PutWorkload(&w2)
+	txn.PutWorkload(w2)
 	if got := txn.Commit().Endpoints(Hostname{"a", "x"}).Len(); got != 0 {
 		t.Errorf("%d endpoints after the workload left", got)
 	}
@@ -250,21 +240,30 @@ func TestEndpointsBeforeTheirService(t *testing.T) {
 func TestHistoryAgainstRebuild(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	s := Empty()
-	model := map[string]*Workload{}
-	for range 300 {
+	model, was := map[string]*Workload{}, map[bool]int{}
+	for step := range 300 {
 		txn := s.Edit()
 		for range 1 + r.IntN(10) {
-			name := fmt.Sprint("p", r.IntN(60))
+			name := fmt.Sprint("p", r.IntN(160))
 			w := pod("a", name, fmt.Sprint("n", r.IntN(3)), fmt.Sprint("10.0.0.", r.IntN(40)))
 			if r.IntN(5) == 0 {
 				w.NetworkMode = workload.NetworkMode_HOST_NETWORK
+			}
+			if r.IntN(4) == 0 {
+				w.Addrs = append(w.Addrs, ip(fmt.Sprint("10.0.0.", r.IntN(40))), ip("fd00::1"))
+			}
+			if r.IntN(9) == 0 {
+				w.Network = "other"
 			}
 			w.Healthy, w.Capacity = r.IntN(3) > 0, uint32(r.IntN(4))
 			w.Services = map[Hostname][]Port{}
 			for range r.IntN(3) {
 				w.Services[Hostname{"a", fmt.Sprint("s", r.IntN(4))}] = []Port{{Service: 80}}
 			}
-			if r.IntN(3) == 0 {
+			if r.IntN(9) > 0 { // becomes large and small in turn
+				w.Services[Hostname{"a", "s0"}] = []Port{{Service: 80}}
+			}
+			if r.IntN(4) < 1+2*(step/50%2) {
 				txn.RemoveWorkload(w.UID)
 				delete(model, w.UID)
 			} else {
@@ -273,11 +272,15 @@ func TestHistoryAgainstRebuild(t *testing.T) {
 			}
 		}
 		s = txn.Commit()
+		was[s.Endpoints(Hostname{"a", "s0"}).index.Len() > 0]++
 		fresh := Empty().Edit()
 		for _, w := range model {
 			fresh.PutWorkload(w)
 		}
 		sameLookups(t, s, fresh.Commit())
+	}
+	if was[true] < 20 || was[false] < 20 {
+		t.Errorf("a list of endpoints was large and small %v times", was)
 	}
 }
 
@@ -298,9 +301,13 @@ func sameLookups(t *testing.T, s, want *Snapshot) {
 		}
 	}
 	eq("all", uids(s.AllWorkloads()), uids(want.AllWorkloads()))
+	eq("addresses", s.addrs.Len(), want.addrs.Len())
+	eq("shared", s.WorkloadByAddr("", ip("fd00::1")), want.WorkloadByAddr("", ip("fd00::1")))
 	for i := range 60 {
 		a, name := ip(fmt.Sprint("10.0.0.", i)), fmt.Sprint("p", i)
-		eq("address", s.WorkloadByAddr("", a), want.WorkloadByAddr("", a))
+		for _, network := range []string{"", "other"} {
+			eq("address", s.WorkloadByAddr(network, a), want.WorkloadByAddr(network, a))
+		}
 		for j := range 3 {
 			node := fmt.Sprint("n", j)
 			eq("local", s.LocalWorkload(node, "a", name), want.LocalWorkload(node, "a", name))

@@ -17,12 +17,12 @@ func (s *Snapshot) Shares(svc *Service, from *Workload, dst netip.AddrPort, skip
 		}
 		best, total := p.best()
 		for i := range p.set.Len() {
-			e := p.set.list.At(i)
+			e := p.set.at(i)
 			if rank, why := p.rank(e); why != "" || rank != best {
 				continue
 			}
 			c, _ := p.fit(e)
-			if !yield(c, float64(e.Workload.Capacity)/float64(total)) {
+			if !yield(c, float64(e.Capacity)/float64(total)) {
 				return
 			}
 		}
@@ -33,7 +33,7 @@ func (s *Snapshot) Shares(svc *Service, from *Workload, dst netip.AddrPort, skip
 func (p *picker) best() (best int, total uint64) {
 	best = -1
 	for i := range p.set.Len() {
-		e := p.set.list.At(i)
+		e := p.set.at(i)
 		rank, why := p.rank(e)
 		if why != "" {
 			continue
@@ -42,7 +42,7 @@ func (p *picker) best() (best int, total uint64) {
 			best, total = rank, 0
 		}
 		if rank == best {
-			total += uint64(e.Workload.Capacity)
+			total += uint64(e.Capacity)
 		}
 	}
 	return best, total

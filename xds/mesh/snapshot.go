@@ -41,8 +41,9 @@ func hashNetPrefix(p NetPrefix) uint64 {
 
 // Snapshot is one version of the mesh. A nil Snapshot is empty.
 type Snapshot struct {
-	workloads hamt.Map[string, *Workload]
-	addrs     hamt.Map[NetAddr, []*Workload] // best first
+	workloads hamt.Index[string, *Workload]
+	addrs     hamt.Index[NetAddr, holder]
+	node      string // of which alone pods are found by name; "": of all
 	nodes     hamt.Map[string, *pods]
 
 	services  hamt.Map[Hostname, *Service]
@@ -69,8 +70,8 @@ func (l *prefixLengths) of(a netip.Addr) []int32 {
 }
 
 var empty = &Snapshot{
-	workloads: hamt.NewMap[string, *Workload](hamt.HashString),
-	addrs:     hamt.NewMap[NetAddr, []*Workload](hashNetAddr),
+	workloads: hamt.NewIndex(byUID),
+	addrs:     hamt.NewIndex(byAddr),
 	nodes:     hamt.NewMap[string, *pods](hamt.HashString),
 	services:  hamt.NewMap[Hostname, *Service](hashHostname),
 	hosts:     hamt.NewMap[string, []*Service](hamt.HashString),
@@ -84,6 +85,16 @@ var empty = &Snapshot{
 // Empty is the snapshot of a mesh without anything.
 func Empty() *Snapshot { return empty }
 
+// EmptyOn is Empty for who asks for the pods of one node only; "" is every node.
+func EmptyOn(node string) *Snapshot {
+	s := *empty
+	s.node = node
+	return &s
+}
+
+// local reports whether the pods of a node are found by name. Workloads outside the cluster are on none.
+func (s *Snapshot) local(node string) bool { return node != "" && (s.node == "" || node == s.node) }
+
 func (s *Snapshot) orEmpty() *Snapshot {
 	if s == nil {
 		return empty
@@ -93,18 +104,19 @@ func (s *Snapshot) orEmpty() *Snapshot {
 
 // Workload returns the workload with a uid, nil if there is none.
 func (s *Snapshot) Workload(uid string) *Workload {
-	w, _ := s.orEmpty().workloads.Get(uid)
-	return w
+	if w := s.orEmpty().workloads.Get(uid); w != nil {
+		return *w
+	}
+	return nil
 }
 
 // WorkloadByAddr returns the workload that an address means: of several, a
 // pod, then one that speaks HBONE.
 func (s *Snapshot) WorkloadByAddr(network string, a netip.Addr) *Workload {
-	list, _ := s.orEmpty().addrs.Get(NetAddr{network, a.Unmap()})
-	if len(list) == 0 {
-		return nil
+	if h := s.orEmpty().addrs.Get(NetAddr{network, a.Unmap()}); h != nil {
+		return h.best
 	}
-	return list[0]
+	return nil
 }
 
 // Has reports whether there is what a name means: a workload's uid,
@@ -124,14 +136,14 @@ func (s *Snapshot) Has(name string) bool {
 		return s.Service(Hostname{first, rest}) != nil
 	}
 	k := NetAddr{first, a.Unmap()}
-	_, ok = s.addrs.Get(k)
-	if !ok {
-		_, ok = s.vips.Get(k)
+	if s.addrs.Get(k) != nil {
+		return true
 	}
+	_, ok = s.vips.Get(k)
 	return ok
 }
 
-// LocalWorkload returns the workload of a pod on a node.
+// LocalWorkload returns the workload of a pod on a node, if the snapshot knows of that node's pods.
 func (s *Snapshot) LocalWorkload(node, ns, name string) *Workload {
 	on, _ := s.orEmpty().nodes.Get(node)
 	if on == nil {
@@ -244,8 +256,8 @@ func (s *Snapshot) Endpoints(h Hostname) *EndpointSet {
 // AllWorkloads iterates every workload.
 func (s *Snapshot) AllWorkloads() iter.Seq[*Workload] {
 	return func(yield func(*Workload) bool) {
-		for _, w := range s.orEmpty().workloads.All() {
-			if !yield(w) {
+		for w := range s.orEmpty().workloads.All() {
+			if !yield(*w) {
 				return
 			}
 		}

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"net/netip"
 	"slices"
 	"sort"
 
@@ -29,8 +30,7 @@ func (t *Txn) Commit() *Snapshot {
 
 // Workload reads a workload within the transaction.
 func (t *Txn) Workload(uid string) *Workload {
-	w, _ := t.s.workloads.Get(uid)
-	return w
+	return t.s.Workload(uid)
 }
 
 // Service reads a service within the transaction.
@@ -41,35 +41,33 @@ func (t *Txn) Service(h Hostname) *Service {
 
 // PutWorkload adds or replaces the workload with its uid.
 func (t *Txn) PutWorkload(w *Workload) {
-	old, _ := t.s.workloads.Get(w.UID)
-	t.s.workloads = t.s.workloads.Set(t.ed, w.UID, w)
+	old := t.s.Workload(w.UID)
+	t.s.workloads = t.s.workloads.Set(t.ed, w)
 	t.unindexWorkload(old, w)
 	t.indexNames(old, w)
 	if w.indexedByAddr() {
 		for _, a := range w.Addrs {
-			k := NetAddr{w.Network, a}
-			list, _ := t.s.addrs.Get(k)
-			t.s.addrs = t.s.addrs.Set(t.ed, k, withWorkload(list, w, old))
+			t.indexAddr(a, w, old)
 		}
 	}
-	if w.Node != "" { // workloads outside the cluster are on no node, and many share a name
+	if t.s.local(w.Node) { // workloads outside the cluster are on no node, and many share a name
 		t.editNode(w.Node, func(on pods) pods {
 			k := podName{w.Namespace, w.Name}
 			list, _ := on.Get(k)
 			return on.Set(t.ed, k, withWorkload(list, w, old))
 		})
 	}
-	for h, ports := range w.Services {
+	for h := range w.Services {
 		set, _ := t.s.endpoints.Get(h)
-		t.s.endpoints = t.s.endpoints.Set(t.ed, h, set.put(t.ed, Endpoint{w, ports}))
+		t.s.endpoints = t.s.endpoints.Set(t.ed, h, set.put(t.ed, h, w, old))
 	}
 }
 
 // RemoveWorkload removes a workload and its endpoints; it reports whether
 // there was one.
 func (t *Txn) RemoveWorkload(uid string) bool {
-	old, ok := t.s.workloads.Get(uid)
-	if !ok {
+	old := t.s.Workload(uid)
+	if old == nil {
 		return false
 	}
 	t.s.workloads = t.s.workloads.Delete(t.ed, uid)
@@ -89,12 +87,10 @@ func (t *Txn) unindexWorkload(old, next *Workload) {
 			if next != nil && next.indexedByAddr() && next.Network == old.Network && next.HasAddr(a) {
 				continue
 			}
-			k := NetAddr{old.Network, a}
-			list, _ := t.s.addrs.Get(k)
-			t.s.addrs = setOrDelete(t.s.addrs, t.ed, k, withoutWorkload(list, old))
+			t.unindexAddr(a, old)
 		}
 	}
-	if old.Node != "" && (next == nil || next.Node != old.Node || next.Namespace != old.Namespace || next.Name != old.Name) {
+	if t.s.local(old.Node) && (next == nil || next.Node != old.Node || next.Namespace != old.Namespace || next.Name != old.Name) {
 		t.editNode(old.Node, func(on pods) pods {
 			k := podName{old.Namespace, old.Name}
 			list, _ := on.Get(k)
@@ -111,11 +107,35 @@ func (t *Txn) unindexWorkload(old, next *Workload) {
 		if set == nil {
 			continue
 		}
-		if set = set.remove(t.ed, old.UID); set.Len() == 0 {
+		if set = set.remove(t.ed, old); set.Len() == 0 {
 			t.s.endpoints = t.s.endpoints.Delete(t.ed, h)
 		} else {
 			t.s.endpoints = t.s.endpoints.Set(t.ed, h, set)
 		}
+	}
+}
+
+// indexAddr makes w, not old, one of those that have an address.
+func (t *Txn) indexAddr(a netip.Addr, w, old *Workload) {
+	have := t.s.addrs.Get(NetAddr{w.Network, a})
+	if have == nil || have.shared == nil && have.best.UID == w.UID {
+		t.s.addrs = t.s.addrs.Set(t.ed, newHolder(a, w, nil))
+		return
+	}
+	list := withWorkload(have.all(), w, old)
+	t.s.addrs = t.s.addrs.Set(t.ed, newHolder(a, list[0], list[1:]))
+}
+
+func (t *Txn) unindexAddr(a netip.Addr, old *Workload) {
+	k := NetAddr{old.Network, a}
+	have := t.s.addrs.Get(k)
+	if have == nil {
+		return
+	}
+	if list := withoutWorkload(have.all(), old); len(list) > 0 {
+		t.s.addrs = t.s.addrs.Set(t.ed, newHolder(a, list[0], list[1:]))
+	} else {
+		t.s.addrs = t.s.addrs.Delete(t.ed, k)
 	}
 }
 

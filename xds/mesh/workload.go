@@ -77,23 +77,32 @@ type Extension struct {
 
 // Workload is one thing with addresses and an identity. It is immutable.
 type Workload struct {
-	UID, Name, Namespace, ServiceAccount, TrustDomain string
-	Network, Node, ClusterID                          string
-	Identity                                          identity.ID
+	UID, Name, Node string
+	Addrs           []netip.Addr
+	DNSNames        []string // lower case, without the final dot; from our own extension
+	// Source is the digest of what the workload was decoded from, if whoever decoded it cares: nothing that it says.
+	Source [2]uint64
+	*Traits
+}
 
-	Addrs    []netip.Addr
+// Traits are what the replicas of a workload have in common. They are immutable.
+type Traits struct {
+	Namespace, ServiceAccount, TrustDomain string
+	Network, ClusterID                     string
+	Identity                               identity.ID
+
 	Hostname string // resolved by the proxy when there is no address
 
 	Tunnel       workload.TunnelProtocol
-	NativeTunnel bool
 	NetworkMode  workload.NetworkMode
+	WorkloadType workload.WorkloadType
+	Capacity     uint32
+	NativeTunnel bool
+	Healthy      bool
 
 	CanonicalName, CanonicalRevision, WorkloadName string
-	WorkloadType                                   workload.WorkloadType
 
 	Policies []string // "namespace/name", sorted
-	Healthy  bool
-	Capacity uint32
 	Locality Locality
 
 	Services       map[Hostname][]Port
@@ -105,8 +114,26 @@ type Workload struct {
 	SameNode    ambit.WorkloadExtension_SameNode
 	AccessLog   ambit.WorkloadExtension_AccessLog
 	Terminating bool
-	DNSNames    []string // lower case, without the final dot
-	StrictBy    string   // the PeerAuthentication, "namespace/name", that refuses plaintext on every port
+	StrictBy    string // the PeerAuthentication, "namespace/name", that refuses plaintext on every port
+}
+
+// Adopt makes w, which nobody else has seen yet, use another copy of its uid, and of its name if that ends the uid as
+// those of pods do.
+func (w *Workload) Adopt(uid string) {
+	if uid != w.UID {
+		return
+	}
+	w.UID = uid
+	if strings.HasSuffix(uid, w.Name) {
+		w.Name = uid[len(uid)-len(w.Name):]
+	}
+}
+
+// Copy is a workload that says the same and may still be changed.
+func (w *Workload) Copy() *Workload {
+	c, t := *w, *w.Traits
+	c.Traits = &t
+	return &c
 }
 
 // HasAddr reports whether a is one of the workload's addresses.

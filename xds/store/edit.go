@@ -57,7 +57,8 @@ func (e *edit) addresses(d client.Delta) (rejects []client.Reject) {
 }
 
 // decoded decodes a workload or a service, puts it in force or holds it back, and returns which it is then.
-func (e *edit) decoded(r client.Resource) (k raw, err error) {
+func (e *edit) decoded(r client.Resource, sum [2]uint64) (k raw, err error) {
+	k.sum = sum
 	if r.TypeURL != api.AddressType {
 		return k, fmt.Errorf("value has type %s, want %s", r.TypeURL, api.AddressType)
 	}
@@ -71,9 +72,8 @@ func (e *edit) decoded(r client.Resource) (k raw, err error) {
 		if err != nil {
 			return k, err
 		}
-		if w.UID == r.Name {
-			w.UID = r.Name // kept once
-		}
+		w.Source = k.sum
+		w.Adopt(r.Name) // kept once
 		e.s.shared.Intern(w)
 		k.workload = e.putWorkload(w)
 	case *workload.Address_Service:
@@ -119,7 +119,7 @@ func (e *edit) removeAddress(name string) {
 func (e *edit) putWorkload(w *mesh.Workload) *mesh.Workload {
 	e.dropHeld(w.UID)
 	old := e.mesh.Workload(w.UID)
-	if reflect.DeepEqual(old, w) {
+	if old.Says(w) {
 		return old
 	}
 	e.count(w, 1)

@@ -9,12 +9,12 @@ import (
 )
 
 // raws remembers which bytes became what is in force. A control plane that does not know what its proxies have sends all
-// of it again; bytes that are known need not be decoded to find that out.
+// of it again; bytes that are known need not be decoded to find that out. A workload remembers its own.
 //
 // The writer owns it.
 type raws struct {
 	seeds [2]maphash.Seed
-	known map[string]raw // by resource name
+	known map[string]raw // by resource name; no workload whose bytes its Source tells
 }
 
 // raw is the last value of a name. What came of it tells whether that still stands: another name may have replaced it.
@@ -32,15 +32,25 @@ func (r *raws) sum(value []byte) [2]uint64 {
 	return [2]uint64{maphash.Bytes(r.seeds[0], value), maphash.Bytes(r.seeds[1], value)}
 }
 
-// stands reports whether k is what is in force, or held back, under its own name.
-func (e *edit) stands(k raw) bool {
+// latest is the version of a workload that is in force or held back, nil if there is none.
+func (e *edit) latest(uid string) *mesh.Workload {
+	if h, held := e.s.held[uid]; held {
+		return h.w
+	}
+	return e.mesh.Workload(uid)
+}
+
+// stands reports whether bytes that came under a name, with that sum, are what is in force or held back.
+func (e *edit) stands(name string, sum [2]uint64) bool {
+	if w := e.latest(name); w != nil && w.Source == sum {
+		return true
+	}
+	k, known := e.s.raws.known[name]
 	switch {
+	case !known || k.sum != sum:
+		return false
 	case k.workload != nil:
-		uid := k.workload.UID
-		if h, held := e.s.held[uid]; held {
-			return h.w == k.workload
-		}
-		return e.mesh.Workload(uid) == k.workload
+		return e.latest(k.workload.UID) == k.workload
 	case k.service != nil:
 		return e.mesh.Service(k.service.Host) == k.service
 	}
@@ -49,17 +59,15 @@ func (e *edit) stands(k raw) bool {
 
 // address applies one workload or service, unless its bytes are those that stand.
 func (e *edit) address(r client.Resource) error {
-	k, known := e.s.raws.known[r.Name]
 	sum := e.s.raws.sum(r.Value)
-	if known && r.TypeURL == api.AddressType && k.sum == sum && e.stands(k) {
+	if r.TypeURL == api.AddressType && e.stands(r.Name, sum) {
 		return nil
 	}
-	k, err := e.decoded(r)
-	if err != nil {
-		delete(e.s.raws.known, r.Name) // it is refused as often as it comes
+	k, err := e.decoded(r, sum)
+	if err != nil || k.workload != nil && k.workload.UID == r.Name && k.workload.Source == sum {
+		delete(e.s.raws.known, r.Name) // refused, it is so as often as it comes
 		return err
 	}
-	k.sum = sum
 	e.s.raws.known[r.Name] = k
 	return nil
 }

@@ -42,6 +42,7 @@ type View struct {
 
 // Config of a Store. The zero value is usable.
 type Config struct {
+	Node       string // whose pods are asked for by name; "" for every node
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -80,7 +81,7 @@ func New(cfg Config) *Store {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.cur.Store(&View{Mesh: mesh.Empty(), Policies: policy.Empty()})
+	s.cur.Store(&View{Mesh: mesh.EmptyOn(cfg.Node), Policies: policy.Empty()})
 	s.register(cfg.Registerer)
 	return s
 }

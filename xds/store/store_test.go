@@ -232,7 +232,7 @@ func TestServicesAndScopeOfChanges(t *testing.T) {
 	}
 	s.put("shop/p", &security.Authorization{Namespace: "shop", Name: "p", Scope: security.Scope_NAMESPACE})
 	ch := s.changes[len(s.changes)-1]
-	if !ch.AffectsPolicy(&mesh.Workload{Namespace: "shop"}) || ch.AffectsPolicy(&mesh.Workload{Namespace: "away"}) {
+	if !ch.AffectsPolicy(&mesh.Workload{Traits: &mesh.Traits{Namespace: "shop"}}) || ch.AffectsPolicy(&mesh.Workload{Traits: &mesh.Traits{Namespace: "away"}}) {
 		t.Error("scope of a changed policy")
 	}
 	cancel := s.Subscribe(func(*View, *View, Change) { t.Error("called after cancel") })

@@ -243,7 +243,7 @@ func TestDedicatedDegradesOnlyWhatWasNotAskedFor(t *testing.T) {
 func TestTheOneWorkloadIsFoundOnAnyNode(t *testing.T) {
 	put := func(m *mesh.Snapshot, uid, node, sa string) *mesh.Snapshot {
 		tx := m.Edit()
-		tx.PutWorkload(&mesh.Workload{UID: uid, Name: "vm", Namespace: "ns", ServiceAccount: sa, Node: node, Identity: identity.MustParse("spiffe://td/ns/ns/sa/" + sa)})
+		tx.PutWorkload(&mesh.Workload{UID: uid, Name: "vm", Node: node, Traits: &mesh.Traits{Namespace: "ns", ServiceAccount: sa, Identity: identity.MustParse("spiffe://td/ns/ns/sa/" + sa)}})
 		return tx.Commit()
 	}
 	o := only{ref: WorkloadRef{"ns", "vm", "sa"}}

@@ -143,7 +143,7 @@ func TestWorkloadLeavesAndReturns(t *testing.T) {
 func TestVacated(t *testing.T) {
 	ip, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	wl := func(uid, network string, hbone workload.TunnelProtocol, addrs ...netip.Addr) *mesh.Workload {
-		return &mesh.Workload{UID: uid, Network: network, Tunnel: hbone, Addrs: addrs}
+		return &mesh.Workload{UID: uid, Addrs: addrs, Traits: &mesh.Traits{Network: network, Tunnel: hbone}}
 	}
 	const none, tunnel = workload.TunnelProtocol_NONE, workload.TunnelProtocol_HBONE
 	old := wl("u", "net", tunnel, ip)

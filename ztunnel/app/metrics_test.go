@@ -32,7 +32,7 @@ func TestExportedMetrics(t *testing.T) {
 		ar.Want("metrics", golden.Metrics(reg))
 
 		// The traffic metrics describe themselves only with a value.
-		b := &mesh.Workload{UID: "b", Name: "b", Namespace: "default", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/b")}
+		b := &mesh.Workload{UID: "b", Name: "b", Traits: &mesh.Traits{Namespace: "default", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/b")}}
 		conn, _ := a.node.flow.Begin(t.Context(), flow.Record{Direction: flow.Inbound, Dst: b, Transport: flow.HBONE})
 		conn.Describe()
 		conn.End(&flow.DenyError{Verdict: policy.Verdict{Policy: "default/p"}, Reason: "test"})

@@ -86,7 +86,7 @@ func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority 
 	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
 	n.dns, n.origins = n.newResolver(), origin.New(origin.Config{})
 	n.only.ref = cfg.Workload
-	n.store = store.New(store.Config{Logger: boot.Scoped(log, "xds"), Registerer: reg})
+	n.store = store.New(store.Config{Node: cfg.NodeName, Logger: boot.Scoped(log, "xds"), Registerer: reg})
 	n.certs = cert.New(cert.Config{Authority: authority, TTL: cfg.SecretTTL, TrustDomainAliases: cfg.trustDomainAliases(),
 		TLS12: cfg.TLS12, PostQuantum: cfg.CompliancePolicy == "pqc",
 		Logger: boot.Scoped(log, "cert"), Registerer: reg})

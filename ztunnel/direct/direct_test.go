@@ -70,10 +70,7 @@ func run(t *testing.T, f func(b *bench)) {
 }
 
 func wl(name, addr string) *mesh.Workload {
-	return &mesh.Workload{UID: name, Name: name, Namespace: "default", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/" + name),
-		Addrs: []netip.Addr{netip.MustParseAddr(addr)}, Tunnel: workload.TunnelProtocol_HBONE, Healthy: true, Capacity: 1,
-		Node: "node-1", SameNode: ambit.WorkloadExtension_SAME_NODE_LOCAL,
-		Services: map[mesh.Hostname][]mesh.Port{{Namespace: "default", Name: "svc"}: {{Service: 80, Target: 8080}}}}
+	return &mesh.Workload{UID: name, Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, Node: "node-1", Traits: &mesh.Traits{Namespace: "default", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/" + name), Tunnel: workload.TunnelProtocol_HBONE, Healthy: true, Capacity: 1, SameNode: ambit.WorkloadExtension_SAME_NODE_LOCAL, Services: map[mesh.Hostname][]mesh.Port{{Namespace: "default", Name: "svc"}: {{Service: 80, Target: 8080}}}}}
 }
 
 // set publishes a configuration of the pods, one more endpoint elsewhere, and

@@ -48,8 +48,7 @@ func portNames(names ...mesh.PortName) func(*mesh.Service) {
 // endpoint makes a pod behind services; its name of its own, if any, is that of a
 // StatefulSet's pod.
 func endpoint(ns, name, addrs string, own string, hosts ...string) *mesh.Workload {
-	w := &mesh.Workload{UID: "Kubernetes//Pod/" + ns + "/" + name, Name: name, Namespace: ns, ServiceAccount: "default", Node: "n1",
-		Healthy: true, Capacity: 1, Services: map[mesh.Hostname][]mesh.Port{}, CanonicalName: name, CanonicalRevision: "v1"}
+	w := &mesh.Workload{UID: "Kubernetes//Pod/" + ns + "/" + name, Name: name, Node: "n1", Traits: &mesh.Traits{Namespace: ns, ServiceAccount: "default", Healthy: true, Capacity: 1, Services: map[mesh.Hostname][]mesh.Port{}, CanonicalName: name, CanonicalRevision: "v1"}}
 	for a := range strings.FieldsSeq(addrs) {
 		w.Addrs = append(w.Addrs, ip(a))
 	}

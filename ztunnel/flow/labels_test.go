@@ -9,7 +9,7 @@ import (
 
 func TestPrincipalLabels(t *testing.T) {
 	a, b := identity.MustParse("spiffe://td/ns/shop/sa/a"), identity.MustParse("spiffe://td/ns/shop/sa/b")
-	server := &mesh.Workload{Identity: b}
+	server := &mesh.Workload{Traits: &mesh.Traits{Identity: b}}
 	tests := []struct {
 		name          string
 		r             Record

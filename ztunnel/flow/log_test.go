@@ -28,10 +28,10 @@ func TestFieldsAreTheReferencesThenOurs(t *testing.T) {
 			}
 			return "", "0123456789abc"
 		}})
-		from, to := *src, *dst
+		from, to := src.Copy(), dst.Copy()
 		from.ClusterID, to.ClusterID = "c1", "c2"
 		c, _ := table.Begin(t.Context(), Record{Direction: Outbound, Pod: "a", SrcAddr: netip.MustParseAddrPort("10.0.0.1:999"),
-			DstAddr: netip.MustParseAddrPort("10.0.0.2:15008"), HBONEAddr: "10.0.0.2:80", Src: &from, Dst: &to, SrcID: from.Identity, DstID: to.Identity,
+			DstAddr: netip.MustParseAddrPort("10.0.0.2:15008"), HBONEAddr: "10.0.0.2:80", Src: from, Dst: to, SrcID: from.Identity, DstID: to.Identity,
 			Service: "b.default.svc.cluster.local", Transport: HBONE})
 		c.Join(goodParent)
 		c.Record().Retries, c.Record().Origin = 1, who
@@ -103,7 +103,7 @@ func TestSourceAndDestinationOfAGroup(t *testing.T) {
 		src, dst string
 	}{
 		{Record{Src: src, Dst: dst, Service: "b.svc", HBONEAddr: "10.0.0.2:80", DstAddr: ap("10.0.0.2:15008")}, "shop/a", "b.svc:80"},
-		{Record{Src: &mesh.Workload{Name: "x", Namespace: "n"}, Dst: dst, DstAddr: ap("10.0.0.2:80")}, "n/x", "default/b:80"},
+		{Record{Src: &mesh.Workload{Name: "x", Traits: &mesh.Traits{Namespace: "n"}}, Dst: dst, DstAddr: ap("10.0.0.2:80")}, "n/x", "default/b:80"},
 		{Record{SrcID: peer, SrcAddr: ap("10.0.0.1:5"), DstAddr: ap("10.0.0.2:80")}, peer.String(), "10.0.0.2:80"},
 		{Record{SrcAddr: ap("10.0.0.1:5"), HBONEAddr: "b.svc:80"}, "10.0.0.1", "b.svc:80"},
 		{Record{}, "unknown", "unknown"},

@@ -53,7 +53,7 @@ func (l *logbook) logger(level string) *slog.Logger {
 	return boot.Scoped(log, "access")
 }
 
-var src = &mesh.Workload{UID: "a", Name: "a-5b7-x", WorkloadName: "a", Namespace: "shop", Identity: peer}
+var src = &mesh.Workload{UID: "a", Name: "a-5b7-x", Traits: &mesh.Traits{WorkloadName: "a", Namespace: "shop", Identity: peer}}
 
 // refused is one failed outbound connection.
 func refused(t *testing.T, table *Table, rec Record, err error) {
@@ -256,9 +256,9 @@ func TestResetsAreToldAndNoFailure(t *testing.T) {
 func TestAccessLogModes(t *testing.T) {
 	const all, failures, off = ambit.WorkloadExtension_ACCESS_LOG_ALL, ambit.WorkloadExtension_ACCESS_LOG_FAILURES, ambit.WorkloadExtension_ACCESS_LOG_OFF
 	with := func(m ambit.WorkloadExtension_AccessLog) *mesh.Workload {
-		w := *dst
+		w := dst.Copy()
 		w.AccessLog = m
-		return &w
+		return w
 	}
 	for _, c := range []struct {
 		name          string

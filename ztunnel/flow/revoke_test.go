@@ -23,7 +23,7 @@ import (
 
 var (
 	peer = identity.MustParse("spiffe://cluster.local/ns/default/sa/a")
-	dst  = &mesh.Workload{UID: "b", Name: "b", Namespace: "default", WorkloadName: "b", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/b")}
+	dst  = &mesh.Workload{UID: "b", Name: "b", Traits: &mesh.Traits{Namespace: "default", WorkloadName: "b", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/b")}}
 )
 
 func view(generation uint64, workload *mesh.Workload, policies ...*security.Authorization) *store.View {
@@ -173,7 +173,7 @@ func TestStepForgetsDetailsNotChanges(t *testing.T) {
 }
 
 func TestSweepCutsOnlyWhatIsConcerned(t *testing.T) {
-	moved := *dst
+	moved := dst.Copy()
 	moved.Policies = []string{"default/selected"}
 	for _, c := range []struct {
 		name string
@@ -182,7 +182,7 @@ func TestSweepCutsOnlyWhatIsConcerned(t *testing.T) {
 	}{
 		{"nothing relevant", view(2, dst), ""},
 		{"a policy denies", view(2, dst, deny()), "policy default/deny-a rule 1"},
-		{"the workload names a policy that is not known", view(2, &moved), "policy default/selected not yet known"},
+		{"the workload names a policy that is not known", view(2, moved), "policy default/selected not yet known"},
 		{"the workload is gone", view(2, nil), "no longer in the mesh"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

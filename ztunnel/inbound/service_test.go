@@ -32,7 +32,7 @@ func TestLikelyService(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got := ""
-			if s := likelyService(m, &mesh.Workload{Services: tt.services}, 8080); s != nil {
+			if s := likelyService(m, &mesh.Workload{Traits: &mesh.Traits{Services: tt.services}}, 8080); s != nil {
 				got = s.Name
 			}
 			if got != tt.want {

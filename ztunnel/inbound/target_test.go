@@ -12,8 +12,7 @@ import (
 
 func fixture() (*mesh.Snapshot, *mesh.Workload) {
 	host := mesh.Hostname{Namespace: "default", Name: "svc.default.svc.cluster.local"}
-	self := &mesh.Workload{UID: "c//Pod/default/b", Name: "b", Namespace: "default", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
-		Services: map[mesh.Hostname][]mesh.Port{host: {{Service: 80, Target: 8080}}}, Healthy: true, Capacity: 1}
+	self := &mesh.Workload{UID: "c//Pod/default/b", Name: "b", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}, Traits: &mesh.Traits{Namespace: "default", Services: map[mesh.Hostname][]mesh.Port{host: {{Service: 80, Target: 8080}}}, Healthy: true, Capacity: 1}}
 	m := mesh.Empty().Edit()
 	m.PutWorkload(self)
 	m.PutService(&mesh.Service{Name: "svc", Namespace: "default", Host: host, Ports: []mesh.Port{{Service: 80, Target: 8080}, {Service: 81, Target: 15006}}})
@@ -50,9 +49,9 @@ func TestTargetOfApplicationTunnel(t *testing.T) {
 		{name: "address with zone", authority: "[fe80::1%eth0]:80", protocol: workload.ApplicationTunnel_PROXY, port: 15088, status: 400},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			self := *pod
+			self := pod.Copy()
 			self.AppTunnel = &mesh.ApplicationTunnel{Protocol: c.protocol, Port: c.port}
-			got, err := Target(m, &self, "CONNECT", c.authority, netip.MustParseAddr("10.0.0.2"))
+			got, err := Target(m, self, "CONNECT", c.authority, netip.MustParseAddr("10.0.0.2"))
 			if c.status != 0 {
 				if e, ok := errors.AsType[*TargetError](err); !ok || e.Status != c.status {
 					t.Fatalf("%+v, %v; want status %d", got, err, c.status)

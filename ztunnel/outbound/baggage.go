@@ -44,7 +44,7 @@ const maxBaggageValue = 253
 // telemetry only, nil if it says nothing. Its name is its workload's: nothing
 // tells the pod. What the peer proved wins over what it says.
 func FromBaggage(lines []string, peer identity.ID) *mesh.Workload {
-	w, said := &mesh.Workload{}, false
+	w, said := &mesh.Workload{Traits: &mesh.Traits{}}, false
 	for _, line := range lines {
 		for item := range strings.SplitSeq(line, ",") {
 			key, value, _ := strings.Cut(item, "=")

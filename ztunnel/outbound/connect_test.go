@@ -210,7 +210,7 @@ func TestHealthForgetsAndIsBounded(t *testing.T) {
 		t.Error("not forgotten")
 	}
 	for i := range 2 * maxFailed {
-		h.failed("p1", &mesh.Workload{UID: fmt.Sprint(i)}, os.ErrDeadlineExceeded)
+		h.failed("p1", &mesh.Workload{UID: fmt.Sprint(i), Traits: &mesh.Traits{}}, os.ErrDeadlineExceeded)
 	}
 	if n := len(*h.cur.Load()); n != maxFailed {
 		t.Errorf("%d failures remembered", n)

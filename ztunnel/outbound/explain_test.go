@@ -79,7 +79,7 @@ func TestFailuresSayWhoRefusedAndWhy(t *testing.T) {
 			[]string{"bound of this node reached", "no streams left"}},
 		{"CONNECT without an answer", at(hbone.StageConnect, os.ErrDeadlineExceeded), flow.FlagConnect, flow.ReasonConnectTimeout, []string{"connect"}},
 		{"the client left", at(hbone.StageLocal, context.Canceled), flow.FlagNone, flow.ReasonClientGone, []string{"canceled"}},
-		{"host name", &ResolveError{&mesh.Workload{UID: "u", Hostname: "db.example"}, errors.New("NXDOMAIN")}, flow.FlagConnect, flow.ReasonNoEndpoint,
+		{"host name", &ResolveError{&mesh.Workload{UID: "u", Traits: &mesh.Traits{Hostname: "db.example"}}, errors.New("NXDOMAIN")}, flow.FlagConnect, flow.ReasonNoEndpoint,
 			[]string{"db.example", "NXDOMAIN"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -31,7 +31,7 @@ func TestHeaders(t *testing.T) {
 			c, _ := flow.New(flow.Config{}).Begin(t.Context(), flow.Record{Direction: flow.Outbound, SrcAddr: netip.MustParseAddrPort(tt.src)})
 			defer c.End(nil)
 			var got []string
-			for _, h := range headers(c, tt.plan, &mesh.Workload{CanonicalName: "a", Network: tt.network}) {
+			for _, h := range headers(c, tt.plan, &mesh.Workload{Traits: &mesh.Traits{CanonicalName: "a", Network: tt.network}}) {
 				if h.Name == "traceparent" {
 					if h.Value != c.TraceParent() {
 						t.Errorf("traceparent %q, want the connection's %q", h.Value, c.TraceParent())

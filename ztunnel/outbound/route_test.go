@@ -17,8 +17,7 @@ func id(sa string) identity.ID {
 }
 
 func wl(name, addr string, change ...func(*mesh.Workload)) *mesh.Workload {
-	w := &mesh.Workload{UID: "c//Pod/default/" + name, Name: name, Namespace: "default", ServiceAccount: name, Identity: id(name),
-		Addrs: []netip.Addr{netip.MustParseAddr(addr)}, Tunnel: workload.TunnelProtocol_HBONE, Healthy: true, Capacity: 1}
+	w := &mesh.Workload{UID: "c//Pod/default/" + name, Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, Traits: &mesh.Traits{Namespace: "default", ServiceAccount: name, Identity: id(name), Tunnel: workload.TunnelProtocol_HBONE, Healthy: true, Capacity: 1}}
 	for _, f := range change {
 		f(w)
 	}
@@ -200,13 +199,12 @@ func TestRoute(t *testing.T) {
 }
 
 func TestBaggage(t *testing.T) {
-	w := &mesh.Workload{ClusterID: "Kubernetes", Namespace: "default", WorkloadType: workload.WorkloadType_DEPLOYMENT, WorkloadName: "web",
-		CanonicalName: "web", CanonicalRevision: "v1", Locality: mesh.Locality{Region: "r", Zone: "z"}}
+	w := &mesh.Workload{Traits: &mesh.Traits{ClusterID: "Kubernetes", Namespace: "default", WorkloadType: workload.WorkloadType_DEPLOYMENT, WorkloadName: "web", CanonicalName: "web", CanonicalRevision: "v1", Locality: mesh.Locality{Region: "r", Zone: "z"}}}
 	want := "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web,service.name=web,service.version=v1,cloud.region=r,cloud.availability_zone=z"
 	if got := Baggage(w); got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
-	if got := Baggage(&mesh.Workload{CanonicalName: "a,b=\n", WorkloadType: workload.WorkloadType_POD}); got != "service.name=a%2Cb=%0A" {
+	if got := Baggage(&mesh.Workload{Traits: &mesh.Traits{CanonicalName: "a,b=\n", WorkloadType: workload.WorkloadType_POD}}); got != "service.name=a%2Cb=%0A" {
 		t.Errorf("escaped: %q", got)
 	}
 }

@@ -192,7 +192,7 @@ func choose(addrs []netip.Addr, v6 bool) netip.Addr {
 // number.
 func (r *Resolver) count(w *mesh.Workload, host string) {
 	if w == nil {
-		w = &mesh.Workload{}
+		w = &mesh.Workload{Traits: &mesh.Traits{}}
 	}
 	values := []string{w.WorkloadName, w.CanonicalName, w.CanonicalRevision, w.Namespace, w.Identity.String(), w.CanonicalName, w.CanonicalRevision, w.ClusterID, host}
 	for i, v := range values {
