@@ -442,7 +442,7 @@ func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
 	case asked && w.company.awaited():
 		w.attendLateLocked()
 	case flags&flagEndStream == 0:
-		w.flushLocked()
+		w.flushTogetherLocked()
 	default:
 		w.attendLocked() // maybe by the tunnel's reader
 	}

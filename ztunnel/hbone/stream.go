@@ -314,7 +314,7 @@ func (s *Stream) flushSmallLocked(n int) {
 		s.t.w.attendLocked()
 		return
 	}
-	s.t.w.flushLocked()
+	s.t.w.flushTogetherLocked()
 }
 
 // frameCopy puts p into a block as DATA frames.

@@ -451,7 +451,7 @@ func (t *tunnel) open(r ConnectRequest, early []byte) (*Stream, error) {
 		return nil, err
 	}
 	t.w.mu.Lock()
-	t.w.flushLocked()
+	t.w.flushTogetherLocked()
 	t.w.mu.Unlock()
 	return s, nil
 }

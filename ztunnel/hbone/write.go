@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"runtime"
 	"sync"
 	"time"
 )
@@ -37,6 +38,7 @@ type writer struct {
 	queued   int       // bytes in queue, and of the batch being flushed
 	control  int       // of those, bytes of control frames
 	flushing bool
+	rally    rally
 	rounds   uint64 // batches written; keepalive watches it
 	closed   error  // set once; nothing is appended after
 	broken   error  // set once, by the transport; nothing is sent after
@@ -254,6 +256,24 @@ func (w *writer) flushLocked() {
 		w.mu.Lock()
 	}
 	w.doneLocked()
+}
+
+// flushTogetherLocked is flushLocked behind the goroutines that can run now, where some of them come here, too: frames of
+// one turn of the poller are one record and one packet then, and wake the other end once.
+func (w *writer) flushTogetherLocked() {
+	switch {
+	case w.rally.on:
+		w.rally.joined = true // who is about to flush takes it along
+	case w.flushing || !w.rally.worth():
+		w.flushLocked()
+	default:
+		w.rally.begin()
+		w.mu.Unlock()
+		runtime.Gosched()
+		w.mu.Lock()
+		w.rally.end()
+		w.flushLocked()
+	}
 }
 
 // takeLocked takes the queue as a batch of so many bytes.
