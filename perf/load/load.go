@@ -62,6 +62,12 @@ var kinds = map[string]struct {
 	Decide: {(*run).decide, true}, Handshake: {work: (*run).handshake}, Tunnel: {work: (*run).tunnel},
 }
 
+// Known says whether there is such a kind.
+func Known(kind string) bool {
+	_, ok := kinds[kind]
+	return ok
+}
+
 // Spec is one load.
 type Spec struct {
 	Kind    string        `json:"kind"`

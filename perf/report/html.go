@@ -48,7 +48,10 @@ type overviewLine struct {
 }
 
 // cell is a figure: the median, and below it the quartiles.
-type cell struct{ Figure, Spread string }
+type cell struct {
+	Figure, Spread string
+	Words          bool // it is no figure
+}
 
 type line struct {
 	Name  string
@@ -141,6 +144,10 @@ func (g Group) view(colours map[string]int) groupView {
 	if secured {
 		v.Head = append(v.Head, "TLS")
 	}
+	described := slices.ContainsFunc(g.Rows, func(row Row) bool { return row.Program != "" })
+	if described {
+		v.Head = append(v.Head, setupHead)
+	}
 	for _, row := range g.Rows {
 		if len(row.Runs) == 0 {
 			continue // it was left out, which remarks say
@@ -150,7 +157,10 @@ func (g Group) view(colours map[string]int) groupView {
 			l.Cells = append(l.Cells, SpreadOf(row.Values(m)).cell())
 		}
 		if secured {
-			l.Cells = append(l.Cells, cell{Figure: orDash(row.secured())})
+			l.Cells = append(l.Cells, cell{Figure: orDash(row.secured()), Words: true})
+		}
+		if described {
+			l.Cells = append(l.Cells, cell{Figure: row.setup(), Words: true})
 		}
 		v.Rows = append(v.Rows, l)
 	}

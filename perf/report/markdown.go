@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -194,11 +195,22 @@ func series(kernel string) string {
 	return kernel
 }
 
-// shortVersion finds a revision in what a program says of itself.
+// revision and release are how programs name what they were built of.
+var (
+	revision = regexp.MustCompile(`\b([0-9a-f]{7,12})[0-9a-f]*(-dirty)?\b`)
+	release  = regexp.MustCompile(`(^|[ /])v?[0-9]+\.[0-9][^ /,]*`)
+)
+
+// shortVersion finds a release, or else a revision, in what a program says of itself.
 func shortVersion(s string) string {
-	if _, after, ok := strings.Cut(s, `GitRevision:"`); ok {
-		revision, _, _ := strings.Cut(after, `"`)
-		return revision[:min(12, len(revision))]
+	if _, after, ok := strings.Cut(s, `GitRevision:"`); ok { // as Istio's say it
+		s = after
+	}
+	if v := release.FindString(s); v != "" {
+		return strings.Trim(v, " /")
+	}
+	if v := revision.FindStringSubmatch(s); v != nil {
+		return v[1] + v[2]
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -47,6 +48,7 @@ func Merge(reports ...*Report) (*Report, error) {
 		out.Settings.Rounds = max(out.Settings.Rounds, r.Settings.Rounds)
 		out.Machine.LoadAvg = max(out.Machine.LoadAvg, r.Machine.LoadAvg)
 		out.Took += r.Took
+		out.Stopped = cmp.Or(out.Stopped, r.Stopped)
 		out.Command = append(append(out.Command, ";"), r.Command...)
 	}
 	return &out, nil

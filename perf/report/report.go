@@ -6,6 +6,7 @@ package report
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -29,6 +30,7 @@ type Report struct {
 	Settings Settings      `json:"settings"`
 	Paths    []Path        `json:"paths"`
 	Rows     []Row         `json:"rows"`
+	Stopped  string        `json:"stopped,omitempty"` // why it ended before everything was measured
 }
 
 // Machine is where it ran.
@@ -60,7 +62,9 @@ type Path struct {
 	About     string   `json:"about"`
 	Version   string   `json:"version,omitempty"`
 	Commands  []string `json:"commands,omitempty"`
-	Settings  string   `json:"settings,omitempty"` // the file a peer was configured with
+	Settings  string   `json:"settings,omitempty"` // the file, or the variables, a peer was configured with
+	Logs      string   `json:"logs,omitempty"`     // what it writes and serves meanwhile
+	Records   string   `json:"records,omitempty"`  // who protects its TLS records
 	TLS       []string `json:"tls,omitempty"`      // cipher suite and key exchange, as seen on the wire
 }
 
@@ -78,6 +82,9 @@ type Row struct {
 	Mode     string   `json:"mode"`
 	TLS      []string `json:"tls,omitempty"`     // cipher suite and key exchange that this mode's proxies agree to, or the load itself did
 	Runs     []Run    `json:"runs"`              // in the order of rounds
+	Program  string   `json:"program,omitempty"` // version and command line of this mode's proxy
+	Logs     string   `json:"logs,omitempty"`    // what it writes and serves meanwhile
+	Records  string   `json:"records,omitempty"` // who protects its TLS records
 	LeftOut  string   `json:"leftOut,omitempty"` // why there are none
 	Counted  *Run     `json:"counted,omitempty"` // the run in which system calls were counted; its other figures are none
 }
@@ -575,14 +582,44 @@ func (r *Report) Encode(w io.Writer) error {
 	return enc.Encode(r)
 }
 
+// Modes are those that have runs, in the order of the report.
+func (r *Report) Modes() (out []string) {
+	for _, row := range r.Rows {
+		if len(row.Runs) > 0 && !slices.Contains(out, row.Mode) {
+			out = append(out, row.Mode)
+		}
+	}
+	return out
+}
+
+// Errors of reading a report.
+var (
+	errForeign = errors.New("it is none: want a file that ambit-perf run --json wrote")
+	errCut     = errors.New("it ends in the middle: whoever wrote it was stopped, or had no room")
+)
+
 // Decode reads it.
 func Decode(rd io.Reader) (*Report, error) {
 	var r Report
-	if err := json.NewDecoder(rd).Decode(&r); err != nil {
+	err := json.NewDecoder(rd).Decode(&r)
+	_, garbled := errors.AsType[*json.SyntaxError](err)
+	_, other := errors.AsType[*json.UnmarshalTypeError](err)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, fmt.Errorf("read report: %w", errCut)
+	case errors.Is(err, io.EOF), garbled, other:
+		return nil, fmt.Errorf("read report: %w (%w)", errForeign, err)
+	case err != nil:
 		return nil, fmt.Errorf("read report: %w", err)
-	}
-	if r.Format != Format {
+	case r.Format == 0 || len(r.Rows) == 0:
+		return nil, fmt.Errorf("read report: %w", errForeign)
+	case r.Format != Format:
 		return nil, fmt.Errorf("read report: format %d, want %d: measure again with this version", r.Format, Format)
+	}
+	for i, row := range r.Rows {
+		if row.Mode == "" || row.Scenario.Name == "" || !load.Known(row.Scenario.Load.Kind) {
+			return nil, fmt.Errorf("read report: %w: row %d has mode %q, scenario %q, load %q", errForeign, i+1, row.Mode, row.Scenario.Name, row.Scenario.Load.Kind)
+		}
 	}
 	return &r, nil
 }

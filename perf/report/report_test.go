@@ -171,16 +171,57 @@ func TestWideTablesAreFolded(t *testing.T) {
 	}
 }
 
-func TestEachRowSaysWhatTLSWasSpoken(t *testing.T) {
+func TestEachRowSaysWhatItIsAbout(t *testing.T) {
 	r := sample()
-	r.Paths[0].TLS = []string{"TLS_AES_128_GCM_SHA256, X25519MLKEM768"}
+	p := &r.Paths[0]
+	p.TLS, p.Logs, p.Records = []string{"TLS_AES_128_GCM_SHA256, X25519MLKEM768"}, "access log, metrics", "ambit"
+	p.Version, p.Commands = "ztunnel 00450de go1.26.8 linux/amd64", []string{"/somewhere/ztunnel --flag"}
 	own := r.Rows[1]
 	own.Scenario.Name, own.Runs = "cross-node/handshake", slices.Clone(own.Runs)
 	own.Runs[0].Result.Agreed = "TLS_AES_256_GCM_SHA384, X25519"
 	r.Rows = append(r.Rows, own)
-	r.Secure()
+	r.Describe()
 	if none, path, own := r.Rows[0].secured(), r.Rows[1].secured(), r.Rows[2].secured(); none != "" || path != "AES-128-GCM X25519MLKEM768" || own != "AES-256-GCM X25519" {
 		t.Errorf("%q, %q, %q", none, path, own)
+	}
+	if none, ours := r.Rows[0].setup(), r.Rows[1].setup(); none != "–" || ours != "00450de ztunnel --flag; access log, metrics; records ambit" {
+		t.Errorf("%q, %q", none, ours)
+	}
+}
+
+func TestVersionsInShort(t *testing.T) {
+	for said, want := range map[string]string{
+		"ztunnel 00450de go1.26.8 linux/amd64":                               "00450de",
+		"ztunnel 00450de-dirty go1.26.8 linux/amd64":                         "00450de-dirty",
+		"ambit-perf v0.3.1 go1.26.8 linux/amd64":                             "v0.3.1",
+		"nginx version: nginx/1.22.1":                                        "1.22.1",
+		"HAProxy version 2.6.12-1+deb12u3 2025/10/03 - https://haproxy.org/": "2.6.12-1+deb12u3",
+		`version.BuildInfo{Version:"62d826530e5ce8", GitRevision:"62d826530e5ce85764e3-dirty", RustVersion:"1.95.0"}`: "62d826530e5c-dirty",
+		"envoy version: 7b8baff1758f0a584dcc3cb657b5032000bcb3d7/1.31.0/Clean/RELEASE/BoringSSL":                      "1.31.0",
+		"unknown": "unknown",
+	} {
+		if got := shortVersion(said); got != want {
+			t.Errorf("%s: %s, want %s", said, got, want)
+		}
+	}
+}
+
+func TestWhatIsNoReportIsRefused(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "it is none", "hello": "it is none", "[1]": "it is none", `{"kind": "List"}`: "it is none", `{"format": 1}`: "it is none", `{"format": 1, "rows": [`: "in the middle",
+		`{"format": 99, "rows": [{}]}`: "format 99", `{"format": 1, "rows": [{"mode": "x", "scenario": {"name": "y", "load": {"kind": "z"}}}]}`: "row 1",
+	} {
+		if _, err := Decode(strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestWhatWasStoppedSaysSo(t *testing.T) {
+	r := sample()
+	r.Stopped = "3 of 6 runs were made: stopped by a signal"
+	if w := r.Warnings(); len(w) == 0 || !strings.HasPrefix(w[0], "STOPPED before its end, 3 of 6 runs") {
+		t.Errorf("%q", w)
 	}
 }
 

@@ -20,6 +20,19 @@ type Node struct {
 	Workloads   int     `json:"workloads"`   // known: of the whole mesh
 }
 
+// Validate says what of it cannot be.
+func (n Node) Validate() error {
+	for _, v := range []struct {
+		name  string
+		value float64
+	}{{"pods", float64(n.Pods)}, {"connections", float64(n.Connections)}, {"connects", float64(n.Connects)}, {"gb", n.GB}, {"requests", float64(n.Requests)}, {"workloads", float64(n.Workloads)}} {
+		if !(v.value >= 0 && v.value <= 1e9) {
+			return fmt.Errorf("--%s %v: want 0 or more, up to 1e9", v.name, v.value)
+		}
+	}
+	return nil
+}
+
 // ExampleNode is one that is neither small nor busy.
 var ExampleNode = Node{Pods: 50, Connections: 2000, Connects: 100, GB: 0.1, Requests: 2000, Workloads: 10000}
 

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -53,6 +54,9 @@ func (p *printer) head(r *Report) {
 // Warnings are what makes figures doubtful.
 func (r *Report) Warnings() []string {
 	var out []string
+	if r.Stopped != "" {
+		out = append(out, "STOPPED before its end, "+r.Stopped)
+	}
 	if r.Settings.Profiled {
 		out = append(out, notMeasured)
 	}
@@ -182,6 +186,10 @@ func (p *printer) group(r *Report, g Group) {
 	if secured {
 		t[0] = append(t[0], "TLS")
 	}
+	described := slices.ContainsFunc(g.Rows, func(row Row) bool { return row.Program != "" })
+	if described {
+		t[0] = append(t[0], setupHead)
+	}
 	for _, row := range g.Rows {
 		if len(row.Runs) == 0 {
 			continue // it was left out, which remarks say
@@ -199,6 +207,9 @@ func (p *printer) group(r *Report, g Group) {
 		}
 		if secured {
 			line = append(line, orDash(row.secured()))
+		}
+		if described {
+			line = append(line, row.setup())
 		}
 		t = append(t, line)
 	}
@@ -220,6 +231,9 @@ func (p *printer) group(r *Report, g Group) {
 		p.remarks(row)
 	}
 }
+
+// setupHead is the head of what setup says.
+const setupHead = "version, program; log and metrics; TLS records"
 
 // remarks says what is wrong with a row's runs.
 func (p *printer) remarks(row Row) {
@@ -248,20 +262,58 @@ func (r Row) secured() string {
 	return strings.NewReplacer("TLS_", "", "_SHA256", "", "_SHA384", "", ",", "", "_", "-").Replace(strings.Join(r.TLS, " | "))
 }
 
-// Secure notes in each row what TLS was spoken: of the load itself where it made
-// handshakes, otherwise of the path.
-func (r *Report) Secure() {
-	for i, row := range r.Rows {
-		if own := row.agreed(); own != "" {
-			r.Rows[i].TLS = []string{own}
+// Describe notes in each row what its figures are about: the proxy's version and
+// command line, what it logs, who protects its records, and what TLS was spoken: by
+// the load itself where it made handshakes, otherwise on the path.
+func (r *Report) Describe() {
+	for i := range r.Rows {
+		row := &r.Rows[i]
+		if len(row.Runs) == 0 {
 			continue
 		}
 		for _, p := range r.Paths {
-			if p.Mode == row.Mode && p.Placement == row.Scenario.Placement && len(row.Runs) > 0 {
-				r.Rows[i].TLS = p.TLS
+			if p.Mode == row.Mode && p.Placement == row.Scenario.Placement {
+				row.TLS, row.Logs, row.Records = p.TLS, p.Logs, p.Records
+				row.Program = r.program(p)
 			}
 		}
+		if own := row.agreed(); own != "" {
+			row.TLS = []string{own}
+		}
 	}
+}
+
+// program is a path's version and command line, in short; the path has them in full.
+func (r *Report) program(p Path) string {
+	if len(p.Commands) == 0 {
+		return ""
+	}
+	version := p.Version
+	if strings.HasPrefix(version, "as ") { // this program itself
+		version = r.Version
+	}
+	words := strings.Fields(p.Commands[0])
+	for i, w := range words {
+		if filepath.IsAbs(w) {
+			words[i] = filepath.Base(w)
+		}
+	}
+	return shortVersion(version) + " " + strings.Join(words, " ")
+}
+
+// setup is a row's program and what it does besides, in a cell of a table.
+func (r Row) setup() string {
+	out := r.Program
+	if out == "" {
+		return "–"
+	}
+	if r.Logs != "" {
+		out += "; " + r.Logs
+	}
+	if r.Records != "" && len(r.TLS) > 0 {
+		out += "; records " + r.Records
+	}
+	return out
 }
 
 // agreed is what the client's own handshakes agreed to.
@@ -279,7 +331,7 @@ func (p *printer) notes(r *Report) {
 	p.f("\nmodes\n")
 	for _, path := range r.Paths {
 		p.f("  %s, %s: %s\n", path.Mode, path.Placement, path.About)
-		for _, line := range [][2]string{{"TLS on the wire", strings.Join(path.TLS, " | ")}, {"program", strings.Join(path.Commands, " | ")}, {"version", path.Version}} {
+		for _, line := range [][2]string{{"TLS on the wire", strings.Join(path.TLS, " | ")}, {"TLS records", path.Records}, {"program", strings.Join(path.Commands, " | ")}, {"version", path.Version}, {"writes, serves", path.Logs}} {
 			if line[1] != "" {
 				p.says(fmt.Sprintf("    %-17s", line[0]), line[1])
 			}

@@ -34,6 +34,7 @@ func (l *Lab) layHTTP(ctx context.Context, mode string, e end) (Path, error) {
 	h := peer.Hop{Kind: peer.NetHTTP, Listen: fmt.Sprintf("%s:%d", addr, hopPort+l.hops), To: server, Workers: hopWorkers}
 	l.hops++
 	p.About = fmt.Sprintf("one HTTP/1.1 hop by httputil.ReverseProxy, %d processors", hopWorkers)
+	p.Logs = "no access log"
 	p.Version, p.Commands = "as "+filepath.Base(l.Self), []string{filepath.Base(l.Self) + " " + Proxy}
 	if other, ok := l.Peers[mode]; ok {
 		h.Kind, h.Program = other.Kind, other.Program

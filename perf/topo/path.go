@@ -3,11 +3,13 @@ package topo
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -90,7 +92,10 @@ func (l *Lab) addHop(ctx context.Context, p *Path, node string, h load.Hop) erro
 	p.Server = started.Addr
 	p.Watch = append(p.Watch, load.Process{Name: "hop@" + node, PID: started.PID, Proxy: true})
 	p.Commands = append(p.Commands, filepath.Base(l.Self)+" "+Hop)
-	p.Version = "as " + filepath.Base(l.Self)
+	p.Version, p.Logs = "as "+filepath.Base(l.Self), "no access log"
+	if h.TLSIn || h.TLSOut {
+		p.Records = "crypto/tls"
+	}
 	return nil
 }
 
@@ -220,9 +225,64 @@ func (l *Lab) layMesh(ctx context.Context, p *Path, near, far, ip, client string
 		// in the lab has other addresses.
 		p.TLSServer, p.TLSClient = fmt.Sprintf("%s:%d", ip, tunnelPort), client
 	}
-	p.Commands = []string{program}
 	p.Version = version(ctx, program)
+	for _, w := range p.Watch[1:] {
+		argv, env, err := l.started(ctx, near, w.PID)
+		if err != nil {
+			return err
+		}
+		if command := strings.Join(argv, " "); !slices.Contains(p.Commands, command) {
+			p.Commands = append(p.Commands, command)
+		}
+		if p.Settings == "" {
+			p.Settings = strings.Join(env, "\n") + "\n"
+		}
+	}
+	p.Logs = "access log, metrics"
+	if slices.Contains(l.Env, NoAccessLog) {
+		p.Logs = "no access log, metrics"
+	}
+	p.Records = cmp.Or(l.records(ctx, p.Watch[1].PID), "its own")
 	return nil
+}
+
+// NoAccessLog is the setting by which our proxy and its reference write none.
+const NoAccessLog = "RUST_LOG=info,access=off"
+
+// started is what a process of the lab was started with: its command line, and the
+// variables that this process has not got.
+func (l *Lab) started(ctx context.Context, node string, pid int) (argv, env []string, err error) {
+	for _, f := range []struct {
+		name string
+		to   *[]string
+	}{{"cmdline", &argv}, {"environ", &env}} {
+		out, err := l.do(ctx, "", "exec", node, "--", "cat", fmt.Sprintf("/proc/%d/%s", pid, f.name))
+		if err != nil {
+			return nil, nil, err
+		}
+		*f.to = strings.Split(strings.TrimRight(out, "\x00"), "\x00")
+	}
+	own := os.Environ()
+	env = slices.DeleteFunc(env, func(v string) bool { return slices.Contains(own, v) || strings.HasPrefix(v, "PATH=") })
+	slices.Sort(env)
+	return argv, env, nil
+}
+
+// records is who a proxy says protects its TLS records; "": it does not say so.
+func (l *Lab) records(ctx context.Context, pid int) string {
+	b, err := l.asks.Get(ctx, pid, "http://"+proxyAdmin+"/config_dump")
+	if err != nil {
+		return ""
+	}
+	var dump struct {
+		Config struct {
+			Records string `json:"TLS_RECORDS"`
+		} `json:"config"`
+	}
+	if json.Unmarshal(b, &dump) != nil {
+		return "" // another's dump has another shape
+	}
+	return dump.Config.Records
 }
 
 // version is what a program says of itself.

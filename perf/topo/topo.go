@@ -154,7 +154,9 @@ type Path struct {
 	Commands  []string // of the proxies
 	Version   string
 	Targets   []inspect.Target // Go programs that have an admin port
-	Settings  string           // the file a peer was configured with, "" when it had none
+	Settings  string           // the file, or the variables, a peer was configured with; "" when it had none
+	Logs      string           // what it writes and serves meanwhile
+	Records   string           // who protects its TLS records
 
 	Near, Far string // nodes
 	Meshed    bool   // the proxies are told what to do by the control plane

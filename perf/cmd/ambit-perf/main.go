@@ -28,7 +28,7 @@ import (
 
 const usage = `Usage:
   ambit-perf run [flags] [SCENARIO...]   measure; SCENARIO is a regular expression, default: the core set
-  ambit-perf list                        scenarios and modes
+  ambit-perf list [SCENARIO...]          scenarios and modes
   ambit-perf show FILE...                print a report that was kept as JSON; --markdown: short tables for a document,
                                          --html FILE: the page. Several files of one build become one report
   ambit-perf compare A.json B.json       what differs; --all: every figure; -o json
@@ -61,13 +61,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	verbs := map[string]func(context.Context, []string, io.Writer, io.Writer) error{
 		"run": runCommand, "list": listCommand, "show": showCommand, "compare": compareCommand, "sizing": sizingCommand,
 		"version": func(_ context.Context, args []string, out, _ io.Writer) error {
-			return boot.PrintVersion(out, "ambit-perf", args)
+			if err := boot.PrintVersion(out, "ambit-perf", args); err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			return nil
 		},
 		topo.Client: clientCommand, topo.Serve: serveCommand, topo.Hop: hopCommand, topo.Proxy: proxyCommand, topo.Asker: askerCommand, topo.Churn: churnCommand, topo.Member: memberCommand, topo.Hellos: hellosCommand,
 	}
 	if slices.Contains([]string{"-h", "--help", "help"}, args[0]) {
-		fmt.Fprint(stdout, usage)
-		return 0
+		if len(args) == 1 || verbs[args[1]] == nil {
+			fmt.Fprint(stdout, usage)
+			return 0
+		}
+		args = []string{args[1], "-h"}
 	}
 	f, ok := verbs[args[0]]
 	if !ok {
@@ -88,26 +94,33 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 1
 }
 
-func listCommand(_ context.Context, _ []string, stdout, _ io.Writer) error {
+func listCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet("list", flag.ContinueOnError)
+	if err := parse(fs, &args, stderr); err != nil {
+		return err
+	}
+	list, err := scenario.Select(scenario.Catalog(), scenario.All, args)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
 	t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SCENARIO\tSET\tWHAT")
-	for _, s := range scenario.Catalog() {
+	for _, s := range list {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", s.Name, []string{"quick", "core", "all"}[s.Set], s.Title)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(stdout, "\nModes: %s, and peers (--peer NAME[:KIND]=PROGRAM)\n", strings.Join(topo.BuiltIn, ", "))
+	_, err = fmt.Fprintf(stdout, "\nModes: %s, and peers (--peer NAME[:KIND]=PROGRAM)\n", strings.Join(topo.BuiltIn, ", "))
 	return err
 }
 
 func showCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("show", flag.ContinueOnError)
-	fs.SetOutput(stderr)
 	html := fs.String("html", "", "write the page to this `file` instead")
 	kept := fs.String("json", "", "write the report to this `file` instead")
 	markdown := fs.Bool("markdown", false, "short tables for a document, without paths of this machine")
-	if err := parse(fs, &args); err != nil {
+	if err := parse(fs, &args, stderr); err != nil {
 		return err
 	}
 	r, err := readReports(args)
@@ -132,10 +145,9 @@ func showCommand(_ context.Context, args []string, stdout, stderr io.Writer) err
 
 func compareCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("compare", flag.ContinueOnError)
-	fs.SetOutput(stderr)
 	all := fs.Bool("all", false, "show every figure, not only those that count")
 	output := fs.String("o", "table", "`table|json`")
-	if err := parse(fs, &args); err != nil {
+	if err := parse(fs, &args, stderr); err != nil {
 		return err
 	}
 	if len(args) != 2 {
@@ -164,7 +176,6 @@ func compareCommand(_ context.Context, args []string, stdout, stderr io.Writer) 
 
 func sizingCommand(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("sizing", flag.ContinueOnError)
-	fs.SetOutput(stderr)
 	var n report.Node
 	def := report.ExampleNode
 	fs.IntVar(&n.Pods, "pods", def.Pods, "enrolled `pods` of the node")
@@ -175,12 +186,18 @@ func sizingCommand(_ context.Context, args []string, stdout, stderr io.Writer) e
 	fs.IntVar(&n.Workloads, "workloads", def.Workloads, "`workloads` of the whole mesh")
 	mode := fs.String("mode", topo.Ambit, "`mode` of the report")
 	output := fs.String("o", "table", "`table|json`")
-	if err := parse(fs, &args); err != nil {
+	if err := parse(fs, &args, stderr); err != nil {
 		return err
+	}
+	if err := n.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	r, err := readReports(args)
 	if err != nil {
 		return err
+	}
+	if modes := r.Modes(); !slices.Contains(modes, *mode) {
+		return fmt.Errorf("%w: --mode %s is not in the report: it has %s", errUsage, *mode, strings.Join(modes, ", "))
 	}
 	s := r.SizingOf(*mode, n)
 	return print(stdout, *output, s, s.Text)
@@ -228,15 +245,20 @@ func readReport(path string) (*report.Report, error) {
 	return r, nil
 }
 
-// parse takes flags before, between and after words.
-func parse(fs *flag.FlagSet, args *[]string) error {
+// parse takes flags before, between and after words. What is wrong is told by the
+// caller, in a line; all flags are told to those who ask.
+func parse(fs *flag.FlagSet, args *[]string, asked io.Writer) error {
+	fs.SetOutput(io.Discard)
 	var words []string
 	for rest := *args; ; {
 		if err := fs.Parse(rest); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
+				fmt.Fprintf(asked, "Flags of ambit-perf %s:\n", fs.Name())
+				fs.SetOutput(asked)
+				fs.PrintDefaults()
 				return err
 			}
-			return fmt.Errorf("%w: %w", errUsage, err)
+			return fmt.Errorf("%w: %w; ambit-perf %s -h lists the flags", errUsage, err, fs.Name())
 		}
 		if rest = fs.Args(); len(rest) == 0 {
 			*args = words
@@ -244,6 +266,13 @@ func parse(fs *flag.FlagSet, args *[]string) error {
 		}
 		words, rest = append(words, rest[0]), rest[1:]
 	}
+}
+
+// given are the flags that were set.
+func given(fs *flag.FlagSet) map[string]bool {
+	out := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { out[f.Name] = true })
+	return out
 }
 
 // The verbs of the runs inside the lab.

@@ -22,18 +22,24 @@ func TestOptions(t *testing.T) {
 		err  string
 	}{
 		{"", ""}, {"--quick", ""}, {"ask-1 --all -o json", ""}, {"--quick --all", "exclude"}, {"-o yaml", "table or json"},
-		{"--modes none,zt", `mode "zt"`}, {"--access-log maybe", "on or off"}, {"--env NAME", "NAME=VALUE"},
+		{"--modes none,zt", `"zt" is neither`}, {"--access-log maybe", "on or off"}, {"--env NAME", "NAME=VALUE"},
 		{"--peer x", "NAME=PROGRAM"}, {"--peer tls=/bin/sh", "taken"}, {"--peer x=/no/such", "no such file"}, {"--peer x=/bin/sh", ""},
 		{"--peer nginx=/bin/sh", ""}, {"--peer a:envoy=/bin/sh", ""}, {"--peer a:squid=/bin/sh", `kind "squid"`},
-		{"--rounds -1", "positive"}, {"--for -1s", "positive"}, {"--peer=zt=/bin/sh --modes ambit,zt", ""},
+		{"--rounds -1", "1 to 1000"}, {"--rounds 0", "1 to 1000"}, {"--rounds 1001", "1 to 1000"}, {"--rounds x", "1 to 1000"},
+		{"--for -1s", "as 500ms"}, {"--for 0s", "as 500ms"}, {"--for 5", "as 500ms"}, {"--for 2h", "as 500ms"}, {"--warm -1s", "as 500ms"}, {"--warm 0s", ""},
+		{"--peer=zt=/bin/sh --modes ambit,zt", ""}, {"--peer zt=/bin/sh --modes ambit", "add zt to --modes"}, {"--modes=", "one mode or more"}, {"--modes ambit,,tls", ""},
+		{"--max-steal NaN", "0 to 1"}, {"--max-steal 2", "0 to 1"}, {"--json /", "cannot be written"}, {"--no-such", "-h lists"},
 		{"--peer a=/bin/sh --peer a=/bin/cat", "twice"}, {"--peer a=/tmp", "not a program"}, {"--env =x", "NAME=VALUE"}, {"--modes none,none", "twice"},
-		{"--max-steal -1", "max-steal"}, {"--json /no/such/x", "directory that exists"}, {"--html /no/such/x", "directory that exists"}, {"--json /dev/null", ""},
+		{"--max-steal -1", "max-steal"}, {"--json /no/such/x", "directory that exists"}, {"--html /no/such/x", "directory that exists"}, {"--json /dev/null", ""}, {"--json x", ""},
 	}
 	for _, tt := range tests {
 		_, err := runOptions(strings.Fields(tt.args), io.Discard)
 		if (err != nil) != (tt.err != "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%s: %v, want %q", tt.args, err, tt.err)
 		}
+	}
+	if _, err := os.Stat("x"); err == nil {
+		t.Error("asking whether a file can be written left it")
 	}
 	o, err := runOptions(strings.Fields("bulk --quick --peer b=/bin/sh --peer a=/bin/sh --access-log off ask"), io.Discard)
 	if err != nil {
@@ -52,7 +58,10 @@ func TestCommandLine(t *testing.T) {
 		want string
 	}{
 		{"", 2, "Usage:"}, {"help", 0, "Usage:"}, {"measure", 2, "unknown command"}, {"list", 0, "cross-node/bulk-up-1x64k"}, {"version", 0, "ambit-perf"},
-		{"run -h", 0, "-peer"}, {"compare one", 2, "two files"}, {"show /no/such", 1, "no such file"}, {"run no-such-load", 2, "no scenario matches"}, {topo.Client, 2, "itself"},
+		{"run -h", 0, "-peer"}, {"help run", 0, "-peer"}, {"help x", 0, "Usage:"}, {"list no-such", 2, "no scenario"}, {"list --x", 2, "-h lists"}, {"version x", 2, "unexpected"},
+		{"sizing --pods -1 /no/such", 2, "--pods -1"}, {"sizing --gb NaN /no/such", 2, "--gb NaN"},
+		{"run --peer nginx=/bin/sh cross-node/ask-1$", 2, "begin with http-hop/"}, {"run --modes net-http cross-node/ask-1$", 2, "none of the modes"},
+		{"run --bin /no/such cross-node/ask-1$", 1, "make build"}, {"compare one", 2, "two files"}, {"show /no/such", 1, "no such file"}, {"run no-such-load", 2, "no scenario matches"}, {topo.Client, 2, "itself"},
 	} {
 		var out bytes.Buffer
 		if code := run(t.Context(), strings.Fields(tt.args), &out, &out); code != tt.code || !strings.Contains(out.String(), tt.want) {

@@ -17,6 +17,7 @@ import (
 type progress struct {
 	w        io.Writer
 	terminal bool
+	done, of int // runs
 }
 
 func newProgress(w io.Writer) *progress {
@@ -29,6 +30,7 @@ func newProgress(w io.Writer) *progress {
 }
 
 func (p *progress) step(s scenario.Step) {
+	p.done, p.of = s.Done, s.Of
 	left := ""
 	if s.Done < s.Of {
 		left = " · " + seconds(s.Left) + " left"

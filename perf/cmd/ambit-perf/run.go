@@ -6,6 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -38,6 +40,7 @@ type options struct {
 	accessLog   string
 	pinned      bool
 	quick, more bool
+	given       map[string]bool // flags that are on the command line
 }
 
 func runOptions(args []string, stderr io.Writer) (options, error) {
@@ -46,38 +49,58 @@ func runOptions(args []string, stderr io.Writer) (options, error) {
 		return options{}, err
 	}
 	o := options{peers: map[string]topo.Peer{}, self: self, set: scenario.Core}
-	fs := flag.NewFlagSet("run", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.BoolVar(&o.quick, "quick", false, "the quick set, short runs: less than a minute without peers")
-	fs.BoolVar(&o.more, "all", false, "every scenario")
-	modes := fs.String("modes", "", "comma-separated `list`; default: "+strings.Join(topo.BuiltIn, ",")+" and all peers")
-	fs.Func("peer", "`NAME[:KIND]=PROGRAM`: another node proxy that speaks as Istio's, or for one HTTP hop a program of kind envoy, haproxy or nginx, measured as mode NAME; the kind is recognised by the name; may be repeated", func(s string) error {
-		return o.peer(s)
+	flags := flag.NewFlagSet("run", flag.ContinueOnError)
+	flags.BoolVar(&o.quick, "quick", false, "the quick set, short runs: less than a minute without peers")
+	flags.BoolVar(&o.more, "all", false, "every scenario")
+	flags.Func("modes", "comma-separated `list`; default: "+strings.Join(topo.BuiltIn, ",")+" and all peers", func(s string) error {
+		o.modes = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+		if len(o.modes) == 0 {
+			return errors.New("want one mode or more")
+		}
+		return nil
 	})
-	fs.IntVar(&o.settings.Rounds, "rounds", 0, "rounds; default: of the set")
-	fs.DurationVar(&o.settings.For, "for", 0, "length of a run; default: of the set")
-	fs.DurationVar(&o.settings.Warm, "warm", 0, "time before it that is not measured; default: of the set")
-	fs.Float64Var(&o.settings.MaxSteal, "max-steal", 0.01, "share of CPU time that may be stolen before a run is repeated")
-	fs.BoolVar(&o.settings.Syscalls, "syscalls", true, "count the system calls of proxies, in one more short run of each mode that is not measured")
-	fs.BoolVar(&o.pinned, "pinned", false, "clients and servers on CPUs of their own; scenarios whose name says so do it in any case")
-	fs.StringVar(&o.accessLog, "access-log", "on", "`on|off` for all node proxies")
-	fs.Func("env", "`NAME=VALUE` for all node proxies; may be repeated", func(s string) error {
+	flags.Func("peer", "`NAME[:KIND]=PROGRAM`: another node proxy that speaks as Istio's, or for one HTTP hop a program of kind envoy, haproxy or nginx, measured as mode NAME; the kind is recognised by the name; may be repeated", o.peer)
+	flags.Func("rounds", "`rounds`, 1 to 1000; default: of the set", func(s string) (err error) {
+		o.settings.Rounds, err = strconv.Atoi(s)
+		if err != nil || o.settings.Rounds < 1 || o.settings.Rounds > 1000 {
+			return errors.New("want a number from 1 to 1000")
+		}
+		return nil
+	})
+	flags.Func("for", "`length` of a run, as 500ms or 2s; default: of the set", lengthOf(&o.settings.For, time.Millisecond))
+	flags.Func("warm", "`time` before it that is not measured; default: of the set", lengthOf(&o.settings.Warm, 0))
+	flags.Float64Var(&o.settings.MaxSteal, "max-steal", 0.01, "share of CPU time that may be stolen before a run is repeated")
+	flags.BoolVar(&o.settings.Syscalls, "syscalls", true, "count the system calls of proxies, in one more short run of each mode that is not measured")
+	flags.BoolVar(&o.pinned, "pinned", false, "clients and servers on CPUs of their own; scenarios whose name says so do it in any case")
+	flags.StringVar(&o.accessLog, "access-log", "on", "`on|off` for all node proxies")
+	flags.Func("env", "`NAME=VALUE` for all node proxies; may be repeated", func(s string) error {
 		if strings.Index(s, "=") < 1 {
 			return errors.New("want NAME=VALUE")
 		}
 		o.settings.Env = append(o.settings.Env, s)
 		return nil
 	})
-	fs.StringVar(&o.profile, "profile", "", "keep CPU, allocation, heap, block, mutex and execution-trace profiles of our processes, per run, in this `directory`; such runs are no measurements")
-	fs.StringVar(&o.json, "json", "", "keep the report in this `file`, as JSON")
-	fs.StringVar(&o.html, "html", "", "write the page with plots to this `file`")
-	fs.StringVar(&o.output, "o", "table", "what is printed: `table|json`")
-	fs.StringVar(&o.bin, "bin", filepath.Dir(self), "`directory` of ambit-lab, ztunnel and the others")
-	if err := parse(fs, &args); err != nil {
+	flags.StringVar(&o.profile, "profile", "", "keep CPU, allocation, heap, block, mutex and execution-trace profiles of our processes, per run, in this `directory`; such runs are no measurements")
+	flags.StringVar(&o.json, "json", "", "keep the report in this `file`, as JSON")
+	flags.StringVar(&o.html, "html", "", "write the page with plots to this `file`")
+	flags.StringVar(&o.output, "o", "table", "what is printed: `table|json`")
+	flags.StringVar(&o.bin, "bin", filepath.Dir(self), "`directory` of ambit-lab, ztunnel and the others")
+	if err := parse(flags, &args, stderr); err != nil {
 		return o, err
 	}
-	o.words = args
-	return o, o.finish(*modes)
+	o.words, o.given = args, given(flags)
+	return o, o.finish()
+}
+
+// lengthOf reads a time from a flag.
+func lengthOf(d *time.Duration, least time.Duration) func(string) error {
+	const most = time.Hour
+	return func(s string) (err error) {
+		if *d, err = time.ParseDuration(s); err != nil || *d < least || *d > most {
+			return fmt.Errorf("want a time from %s to %s, as 500ms or 2s", least, most)
+		}
+		return nil
+	}
 }
 
 // peer takes NAME=PROGRAM or NAME:KIND=PROGRAM. The name becomes a namespace's.
@@ -114,7 +137,7 @@ func (o *options) peer(s string) error {
 	return nil
 }
 
-func (o *options) finish(modes string) error {
+func (o *options) finish() error {
 	switch {
 	case o.quick && o.more:
 		return fmt.Errorf("%w: --quick and --all exclude each other", errUsage)
@@ -129,28 +152,25 @@ func (o *options) finish(modes string) error {
 		// Profiles are windows of whole seconds; one of them says enough.
 		o.settings.Profiled, rounds, length = true, 1, 3*time.Second
 	}
-	if o.settings.Rounds == 0 {
+	if !o.given["rounds"] {
 		o.settings.Rounds = rounds
 	}
-	if o.settings.For == 0 {
+	if !o.given["for"] {
 		o.settings.For = length
 	}
-	if o.settings.Warm == 0 {
+	if !o.given["warm"] {
 		o.settings.Warm = warm
 	}
-	if o.settings.Rounds < 1 || o.settings.For <= 0 || o.settings.Warm < 0 {
-		return fmt.Errorf("%w: --rounds, --for and --warm want positive values", errUsage)
+	if s := o.settings.MaxSteal; !(s >= 0 && s <= 1) {
+		return fmt.Errorf("%w: --max-steal %v: want a share from 0 to 1", errUsage, s)
 	}
-	if o.settings.MaxSteal < 0 {
-		return fmt.Errorf("%w: --max-steal %v: want a share, 0 or more", errUsage, o.settings.MaxSteal)
-	}
-	for _, file := range []string{o.json, o.html} {
+	for flag, file := range map[string]string{"json": o.json, "html": o.html} {
 		if file == "" {
 			continue
 		}
 		// Minutes from now it would be too late to say so.
-		if st, err := os.Stat(filepath.Dir(file)); err != nil || !st.IsDir() {
-			return fmt.Errorf("%w: write %s: want a file in a directory that exists", errUsage, file)
+		if err := writable(file); err != nil {
+			return fmt.Errorf("%w: --%s %s: %w", errUsage, flag, file, err)
 		}
 	}
 	if o.output != "table" && o.output != "json" {
@@ -161,25 +181,84 @@ func (o *options) finish(modes string) error {
 		o.settings.AccessLog = true
 	case "off":
 		// Both our proxy and its reference know this target.
-		o.settings.Env = append(o.settings.Env, "RUST_LOG=info,access=off")
+		o.settings.Env = append(o.settings.Env, topo.NoAccessLog)
 	default:
 		return fmt.Errorf("%w: --access-log %s: want on or off", errUsage, o.accessLog)
 	}
-	o.modes = topo.BuiltIn
-	for name := range o.peers {
-		o.modes = append(slices.Clip(o.modes), name)
+	return o.chooseModes()
+}
+
+// chooseModes takes those that are named, all otherwise.
+func (o *options) chooseModes() error {
+	peers := slices.Sorted(maps.Keys(o.peers))
+	if !o.given["modes"] {
+		o.modes = slices.Concat(topo.BuiltIn, peers)
+		return nil
 	}
-	slices.Sort(o.modes[len(topo.BuiltIn):])
-	if modes != "" {
-		o.modes = strings.Split(modes, ",")
-		for i, m := range o.modes {
-			if slices.Contains(o.modes[:i], m) {
-				return fmt.Errorf("%w: mode %q is given twice", errUsage, m)
-			}
-			if !slices.Contains(topo.BuiltIn, m) && o.peers[m] == (topo.Peer{}) {
-				return fmt.Errorf("%w: mode %q is neither one of %s nor a --peer", errUsage, m, strings.Join(topo.BuiltIn, ", "))
-			}
+	for i, m := range o.modes {
+		if slices.Contains(o.modes[:i], m) {
+			return fmt.Errorf("%w: --modes: %q is given twice", errUsage, m)
 		}
+		if !slices.Contains(topo.BuiltIn, m) && o.peers[m] == (topo.Peer{}) {
+			return fmt.Errorf("%w: --modes: %q is neither one of %s nor a peer: give it a program with --peer %s=PROGRAM", errUsage, m, strings.Join(topo.BuiltIn, ", "), m)
+		}
+	}
+	for _, name := range peers {
+		if !slices.Contains(o.modes, name) {
+			return fmt.Errorf("%w: --peer %s would not be measured: add %s to --modes %s, or leave the peer out", errUsage, name, name, strings.Join(o.modes, ","))
+		}
+	}
+	return nil
+}
+
+// writable tells before anything is measured whether a file can be written then.
+func writable(file string) error {
+	_, err := os.Stat(file)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return fmt.Errorf("it cannot be written: %w: name a file in a directory that exists", errors.Unwrap(err))
+	}
+	if err := f.Close(); err != nil || !fresh {
+		return err
+	}
+	return os.Remove(file)
+}
+
+// programs are what a lab is made of; net-http and the like need no mesh, but a lab
+// has it all beside it.
+var programs = []string{"ambit-lab", "ambit-sample", "ambitd", "ambit-node", "ambit-cni", "ztunnel"}
+
+// prepared tells what is missing before a lab is started.
+func (o *options) prepared() error {
+	for _, name := range programs {
+		if err := unix.Access(filepath.Join(o.bin, name), unix.X_OK); err != nil {
+			return fmt.Errorf("run %s: %w: make build puts it beside ambit-perf; --bin names another directory", filepath.Join(o.bin, name), err)
+		}
+	}
+	return nil
+}
+
+// fit leaves out the modes that no scenario has use for, which are not started. A
+// peer is given to be measured.
+func (o *options) fit(cfg topo.Config, list []scenario.Scenario, stderr io.Writer) error {
+	var out []string
+	for _, m := range o.modes {
+		if slices.ContainsFunc(list, func(s scenario.Scenario) bool { return cfg.Supports(m, s.Placement) }) {
+			out = append(out, m)
+			continue
+		}
+		places := topo.Config{Peers: o.peers}
+		first := topo.Placements[slices.IndexFunc(topo.Placements, func(p topo.Placement) bool { return places.Supports(m, p) })]
+		if o.peers[m] != (topo.Peer{}) {
+			return fmt.Errorf("%w: --peer %s would not be measured: it is for scenarios that begin with %s/, and none of them is chosen", errUsage, m, first)
+		}
+		if o.given["modes"] {
+			fmt.Fprintf(stderr, "%s is left out: it is for scenarios that begin with %s/, and none of them is chosen\n", m, first)
+		}
+	}
+	if o.modes = out; len(out) == 0 {
+		return fmt.Errorf("%w: none of the modes exists for the chosen scenarios", errUsage)
 	}
 	return nil
 }
@@ -201,12 +280,12 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 			cfg.Placements = append(cfg.Placements, s.Placement)
 		}
 	}
-	// Whatever no scenario asks for is not started.
-	o.modes = slices.DeleteFunc(slices.Clone(o.modes), func(m string) bool {
-		return !slices.ContainsFunc(list, func(s scenario.Scenario) bool { return cfg.Supports(m, s.Placement) })
-	})
-	if cfg.Modes = o.modes; len(o.modes) == 0 {
-		return fmt.Errorf("%w: none of the modes exists for these scenarios", errUsage)
+	if err := o.fit(cfg, list, stderr); err != nil {
+		return err
+	}
+	cfg.Modes = o.modes
+	if err := o.prepared(); err != nil {
+		return err
 	}
 	if o.profile != "" {
 		if err := os.MkdirAll(o.profile, 0o755); err != nil {
@@ -236,9 +315,12 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	var failed error
 	r.Rows, failed = runner.Run(ctx, list)
 	progress.end()
+	if failed != nil {
+		r.Stopped = fmt.Sprintf("%d of %d runs were made: %v", progress.done, progress.of, failed)
+	}
 	r.Took = time.Since(r.Started)
 	r.Paths = paths(lab, o.modes, list)
-	r.Secure()
+	r.Describe()
 	if len(r.Rows) == 0 {
 		return failed
 	}
@@ -318,7 +400,7 @@ func paths(lab *topo.Lab, modes []string, list []scenario.Scenario) []report.Pat
 		}
 		for _, m := range modes {
 			if path, ok := lab.Path(m, p); ok {
-				out = append(out, report.Path{Mode: m, Placement: string(p), About: path.About, Version: path.Version, Commands: path.Commands, Settings: path.Settings, TLS: lab.Agreed(path)})
+				out = append(out, report.Path{Mode: m, Placement: string(p), About: path.About, Version: path.Version, Commands: path.Commands, Settings: path.Settings, Logs: path.Logs, Records: path.Records, TLS: lab.Agreed(path)})
 			}
 		}
 	}
