@@ -4,7 +4,6 @@ import (
 	"os"
 	"runtime/debug"
 
-	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/reclaim"
 )
 
@@ -18,10 +17,6 @@ func limitRuntime(l reclaim.Limit) {
 // limitMemory keeps the proxy within the container's memory: the runtime's, and as many connections and receive windows as fit.
 func (a *app) limitMemory(l reclaim.Limit) {
 	limitRuntime(l)
-	without := ledger.DefaultLimits()
-	connections := l.Connections(without[ledger.Connections])
-	a.node.ledger.SetLimit(ledger.Connections, connections)
-	a.node.ledger.SetLimit(ledger.Streams, l.Connections(without[ledger.Streams]))
-	a.node.ledger.SetLimit(ledger.Bytes, l.Windows(without[ledger.Bytes]))
+	connections := a.node.ledger.SetMemory(int64(l))
 	a.log.Info("memory is limited by the container", "limit", uint64(l), "connections", connections)
 }

@@ -51,7 +51,7 @@ func newDelivery(t testing.TB) *delivery {
 func (d *delivery) feed(p []byte) {
 	blk := getBlock(len(p))
 	n := copy(blk.data, p)
-	if code := d.s.beginData(n); code != CodeNo {
+	if code := d.s.beginData(n, 0); code != CodeNo {
 		d.t.Fatalf("DATA: %v", code)
 	}
 	d.sent += n

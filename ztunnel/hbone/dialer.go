@@ -241,7 +241,8 @@ func (d *Dialer) secure(ctx context.Context, set *tunnelSet, conn net.Conn, cfg 
 	}
 	t := newTunnel(rc, conn, state, d.cfg.Windows)
 	t.info.met = d.met
-	t.client, t.set, t.account, t.limit, t.log = true, set, account, d.cfg.MaxStreams, d.cfg.Logger
+	t.client, t.set, t.limit, t.log = true, set, d.cfg.MaxStreams, d.cfg.Logger
+	t.bind(account)
 	t.gonec = make(chan struct{})
 	t.notAfter = set.key.notAfter(earliestExpiry(cfg, state), time.Now())
 	t.in.configure(clientMaxHeader)

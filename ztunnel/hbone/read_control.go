@@ -9,6 +9,7 @@ import (
 func (r *reader) onSettings(h frameHeader, p []byte) error {
 	if h.flags&flagAck != 0 {
 		r.t.sampleRTT()
+		r.t.acknowledged.Store(true)
 		return nil
 	}
 	if err := r.flood(); err != nil {

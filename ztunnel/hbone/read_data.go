@@ -21,7 +21,7 @@ func (r *reader) beginData(h frameHeader) error {
 	}
 	r.data = s
 	if s != nil {
-		if code := s.beginData(h.length); code != CodeNo {
+		if code := s.beginData(h.length, r.t.overdraft()); code != CodeNo {
 			s.abort(code)
 			r.data = nil
 		}

@@ -120,7 +120,8 @@ func (s *Server) secure(ctx context.Context, c net.Conn) (*tunnel, error) {
 	}
 	t := newTunnel(rc, c, state, s.cfg.Windows)
 	t.info.met = s.met
-	t.server, t.account, t.log = s, s.cfg.Account, s.cfg.Logger
+	t.server, t.log = s, s.cfg.Logger
+	t.bind(s.cfg.Account)
 	t.in.configure(s.cfg.MaxHeaderBytes)
 	t.hello(s.cfg.MaxConcurrentStreams, s.cfg.MaxHeaderBytes)
 	return t, nil

@@ -35,6 +35,7 @@ type Stream struct {
 	first      int
 	buffered   int
 	inFlight   int   // taken by RelayTo and not yet written
+	stalled    bool  // where memory is scarce: whoever the data is for has taken none for a while
 	eof        bool  // END_STREAM came
 	recvErr    error // set once; read after what is buffered
 	closedRead bool  // Close: what arrives is discarded
@@ -115,10 +116,10 @@ func (d *deadline) set(t time.Time, mu sync.Locker, cond *sync.Cond) {
 }
 
 // widen raises the window above what our SETTINGS promise to every stream, unless memory is short, and returns what to
-// tell the peer.
+// tell the peer. Where it is scarce those that have grown give way under pressure, and what is left is for beginning.
 func (s *Stream) widen() int {
-	more := s.t.windows.more()
-	if more == 0 || s.t.account.Pressure(ledger.Bytes) || !s.t.account.TryAcquire(ledger.Bytes, int64(more)) {
+	more := s.t.start - s.t.base
+	if more <= 0 || !s.t.scarce && s.t.account.Pressure(ledger.Bytes) || !s.t.account.TryAcquire(ledger.Bytes, int64(more)) {
 		return 0
 	}
 	s.mu.Lock()
@@ -207,7 +208,11 @@ func (s *Stream) takenLocked(n int) int {
 	if s.owed-s.inFlight < s.window/2 || s.eof || s.recvErr != nil || s.closedRead {
 		return 0
 	}
-	s.growLocked()
+	if s.t.scarce && s.t.account.Pressure(ledger.Bytes) {
+		s.shrinkLocked()
+	} else {
+		s.growLocked()
+	}
 	update := s.window - s.recvWindow - s.buffered - s.inFlight
 	s.recvWindow += update
 	s.owed = s.inFlight
@@ -226,6 +231,17 @@ func (s *Stream) growLocked() {
 	}
 	s.charged += int64(more)
 	s.window += more
+}
+
+// shrinkLocked keeps back half of what would be given back, down to what a stream begins with: others want it, too.
+func (s *Stream) shrinkLocked() {
+	less := min((s.window-s.recvWindow-s.buffered-s.inFlight)/2, s.window-s.t.start, int(s.charged))
+	if less <= 0 {
+		return
+	}
+	s.window -= less
+	s.charged -= int64(less)
+	s.t.account.Release(ledger.Bytes, int64(less))
 }
 
 // giveBack returns window to the peer.
@@ -507,14 +523,15 @@ func (s *Stream) release() {
 
 // --- called by the tunnel's reader ---
 
-// beginData takes a DATA frame's length from the stream's window.
-func (s *Stream) beginData(n int) ErrCode {
+// beginData takes a DATA frame's length from the stream's window, which may be overdrawn by so much. A frame without a
+// length needs none: that is how a stream ends whose window is used up.
+func (s *Stream) beginData(n, overdraft int) ErrCode {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.eof {
 		return CodeStreamClosed
 	}
-	if s.recvWindow -= n; s.recvWindow < 0 {
+	if s.recvWindow -= n; n > 0 && s.recvWindow+overdraft < 0 {
 		return CodeFlowControl
 	}
 	return CodeNo
@@ -553,6 +570,9 @@ const pinLimit = 8
 // borrowsLocked decides whether p stays where it is, for the price of its whole block, or is copied.
 func (s *Stream) borrowsLocked(blk *block, p []byte) bool {
 	k := len(s.pieces)
+	if s.t.scarce && (s.stalled || s.out == nil) { // without an outlet nobody would see that it stalls
+		return false
+	}
 	return len(p) >= borrowLimit && (k-s.first < pinLimit*largeBlock/len(blk.data) || k > s.first && s.pieces[k-1].blk == blk)
 }
 
@@ -564,9 +584,16 @@ func (s *Stream) copyInLocked(p []byte) {
 		p = p[n:]
 	}
 	if len(p) > 0 {
-		blk := getBlock(smallBlock)
+		blk := s.ownBlock(len(p))
 		s.pieces = append(s.pieces, piece{blk: blk, hi: copy(blk.data, p), own: true})
 	}
+}
+
+func (s *Stream) ownBlock(n int) *block {
+	if s.t.scarce {
+		return getTinyBlock(n)
+	}
+	return getBlock(smallBlock)
 }
 
 // consumed accounts bytes that count for the window and that no application will take.

@@ -79,7 +79,7 @@ func (o *outlet) run(p *parcel, wait bool) (left *parcel) {
 	p.o, p.wait = o, wait
 	for {
 		if p.lo < p.hi {
-			err := o.raw.Write(p.once)
+			err := o.write(p)
 			if err == nil && p.err != nil {
 				err = &net.OpError{Op: "write", Net: "tcp", Source: o.dst.LocalAddr(), Addr: o.dst.RemoteAddr(), Err: p.err}
 			}
@@ -113,6 +113,7 @@ func (o *outlet) next(p *parcel) (more bool, err error) {
 	s := o.s
 	s.mu.Lock()
 	update := p.accountLocked()
+	s.stalled = false
 	switch {
 	case s.closedRead:
 		err = net.ErrClosed

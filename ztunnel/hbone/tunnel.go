@@ -46,6 +46,9 @@ type tunnel struct {
 	state    *tls.ConnectionState
 	peer     identity.ID
 	windows  Windows
+	base     int  // of windows, what a stream has without asking
+	start    int  // what it begins with unless memory is short
+	scarce   bool // the node's memory is limited
 	local    netip.AddrPort
 	remote   netip.AddrPort
 	laddr    net.Addr
@@ -87,6 +90,7 @@ type tunnel struct {
 	silent    int    // ticks without progress
 	written   uint64
 	stuck     int
+	unsettled int // ticks for which our SETTINGS were not acknowledged, and that matters
 
 	received  atomic.Uint64 // bytes of plaintext: any of them is a sign of life
 	heardAt   atomic.Int64  // client: when the last ones came, ns
@@ -98,6 +102,8 @@ type tunnel struct {
 	asked     atomic.Uint64 // client: received, plus one, when a waiting CONNECT last asked for a sign of life
 	handlers  atomic.Int64  // server: handlers running
 	answers   atomic.Int64  // server: requests answered since the reader last looked
+
+	acknowledged atomic.Bool // our SETTINGS
 }
 
 func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState, windows Windows) *tunnel {
@@ -108,6 +114,7 @@ func newTunnel(rc recordConn, c net.Conn, state *tls.ConnectionState, windows Wi
 		settingsc: make(chan struct{}), closedc: make(chan struct{}), donec: make(chan struct{}),
 		streams: make(map[uint32]*Stream), nextID: 1, maxStreams: assumedMaxStreams, clock: time.Now,
 	}
+	t.base, t.start = t.windows.base(), t.windows.start()
 	t.w = newWriter(rc, func(err error) { t.fail(&lostError{err}) })
 	t.w.batch = batchFor(c)
 	t.in.init(t)
@@ -142,7 +149,7 @@ func (t *tunnel) hello(maxStreams, maxHeader int) {
 	var b []byte
 	ss := []setting{
 		{settingHeaderTableSize, 0},
-		{settingInitialWindow, uint32(t.windows.base())},
+		{settingInitialWindow, uint32(t.base)},
 		{settingMaxFrame, uint32(t.windows.Frame)},
 		{settingMaxHeaderList, uint32(maxHeader)},
 		{settingEnableConnect, 1},
@@ -309,6 +316,10 @@ func (t *tunnel) tick() {
 		t.written, t.stuck = written, 0
 	}
 	dead := t.silent > pingTicks || t.stuck > pingTicks
+	if t.overdraft() > 0 {
+		t.unsettled++
+	}
+	unsettled := t.unsettled > pingTicks
 	idle := t.set != nil && len(t.streams) == 0 && t.reserved == 0 &&
 		(t.clock().Sub(t.idleSince) >= t.set.d.cfg.IdleTimeout || t.staleLocked(t.clock()))
 	if idle {
@@ -321,6 +332,8 @@ func (t *tunnel) tick() {
 	switch {
 	case dead:
 		t.fail(&lostError{errPingTimeout})
+	case unsettled: // its streams may hold more than is counted
+		t.fail(connFault(CodeSettingsTimeout, "SETTINGS not acknowledged"))
 	case idle:
 		t.fail(errDrained)
 	case ping:
@@ -357,7 +370,7 @@ func (t *tunnel) busy(now time.Time) bool { return t.busyUntil.Load() > now.Unix
 
 // newStream returns a stream with the windows that our SETTINGS promise.
 func (t *tunnel) newStream(id uint32) *Stream {
-	s := &Stream{t: t, id: id, recvWindow: t.windows.base(), window: t.windows.base()}
+	s := &Stream{t: t, id: id, recvWindow: t.base, window: t.base}
 	s.recvCond.L = &s.mu
 	s.sendCond.L = &t.w.mu
 	s.infoAt, _ = t.info.read(t.conn)

@@ -1,5 +1,7 @@
 package hbone
 
+import "github.com/ambit-mesh/ambit/ztunnel/ledger"
+
 // Windows are the flow-control limits that we give to peers. Zero values are the reference's: 4 MiB, 16 MiB, 1 MiB.
 //
 // A stream does not start with its largest window but grows to it while its reader keeps up, so Stream is a bound and
@@ -25,7 +27,29 @@ func (w Windows) withDefaults() Windows {
 	return w
 }
 
-// base is what SETTINGS promise to a stream, start what it gets on top unless memory is short.
+// base is what SETTINGS promise to a stream, of which nobody asks the ledger.
 func (w Windows) base() int { return min(baseWindow, w.Stream) }
 
-func (w Windows) more() int { return min(startWindow, w.Stream) - w.base() }
+// start is what a stream begins with unless memory is short.
+func (w Windows) start() int { return min(startWindow, w.Stream) }
+
+// bind has the tunnel's streams ask account for what they hold. Where the node's memory is limited they are promised less:
+// what is in flight to those of which nobody reads must fit it, all together, and who is read asks for more soon.
+func (t *tunnel) bind(account *ledger.Account) {
+	t.account = account
+	if n := account.Unasked(); n > 0 {
+		t.scarce = true
+		t.base = min(t.base, int(min(n, maxWindow)))
+		t.start = max(t.base, min(t.start, scarceWindow))
+	}
+}
+
+// overdraft is by how much a peer may exceed a stream's window as long as it has not acknowledged what we promise: until
+// then it goes by the protocol's default, which may be more
+// (https://www.rfc-editor.org/rfc/rfc9113#section-6.9.3).
+func (t *tunnel) overdraft() int {
+	if t.acknowledged.Load() {
+		return 0
+	}
+	return max(0, defaultWindow-t.base)
+}

@@ -49,12 +49,12 @@ func TestWindowsGrowNoFurtherThanAsked(t *testing.T) {
 		{Windows{Stream: 1}, 65535, 0},
 	} {
 		w := tt.w.withDefaults()
-		if w.base() != tt.base || w.more() != tt.more {
-			t.Errorf("%+v: %d + %d, want %d + %d", tt.w, w.base(), w.more(), tt.base, tt.more)
+		if w.base() != tt.base || w.start()-w.base() != tt.more {
+			t.Errorf("%+v: %d + %d, want %d + %d", tt.w, w.base(), w.start()-w.base(), tt.base, tt.more)
 		}
 	}
 	tun, _ := looseTunnel()
-	tun.windows.Stream = 100_000
+	tun.windows.Stream, tun.start = 100_000, 100_000
 	s := tun.newStream(1)
 	s.widen()
 	for range 10 {

@@ -23,6 +23,7 @@ import (
 	"maps"
 	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // Resource is one bounded thing.
@@ -76,7 +77,8 @@ func (e *ExhaustedError) Unwrap() error { return e.Cause }
 
 // Ledger holds the accounts of one node.
 type Ledger struct {
-	pools [numResources]pool
+	pools   [numResources]pool
+	unasked atomic.Int64 // see Account.Unasked
 
 	mu   sync.Mutex
 	pods map[string]*Account // guarded by mu

@@ -10,20 +10,9 @@ import (
 	"time"
 )
 
-// What of a limit is whose. A container's memory is also the kernel's for it: sockets, and what lies in them. So a part is
-// left for those, and there are no more connections than fit: each that is refused is one, and being killed is all.
 const (
+	// runtimeShare leaves a part to the kernel: a container's memory is also that of its sockets, and of what lies in them.
 	runtimeShare = 0.65
-	// base is a proxy's without connections that knows a few thousand workloads.
-	base = 32 << 20
-	// perConnection is one that talks: the proxy's and the kernel's, of both sides. A passthrough connection takes a
-	// connection, one in a tunnel a stream; each bound is half of what fits.
-	perConnection = 16 << 10
-	// fewest are the connections that a limit too low for any has all the same.
-	fewest = 256
-	// windowShare is one part in how many of what is not base is for receive windows, of which at least fewestBytes.
-	windowShare = 8
-	fewestBytes = 1 << 20
 	// lookAgain is how long it takes to see that the limit is another: it may be changed while the container runs.
 	// https://kubernetes.io/docs/tasks/configure-pod-container/resize-container-resources/
 	lookAgain = 30 * time.Second
@@ -38,23 +27,6 @@ func (l Limit) Runtime() int64 {
 		return math.MaxInt64
 	}
 	return int64(float64(l) * runtimeShare)
-}
-
-// Connections are as many as fit, at most as many as there may be without a limit.
-func (l Limit) Connections(most int64) int64 {
-	if l == 0 {
-		return most
-	}
-	return min(most, max(fewest, (int64(l)-base)/perConnection))
-}
-
-// Windows are how many bytes of receive windows may be granted beyond what each stream has anyhow: what a peer sends and
-// the application does not read lies there. At most as many as there may be without a limit.
-func (l Limit) Windows(most int64) int64 {
-	if l == 0 {
-		return most
-	}
-	return min(most, max(fewestBytes, (int64(l)-base)/windowShare))
 }
 
 // ReadLimit finds the limit of the process's control group.
