@@ -133,7 +133,7 @@ func (d *Dialer) connect(ctx context.Context, t *tunnel, r ConnectRequest) (*Str
 	resp := &ConnectResponse{
 		Status: s.resp.status, Header: s.resp.fields,
 		Peer: t.peer, TLS: t.state, LocalAddr: t.local, RemoteAddr: t.remote,
-		Early: s.early,
+		Early: int(s.early),
 	}
 	switch {
 	case s.resp.tooLarge:

@@ -35,7 +35,7 @@ func (s *Stream) packEarlyLocked(p []byte) {
 	}
 	s.sendWindow -= int64(n)
 	w.window -= int64(n)
-	s.early = n
+	s.early = int32(n)
 	w.packDataLocked(s.id, p[:n], 0)
 	s.speak()
 	s.talking.Store(true)

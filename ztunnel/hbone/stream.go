@@ -26,7 +26,7 @@ type Stream struct {
 	answerc  chan struct{} // client: closed with the answer, or when there will be none
 	resp     *head         // client: set before answerc closes
 	cancel   context.CancelFunc
-	early    int           // client: bytes that were sent along with the CONNECT; immutable
+	early    int32         // client: bytes that were sent along with the CONNECT; immutable
 	done     atomic.Uint32 // sendDone | recvDone | released
 
 	mu         sync.Mutex // the receiving half
@@ -35,17 +35,18 @@ type Stream struct {
 	first      int
 	buffered   int
 	inFlight   int   // taken by RelayTo and not yet written
+	recvErr    error // set once; read after what is buffered
 	stalled    bool  // where memory is scarce: whoever the data is for has taken none for a while
 	eof        bool  // END_STREAM came
-	recvErr    error // set once; read after what is buffered
 	closedRead bool  // Close: what arrives is discarded
 	waking     bool  // in the reader's wake list
 	out        *outlet
-	recvWindow int   // what the peer may still send
-	window     int   // what it may send when the application has taken everything
-	owed       int   // taken by the application, not yet given back to the peer
-	charged    int64 // ledger.Bytes held for window
-	grantAt    int64 // when window was last given back, ns
+	watcher    lostWatcher // nil: nobody, or it has been told
+	recvWindow int         // what the peer may still send
+	window     int         // what it may send when the application has taken everything
+	owed       int         // taken by the application, not yet given back to the peer
+	charged    int64       // ledger.Bytes held for window
+	grantAt    int64       // when window was last given back, ns
 	readBy     deadline
 
 	writing sync.Mutex  // one Write at a time, as in net.TCPConn
@@ -472,6 +473,7 @@ func (s *Stream) failRead(err error) {
 	}
 	s.recvCond.Broadcast()
 	s.kickLocked()
+	s.tellLocked(err)
 	s.mu.Unlock()
 }
 

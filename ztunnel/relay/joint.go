@@ -123,6 +123,7 @@ func (w *way) ended(readErr, writeErr error) bool {
 		if err := closeWrite(dst); err != nil && !errors.Is(err, syscall.ENOTCONN) { // gone already: nothing is lost
 			writeErr = err
 		}
+		w.watch()
 	}
 	switch {
 	case readErr != nil:

@@ -253,6 +253,13 @@ func Reset(c Socket) error {
 	return errors.Join(c.SetLinger(0), c.Close())
 }
 
+// Unacked reports whether the other end has yet to acknowledge something, our end included (SIOCOUTQ, tcp(7)).
+func Unacked(c Socket) bool {
+	n := 0
+	err := controlSocket(c, func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return err == nil && n > 0
+}
+
 // OriginalDst returns the destination that the client of a redirected connection asked for.
 func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
 	raw, err := c.SyscallConn()
