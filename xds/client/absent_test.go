@@ -169,7 +169,8 @@ func TestRemovalBeforeTheQuestion(t *testing.T) {
 func TestOnDemandAsksForWhatItRefused(t *testing.T) {
 	s := newSubscription("t")
 	s.demands = newDemands(func(string) bool { return true })
-	s.known = map[string]inForce{"good": {"good", "1"}, "refused": {"refused", ""}}
+	s.known.set(newInForce([]byte("good"), []byte("1")))
+	s.known.set(newInForce([]byte("refused"), nil))
 	req := s.begin(nil)
 	if len(req.InitialResourceVersions) != 1 || req.InitialResourceVersions["good"] != "1" || !slices.Equal(s.rest, []string{"refused"}) || len(s.unconfirmed) > 0 {
 		t.Errorf("versions %v, by name %v, in doubt %v", req.InitialResourceVersions, s.rest, s.unconfirmed)

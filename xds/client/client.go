@@ -34,6 +34,7 @@ type Resource struct {
 	Aliases       []string // of the type on demand
 	TypeURL       string   // of Value
 	Value         []byte   // must not be changed
+	kept          inForce  // what Name and Version are parts of
 }
 
 // Delta is one response of the control plane.
@@ -71,6 +72,7 @@ type Config struct {
 	OnDemand   string
 	Has        func(key string) bool
 	Synced     func() // called once, when a first response of each type was applied
+	Much       func() // called after each few hundred KiB of responses, whose memory is not in use any more
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	// Dial replaces the TCP dialer.
@@ -83,6 +85,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Synced == nil {
 		c.Synced = func() {}
+	}
+	if c.Much == nil {
+		c.Much = func() {}
 	}
 	if c.Node == nil {
 		c.Node = &discovery.Node{}
@@ -125,6 +130,7 @@ type Client struct {
 	// owned by Run
 	types  map[string]*subscription
 	synced bool
+	taken  int // bytes since Much
 }
 
 // New checks the configuration.

@@ -217,9 +217,19 @@ func (c *Client) send(stream deltaStream, req *discovery.DeltaDiscoveryRequest) 
 	return nil
 }
 
+// much is after how many bytes of responses Much is called.
+const much = 256 << 10
+
 // handle applies a response and answers it.
 func (c *Client) handle(stream deltaStream, resp *response) error {
-	defer resp.free()
+	size := resp.size()
+	defer func() {
+		resp.free()
+		if c.taken += size; c.taken >= much {
+			c.taken = 0
+			c.cfg.Much()
+		}
+	}()
 	var others turn.Taker
 	h, err := resp.head(&others)
 	if err != nil {

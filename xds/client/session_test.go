@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
 )
@@ -71,4 +74,22 @@ func (s *responding) Recv() (*response, error) {
 		return nil, s.end
 	}
 	return &response{}, nil
+}
+
+// Who cares for memory is told when responses have left much behind.
+func TestMuchIsTold(t *testing.T) {
+	told := 0
+	c := &Client{cfg: Config{Much: func() { told++ }}.withDefaults()}
+	b, err := proto.Marshal(&discovery.DeltaDiscoveryResponse{TypeUrl: "not asked for", SystemVersionInfo: strings.Repeat("v", much/4)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		if err := c.handle(nil, &response{cutUp(b, 0)}); err != nil {
+			t.Fatal(err)
+		}
+		if want := (i + 1) / 4; told != want {
+			t.Errorf("told %d times after %d responses, want %d", told, i+1, want)
+		}
+	}
 }

@@ -22,10 +22,10 @@ const (
 // Run.
 type subscription struct {
 	typeURL string
-	demands *demands           // of the type on demand
-	rest    []string           // of it: names that the first request had no room for
-	applied bool               // a response was applied on any stream
-	known   map[string]inForce // by name
+	demands *demands // of the type on demand
+	rest    []string // of it: names that the first request had no room for
+	applied bool     // a response was applied on any stream
+	known   versions
 
 	// Names in force that the current stream was not told about: the server
 	// sends them again, or has them no more. It cannot say so itself.
@@ -33,14 +33,8 @@ type subscription struct {
 	lastHeard   time.Time // last response on this stream
 }
 
-// inForce is what is known of a resource. Its name is here, too, so that one that comes again need not be kept anew.
-type inForce struct {
-	name    string
-	version string // "" when the last one was refused
-}
-
 func newSubscription(typeURL string) *subscription {
-	return &subscription{typeURL: typeURL, known: map[string]inForce{}}
+	return &subscription{typeURL: typeURL, known: newVersions()}
 }
 
 // begin makes the first request on a stream. Without names it subscribes to
@@ -51,13 +45,13 @@ func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequ
 	if s.demands != nil {
 		defer s.demands.begin(req)
 	}
-	if len(s.known) == 0 {
+	if s.known.len() == 0 {
 		return req
 	}
-	req.InitialResourceVersions = make(map[string]string, len(s.known))
+	req.InitialResourceVersions = make(map[string]string, s.known.len())
 	size := 0
-	for name, k := range s.known {
-		version := k.version
+	for k := range s.known.all() {
+		name, version := k.named(), k.version()
 		const overhead = 12 // tags and lengths of a map entry
 		n := len(name) + len(version) + overhead
 		if version == "" || size+n > maxVersionBytes {
@@ -86,14 +80,12 @@ func (s *subscription) take(resp *response, h head, others *turn.Taker) (Delta, 
 	}
 	err := resp.each(others, func(raw *rawResource) {
 		r := Resource{Value: raw.value}
-		if k, have := s.known[string(raw.name)]; have {
-			r.Name, r.Version = k.name, k.version
+		if k := s.known.like(raw.name); k != nil && k.version() == string(raw.version) {
+			r.kept = *k
 		} else {
-			r.Name = string(raw.name)
+			r.kept = newInForce(raw.name, raw.version)
 		}
-		if r.Version != string(raw.version) {
-			r.Version = string(raw.version)
-		}
+		r.Name, r.Version = r.kept.named(), r.kept.version()
 		if r.TypeURL = s.typeURL; r.TypeURL != string(raw.typeURL) {
 			r.TypeURL = string(raw.typeURL)
 		}
@@ -120,7 +112,7 @@ func (s *subscription) apply(d Delta, h Handler, others *turn.Taker) []Reject {
 	}
 	for _, name := range d.Removed {
 		delete(s.unconfirmed, name)
-		delete(s.known, name)
+		s.known.drop(name)
 		others.Next()
 	}
 	s.applied, s.lastHeard = true, time.Now()
@@ -135,14 +127,14 @@ func (s *subscription) note(r *Resource, refused map[string]bool) {
 	if len(s.unconfirmed) > 0 {
 		delete(s.unconfirmed, r.Name)
 	}
-	k, have := s.known[r.Name]
+	k := s.known.get(r.Name)
 	switch {
 	case len(refused) == 0 || !refused[r.Name]:
-		if !have || k.version != r.Version {
-			s.known[r.Name] = inForce{r.Name, r.Version}
+		if k == nil || k.text != r.kept.text {
+			s.known.set(r.kept)
 		}
-	case have:
-		s.known[r.Name] = inForce{k.name, ""} // so that it is sent again
+	case k != nil:
+		s.known.set(inForce{k.named(), k.name}) // so that it is sent again
 	}
 }
 
@@ -154,7 +146,7 @@ func (s *subscription) sweep(now time.Time, h Handler) {
 	names := slices.Sorted(maps.Keys(s.unconfirmed))
 	s.unconfirmed = nil
 	for _, name := range names {
-		delete(s.known, name)
+		s.known.drop(name)
 	}
 	h.Apply(Delta{Type: s.typeURL, Removed: names})
 }

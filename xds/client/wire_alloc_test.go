@@ -4,6 +4,7 @@ package client
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -39,7 +40,23 @@ func TestKnownResourcesAllocs(t *testing.T) {
 		s.apply(d, h, &others)
 	}
 	again()
+	heap := inUse()
+	first := s.known
+	s.known = newVersions()
+	again()
+	if got := (inUse() - heap) / 1000; got > 110 {
+		t.Errorf("the name and the version of a resource take %d bytes, want 110 at most", got)
+	}
+	runtime.KeepAlive(first)
 	if n := testing.AllocsPerRun(10, again); n > 8 {
 		t.Errorf("%v allocations for 1000 known resources, want 8 at most", n)
 	}
+}
+
+func inUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

@@ -63,6 +63,9 @@ func check(t *testing.T, m Map[int, int], model map[int]int) {
 	}
 	for k := range 130 {
 		got, ok := m.Get(k)
+		if e := m.x.Find(m.x.by.Hash(k), func(e *entry[int, int]) bool { return e.key == k }); (e != nil) != ok || ok && e.val != got {
+			t.Fatalf("Find(%d) = %v, want %d, %v", k, e, got, ok)
+		}
 		want, wantOK := model[k]
 		if got != want || ok != wantOK {
 			t.Fatalf("Get(%d) = %d, %v, want %d, %v", k, got, ok, want, wantOK)

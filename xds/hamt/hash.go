@@ -14,6 +14,9 @@ var seed = maphash.MakeSeed()
 // HashString hashes a string.
 func HashString(s string) uint64 { return maphash.String(seed, s) }
 
+// HashBytes hashes the bytes of a string as HashString does.
+func HashBytes(b []byte) uint64 { return maphash.Bytes(seed, b) }
+
 // Mix combines two hashes.
 func Mix(a, b uint64) uint64 {
 	hi, lo := bits.Mul64(a^0x9e3779b97f4a7c15, b^0xbf58476d1ce4e5b9)

@@ -56,29 +56,46 @@ func (m Index[K, E]) Len() int { return m.n }
 
 // Get returns the element with key k, nil if there is none. It must not be written to. It does not allocate.
 func (m Index[K, E]) Get(k K) *E {
-	n := m.root
-	if n == nil {
+	if m.root == nil {
 		return nil
 	}
-	h := m.by.Hash(k)
+	slot := m.root.slot(m.by.Hash(k))
+	for i := range slot {
+		if m.by.Key(&slot[i]) == k {
+			return &slot[i]
+		}
+	}
+	return nil
+}
+
+// Find is Get for who has the key in another form: with the hash of the key, and what tells that an element has it.
+func (m Index[K, E]) Find(h uint64, is func(*E) bool) *E {
+	if m.root == nil {
+		return nil
+	}
+	slot := m.root.slot(h)
+	for i := range slot {
+		if is(&slot[i]) {
+			return &slot[i]
+		}
+	}
+	return nil
+}
+
+// slot are the elements among which those with hash h are: seldom more than one.
+func (n *node[E]) slot(h uint64) []E {
 	for shift := uint(0); shift < hashBits; shift += fan {
 		bit := uint32(1) << (h >> shift & fanMask)
 		if n.data&bit != 0 {
-			e := &n.entries[bits.OnesCount32(n.data&(bit-1))]
-			if m.by.Key(e) == k {
-				return e
-			}
-			return nil
+			i := bits.OnesCount32(n.data & (bit - 1))
+			return n.entries[i : i+1]
 		}
 		if n.sub&bit == 0 {
 			return nil
 		}
 		n = n.children[bits.OnesCount32(n.sub&(bit-1))]
 	}
-	if i := m.collided(n, k); i >= 0 {
-		return &n.entries[i]
-	}
-	return nil
+	return n.entries
 }
 
 // collided is where k is among entries whose hashes are equal, else -1.

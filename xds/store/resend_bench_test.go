@@ -72,3 +72,15 @@ func tail(all []time.Duration) float64 {
 	slices.Sort(all)
 	return float64(all[len(all)*999/1000]) / 1e3
 }
+
+// BenchmarkArrival is what it takes to know 10,000 workloads and 200 services that nobody knew before.
+func BenchmarkArrival(b *testing.B) {
+	addresses, policies := wholeMesh(b, 10_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		s := New(Config{Node: "n1"})
+		s.Apply(policies)
+		s.Apply(addresses)
+		s.Close()
+	}
+}

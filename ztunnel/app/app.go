@@ -89,6 +89,7 @@ type app struct {
 	gate  *gate
 	pacer *pace.Pacer // nil: the number of processors stays
 
+	memory    *reclaim.Reclaimer
 	limit     reclaim.Limit // of the container at the start
 	statsPort uint16        // set before anything is served
 
@@ -112,7 +113,7 @@ func newApp(cfg Config, log *slog.Logger, reg *prometheus.Registry) (*app, error
 
 // assemble joins the parts that do not depend on how the control plane is reached.
 func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority cert.Authority) *app {
-	a := &app{cfg: cfg, log: log, ready: boot.NewReady(), syncedc: make(chan struct{})}
+	a := &app{cfg: cfg, log: log, ready: boot.NewReady(), syncedc: make(chan struct{}), memory: reclaim.New(boot.Scoped(log, "memory"))}
 	a.node = newNode(cfg, log, reg, authority)
 	a.gate = &gate{ready: a.ready, blocked: map[string]func(){}}
 	dnsAddrs, _ := cfg.dnsAddrs() // checked with the configuration
@@ -187,7 +188,7 @@ func (a *app) run(ctx context.Context, levels *boot.LevelControl, reg *prometheu
 	if a.pacer != nil {
 		g.Go("processors", a.pacer.Run)
 	}
-	g.Go("memory", reclaim.New(boot.Scoped(a.log, "memory")).Run)
+	g.Go("memory", a.memory.Run)
 	if a.limit > 0 {
 		g.Go("memory limit", func(ctx context.Context) error { return reclaim.Follow(ctx, a.limit, reclaim.ReadLimit, a.limitMemory) })
 	}
@@ -308,6 +309,7 @@ func (a *app) xdsClient(reg prometheus.Registerer) (*client.Client, error) {
 			once.Do(a.meshKnown)
 			a.node.certs.Nudge() // the certificate authority is usually back with it
 		},
+		Much:   a.memory.Left,
 		Logger: boot.Scoped(a.log, "xds"), Registerer: reg,
 	})
 }

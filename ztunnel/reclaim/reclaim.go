@@ -9,6 +9,8 @@
 //	     ▲                                  └ no: nothing until the next │
 //	     └───────────────────────────────────────────────────────────────┘
 //
+// Somebody who knows that he left much behind says so, and it is given back a second after.
+//
 // What one such collection could not return, because it lies between what is in use, is not asked for again.
 //
 // Each collection tells of itself, so nothing looks periodically, and a busy proxy, which collects all the time, is left
@@ -29,6 +31,8 @@ import (
 const (
 	// Quiet is how long no collection has happened where nothing goes on.
 	Quiet = 30 * time.Second
+	// Over is how long none has happened when something is over that left much behind.
+	Over = time.Second
 	// worth is the least that a collection is made for, besides a share of all that is held.
 	worth      = 2 << 20
 	worthShare = 16
@@ -38,6 +42,7 @@ const (
 type Reclaimer struct {
 	log       *slog.Logger
 	collected chan struct{} // holds one
+	left      chan struct{} // holds one
 	machine   machine
 }
 
@@ -53,9 +58,18 @@ type memory struct{ held, gain uint64 }
 
 // New returns a Reclaimer that does nothing before Run.
 func New(log *slog.Logger) *Reclaimer {
-	r := &Reclaimer{log: log, collected: make(chan struct{}, 1)}
+	r := &Reclaimer{log: log, collected: make(chan struct{}, 1), left: make(chan struct{}, 1)}
 	r.machine = machine{watch: r.watch, look: newLooker(), release: debug.FreeOSMemory}
 	return r
+}
+
+// Left says that something left much behind that may not come again soon, so that it is given back as soon as nothing
+// else goes on.
+func (r *Reclaimer) Left() {
+	select {
+	case r.left <- struct{}{}:
+	default: // one is as good as many
+	}
 }
 
 // Run gives back what is not needed until ctx ends.
@@ -64,13 +78,18 @@ func (r *Reclaimer) Run(ctx context.Context) error {
 	timer := time.NewTimer(Quiet) // starting has left something, too
 	defer timer.Stop()
 	var stays uint64 // of what seemed to be had: it lies between what is in use
+	quiet := Quiet
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.left:
+			quiet = Over
+			timer.Reset(quiet)
 		case <-r.collected:
-			timer.Reset(Quiet)
+			timer.Reset(quiet)
 		case <-timer.C:
+			quiet = Quiet
 			m := r.machine.look()
 			stays = min(stays, m.gain)
 			if gain := m.gain - stays; gain < worth || gain < m.held/worthShare {

@@ -39,11 +39,20 @@ func TestGivesBackWhenQuiet(t *testing.T) {
 			step("busy", true, Quiet/2, 1)
 		}
 		step("quiet again", true, Quiet+time.Second, 2)
+		gain.Store(50 << 20)
+		r.Left()
+		for range 100 {
+			step("somebody left much, and more goes on", true, Over/2, 2)
+		}
+		step("and is over", false, Over, 3)
+		gain.Store(50 << 20)
+		step("as before", true, Quiet/2, 3)
+		step("quiet once more", false, Quiet, 4)
 		gain.Store(worth - 1)
-		step("little to be had", true, time.Hour, 2)
+		step("little to be had", true, time.Hour, 4)
 		held.Store(1 << 30)
 		gain.Store(10 << 20)
-		step("little of much", true, time.Hour, 2)
+		step("little of much", true, time.Hour, 4)
 		cancel()
 		if err := <-donec; err != nil {
 			t.Error(err)
