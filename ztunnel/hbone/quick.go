@@ -37,36 +37,36 @@ func (q *quick) public() bool {
 	return raceEnabled && !q.unseen || q.calls%quickCalls == 0
 }
 
-func (q *quick) read(fd uintptr, p []byte) (int, error) {
+func (q *quick) read(fd uintptr, p []byte) (int, syscall.Errno) {
 	if q.public() {
-		return unix.Read(int(fd), p)
+		return known(unix.Read(int(fd), p))
 	}
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
 	return outcome(n, errno)
 }
 
 // readv takes at most maxParts.
-func (q *quick) readv(fd uintptr, parts [][]byte) (int, error) {
+func (q *quick) readv(fd uintptr, parts [][]byte) (int, syscall.Errno) {
 	if q.public() {
-		return unix.Readv(int(fd), parts)
+		return known(unix.Readv(int(fd), parts))
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(q.gather(parts))), unix.MSG_DONTWAIT)
 	clear(q.iov[:len(parts)]) // else who is idle would keep the memory
 	return outcome(n, errno)
 }
 
-func (q *quick) write(fd uintptr, p []byte) (int, error) {
+func (q *quick) write(fd uintptr, p []byte) (int, syscall.Errno) {
 	if q.public() {
-		return unix.Write(int(fd), p)
+		return known(unix.Write(int(fd), p))
 	}
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	return outcome(n, errno)
 }
 
 // writev takes at most maxParts.
-func (q *quick) writev(fd uintptr, parts [][]byte) (int, error) {
+func (q *quick) writev(fd uintptr, parts [][]byte) (int, syscall.Errno) {
 	if q.public() {
-		return unix.Writev(int(fd), parts)
+		return known(unix.Writev(int(fd), parts))
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(q.gather(parts))), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	clear(q.iov[:len(parts)])
@@ -84,9 +84,20 @@ func (q *quick) gather(parts [][]byte) *unix.Msghdr {
 	return &q.msg
 }
 
-func outcome(n uintptr, errno syscall.Errno) (int, error) {
+func outcome(n uintptr, errno syscall.Errno) (int, syscall.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return int(n), nil
+	return int(n), 0
+}
+
+// known is outcome for calls of package unix, all of whose errors are the kernel's.
+func known(n int, err error) (int, syscall.Errno) {
+	if err == nil {
+		return n, 0
+	}
+	if errno, ok := err.(syscall.Errno); ok {
+		return 0, errno
+	}
+	return 0, unix.EIO
 }

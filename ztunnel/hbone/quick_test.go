@@ -3,6 +3,7 @@ package hbone
 import (
 	"bytes"
 	"errors"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -36,16 +37,16 @@ func TestQuickCallsMoveBytes(t *testing.T) {
 	big := make([]byte, 64)
 	for round := range byte(3 * quickCalls) { // in public, too
 		p := [][]byte{{round}, {round + 1, round + 2}, {round + 3}}
-		if n, err := out.writev(uintptr(a), p); n != 4 || err != nil {
+		if n, err := out.writev(uintptr(a), p); n != 4 || err != 0 {
 			t.Fatal("writev", n, err)
 		}
-		if n, err := out.write(uintptr(a), []byte{round + 4}); n != 1 || err != nil {
+		if n, err := out.write(uintptr(a), []byte{round + 4}); n != 1 || err != 0 {
 			t.Fatal("write", n, err)
 		}
-		if n, err := in.readv(uintptr(b), [][]byte{big[:2], big[10:11]}); n != 3 || err != nil {
+		if n, err := in.readv(uintptr(b), [][]byte{big[:2], big[10:11]}); n != 3 || err != 0 {
 			t.Fatal("readv", n, err)
 		}
-		if n, err := in.read(uintptr(b), big[20:]); n != 2 || err != nil {
+		if n, err := in.read(uintptr(b), big[20:]); n != 2 || err != 0 {
 			t.Fatal("read", n, err)
 		}
 		got := []byte{big[0], big[1], big[10], big[20], big[21]}
@@ -63,18 +64,18 @@ func TestQuickCallsNeverWait(t *testing.T) {
 	a, b := socketPair(t)
 	q := quick{unseen: true}
 	p := make([]byte, 1<<10)
-	for name, call := range map[string]func() (int, error){
-		"read":  func() (int, error) { return q.read(uintptr(b), p) },
-		"readv": func() (int, error) { return q.readv(uintptr(b), [][]byte{p[:1], p[1:]}) },
+	for name, call := range map[string]func() (int, syscall.Errno){
+		"read":  func() (int, syscall.Errno) { return q.read(uintptr(b), p) },
+		"readv": func() (int, syscall.Errno) { return q.readv(uintptr(b), [][]byte{p[:1], p[1:]}) },
 	} {
 		q.rested()
 		if n, err := call(); n != 0 || err != unix.EAGAIN {
 			t.Errorf("%s of nothing: %d, %v", name, n, err)
 		}
 	}
-	for name, call := range map[string]func() (int, error){
-		"write":  func() (int, error) { return q.write(uintptr(a), p) },
-		"writev": func() (int, error) { return q.writev(uintptr(a), [][]byte{p[:1], p[1:]}) },
+	for name, call := range map[string]func() (int, syscall.Errno){
+		"write":  func() (int, syscall.Errno) { return q.write(uintptr(a), p) },
+		"writev": func() (int, syscall.Errno) { return q.writev(uintptr(a), [][]byte{p[:1], p[1:]}) },
 	} {
 		for i := 0; ; i++ {
 			q.rested()
@@ -82,7 +83,7 @@ func TestQuickCallsNeverWait(t *testing.T) {
 			if err == unix.EAGAIN {
 				break
 			}
-			if n <= 0 || err != nil || i > 1<<20 {
+			if n <= 0 || err != 0 || i > 1<<20 {
 				t.Fatalf("%s: %d, %v", name, n, err)
 			}
 		}
@@ -97,7 +98,7 @@ func TestQuickCallsTellEnds(t *testing.T) {
 		if err := unix.Shutdown(a, unix.SHUT_WR); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := q.read(uintptr(b), make([]byte, 1)); n != 0 || err != nil {
+		if n, err := q.read(uintptr(b), make([]byte, 1)); n != 0 || err != 0 {
 			t.Errorf("read at the end: %d, %v", n, err)
 		}
 		q.calls = public * (quickCalls - 1)

@@ -194,10 +194,10 @@ type gatherConn struct {
 	reads   quick
 	full    bool // the last read filled the block
 
-	tryOnce func(fd uintptr) bool // writes of tried what can be written at once; guarded by the batch's turn
-	tried   []byte
-	tryErr  error
-	writes  quick
+	write  func(fd uintptr) // writes of tried what can be written at once; guarded by the batch's turn
+	tried  []byte
+	tryErr error
+	writes quick
 
 	// Outbound. crypto/tls may write from its reader, too (KeyUpdate, alerts), so this side has a lock.
 	mu     sync.Mutex
@@ -222,7 +222,7 @@ func newGatherConn(c net.Conn) *gatherConn {
 			g.raw = raw
 		}
 	}
-	g.once, g.tryOnce = g.readOnce, g.writeOnce
+	g.once, g.write = g.readOnce, g.writeSome
 	return g
 }
 
@@ -333,8 +333,8 @@ func (g *gatherConn) makeRoom() {
 func (g *gatherConn) readOnce(fd uintptr) bool {
 	g.borrow()
 	for {
-		n, err := g.reads.read(fd, g.in.data[g.w:])
-		if err == unix.EINTR {
+		n, errno := g.reads.read(fd, g.in.data[g.w:])
+		if errno == unix.EINTR {
 			continue
 		}
 		g.readErr = nil
@@ -343,15 +343,15 @@ func (g *gatherConn) readOnce(fd uintptr) bool {
 			g.w += n
 			g.full = g.w == len(g.in.data)
 			return true
-		case err == unix.EAGAIN:
+		case errno == unix.EAGAIN:
 			g.giveBack()
 			g.reads.rested()
 			if g.turn != nil {
 				g.turn.give()
 			}
 			return false
-		case err != nil:
-			g.readErr = &net.OpError{Op: "read", Net: "tcp", Source: g.LocalAddr(), Addr: g.RemoteAddr(), Err: err}
+		case errno != 0:
+			g.readErr = &net.OpError{Op: "read", Net: "tcp", Source: g.LocalAddr(), Addr: g.RemoteAddr(), Err: errno}
 		default:
 			g.readErr = io.EOF
 		}
@@ -456,7 +456,7 @@ func (g *gatherConn) uncork() error {
 func (g *gatherConn) tryUncork() (left bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n, err := g.try(g.unsentLocked())
+	n, err := g.tryOnce(g.unsentLocked())
 	if err == nil && n < g.outLen {
 		g.outLen = copy(g.out[:], g.out[n:g.outLen])
 		return true, nil
@@ -490,10 +490,17 @@ func (g *gatherConn) flushLocked() error {
 	return err
 }
 
+// tryOnce is try for a caller that does other things in between, which the scheduler sees: reading what it writes,
+// usually.
+func (g *gatherConn) tryOnce(p []byte) (int, error) {
+	g.writes.rested()
+	return g.try(p)
+}
+
 // try writes what the transport takes of p without waiting. Callers take turns.
 func (g *gatherConn) try(p []byte) (int, error) {
 	g.tried, g.tryErr = p, nil
-	err := g.raw.Write(g.tryOnce)
+	err := g.raw.Control(g.write)
 	n := len(p) - len(g.tried)
 	g.tried = nil
 	if err == nil && g.tryErr != nil {
@@ -502,19 +509,18 @@ func (g *gatherConn) try(p []byte) (int, error) {
 	return n, err
 }
 
-func (g *gatherConn) writeOnce(fd uintptr) bool {
+func (g *gatherConn) writeSome(fd uintptr) {
 	for len(g.tried) > 0 {
-		n, err := g.writes.write(fd, g.tried)
-		switch {
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			return true
-		case err != nil:
-			g.tryErr = err
-			return true
-		default:
+		n, errno := g.writes.write(fd, g.tried)
+		switch errno {
+		case 0:
 			g.tried = g.tried[n:]
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return
+		default:
+			g.tryErr = errno
+			return
 		}
 	}
-	return true
 }

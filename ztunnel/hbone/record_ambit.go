@@ -79,7 +79,7 @@ func (r *ambitRecords) TryBatch(parts []segment) (left bool, err error) {
 		r.dropLocked()
 		return false, err
 	}
-	n, err := r.g.try(r.b)
+	n, err := r.g.tryOnce(r.b)
 	if r.b = r.b[n:]; err == nil && len(r.b) > 0 {
 		return true, nil
 	}

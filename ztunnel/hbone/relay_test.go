@@ -141,3 +141,26 @@ func relayNetHTTP(b *testing.B, n int) []io.WriteCloser {
 	}
 	return ws
 }
+
+// BenchmarkAsk is a question and its answer on that way, one at a time.
+func BenchmarkAsk(b *testing.B) {
+	m, apps := relayed(b)
+	var wg sync.WaitGroup
+	b.Cleanup(wg.Wait)
+	c, s := through(b, m, apps, &wg)
+	go func() {
+		_, _ = io.CopyBuffer(struct{ io.Writer }{s}, struct{ io.Reader }{s}, make([]byte, 1<<10))
+		_ = s.Close()
+	}()
+	p := make([]byte, 1<<10)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Write(p); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, p); err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = c.Close()
+}

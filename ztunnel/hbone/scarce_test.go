@@ -160,8 +160,8 @@ func TestScarceWindowsComeBack(t *testing.T) {
 		defer s.mu.Unlock()
 		s.recvWindow -= s.window / 2 // came, and is read at once
 		s.grantAt = tun.clock().UnixNano()
-		if update := s.takenLocked(s.window / 2); update <= 0 || s.recvWindow > s.window || s.owed != 0 {
-			t.Fatalf("%d given back: %d of %d, and %d owed", update, s.recvWindow, s.window, s.owed)
+		if g := s.takenLocked(s.window / 2); g.n <= 0 || s.recvWindow > s.window || s.owed != 0 {
+			t.Fatalf("%d given back: %d of %d, and %d owed", g.n, s.recvWindow, s.window, s.owed)
 		}
 		if want := int64(s.window - tun.base); s.charged != want || tun.account.InUse(ledger.Bytes) < want {
 			t.Fatalf("window of %d, %d charged", s.window, s.charged)

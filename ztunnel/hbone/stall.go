@@ -13,9 +13,12 @@ import (
 // stallTime is long for an application that reads: few copies are made in vain.
 const stallTime = 20 * time.Millisecond
 
-// write writes the parcel, as far as p may wait for that.
-func (o *outlet) write(p *parcel) error {
-	if !p.wait || !o.s.t.scarce {
+// write writes the parcel, or what dst takes of it without waiting.
+func (o *outlet) write(p *parcel, wait bool) error {
+	switch {
+	case !wait:
+		return o.raw.Control(p.some)
+	case !o.s.t.scarce:
 		return o.raw.Write(p.once)
 	}
 	_ = o.dst.SetWriteDeadline(time.Now().Add(stallTime)) // what is gone fails the write

@@ -202,36 +202,48 @@ func (s *Stream) dropFirstLocked() {
 	}
 }
 
-// takenLocked accounts n bytes that the application took and returns what to give back to the peer, if it is worth a
-// frame.
-func (s *Stream) takenLocked(n int) int {
+// grant is window to give back to the peer.
+type grant struct {
+	n int
+	// unhurried: the last half of the window has lasted for long, so that the other half will. Then it may leave with
+	// what is sent next, an answer usually. By itself it would be a packet, and a thread that is woken at the other end.
+	unhurried bool
+}
+
+// takenLocked accounts n bytes that the application took and returns what to give back, if it is worth a frame.
+func (s *Stream) takenLocked(n int) grant {
 	s.owed += n
 	if s.owed-s.inFlight < s.window/2 || s.eof || s.recvErr != nil || s.closedRead {
-		return 0
+		return grant{}
 	}
+	var g grant
 	if s.t.scarce && s.t.account.Pressure(ledger.Bytes) {
 		s.shrinkLocked()
 	} else {
-		s.growLocked()
+		first := s.grantAt == 0
+		since := s.growLocked()
+		g.unhurried = !first && !s.t.scarce && since > 2*max(s.t.rtt.Load(), int64(2*lateLimit))
 	}
-	update := s.window - s.recvWindow - s.buffered - s.inFlight
-	s.recvWindow += update
+	g.n = s.window - s.recvWindow - s.buffered - s.inFlight
+	s.recvWindow += g.n
 	s.owed = s.inFlight
-	return update
+	return g
 }
 
 // growLocked doubles the window of a stream whose reader took half a window within two round trips: then the window,
-// not the reader, is what limits it. A granted window cannot be withdrawn, so growth is charged to the pod.
-func (s *Stream) growLocked() {
+// not the reader, is what limits it. A granted window cannot be withdrawn, so growth is charged to the pod. It returns how
+// long that half has lasted, ns.
+func (s *Stream) growLocked() (since int64) {
 	now := s.t.clock().UnixNano()
-	since := now - s.grantAt
+	since = now - s.grantAt
 	s.grantAt = now
 	more := min(s.window, s.t.windows.Stream-s.window)
 	if more <= 0 || since > 2*max(s.t.rtt.Load(), int64(minRTT)) || !s.t.account.TryAcquire(ledger.Bytes, int64(more)) {
-		return
+		return since
 	}
 	s.charged += int64(more)
 	s.window += more
+	return since
 }
 
 // shrinkLocked keeps back half of what would be given back, down to what a stream begins with: others want it, too.
@@ -246,8 +258,8 @@ func (s *Stream) shrinkLocked() {
 }
 
 // giveBack returns window to the peer.
-func (s *Stream) giveBack(n int) {
-	if n <= 0 {
+func (s *Stream) giveBack(g grant) {
+	if g.n <= 0 {
 		return
 	}
 	w := s.t.w
@@ -257,8 +269,12 @@ func (s *Stream) giveBack(n int) {
 		return
 	}
 	var b [frameHeaderLen + 4]byte
-	w.packLocked(appendWindowUpdate(b[:0], s.id, n))
-	w.attendLocked()
+	w.packLocked(appendWindowUpdate(b[:0], s.id, g.n))
+	if g.unhurried {
+		w.attendLateLocked()
+	} else {
+		w.attendLocked()
+	}
 }
 
 // Write returns when p is queued; the tunnel's queue is bounded. The tunnel may go on sending other streams' frames on

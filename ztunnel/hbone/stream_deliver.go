@@ -76,11 +76,11 @@ func (o *outlet) pump() {
 // run carries data until there is none, or it ends, or, unless it may wait, dst takes no more: then it returns what is
 // left.
 func (o *outlet) run(p *parcel, wait bool) (left *parcel) {
-	p.o, p.wait = o, wait
+	p.o = o
 	for {
 		if p.lo < p.hi {
-			err := o.write(p)
-			if err == nil && p.err != nil {
+			err := o.write(p, wait)
+			if err == nil && p.err != 0 {
 				err = &net.OpError{Op: "write", Net: "tcp", Source: o.dst.LocalAddr(), Addr: o.dst.RemoteAddr(), Err: p.err}
 			}
 			if err != nil {
@@ -148,19 +148,19 @@ const parcelPieces = maxParts
 // parcel is what is on its way from a stream to a socket. It is borrowed while there is something.
 type parcel struct {
 	o      *outlet
-	wait   bool
 	pieces [parcelPieces]piece
 	views  [parcelPieces][]byte
 	lo, hi int // pieces[lo:hi] are still to be written
 	gone   int // bytes written and not yet accounted
-	err    error
-	once   func(fd uintptr) bool
+	err    syscall.Errno
+	some   func(fd uintptr)      // write
+	once   func(fd uintptr) bool // the same, and then false: wait for dst to take more
 	calls  quick
 }
 
 var parcels = sync.Pool{New: func() any {
 	p := new(parcel)
-	p.once = p.writeOnce
+	p.some, p.once = p.write, p.writeOnce
 	return p
 }}
 
@@ -180,31 +180,36 @@ func (p *parcel) takeLocked(s *Stream) {
 	s.inFlight += size
 }
 
-// writeOnce writes what the socket takes. Returning false makes the caller wait for it to take more; what has been
-// written by then counts.
-func (p *parcel) writeOnce(fd uintptr) bool {
-	p.err = nil
+// write writes what the socket takes.
+func (p *parcel) write(fd uintptr) {
+	p.err = 0
 	for p.lo < p.hi {
 		var n int
-		var err error
+		var errno syscall.Errno
 		if p.hi-p.lo == 1 {
-			n, err = p.calls.write(fd, p.views[p.lo])
+			n, errno = p.calls.write(fd, p.views[p.lo])
 		} else {
-			n, err = p.calls.writev(fd, p.views[p.lo:p.hi])
+			n, errno = p.calls.writev(fd, p.views[p.lo:p.hi])
 		}
-		switch {
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			if p.wait {
-				p.account()
-			}
-			return !p.wait
-		case err != nil:
-			p.err = err
-			return true
-		default:
+		switch errno {
+		case 0:
 			p.wrote(n)
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return
+		default:
+			p.err = errno
+			return
 		}
+	}
+}
+
+// writeOnce reports whether everything is written, or never will be. If not, its caller waits; what has been written by
+// then counts.
+func (p *parcel) writeOnce(fd uintptr) bool {
+	if p.write(fd); p.lo < p.hi && p.err == 0 {
+		p.account()
+		return false
 	}
 	return true
 }
@@ -235,9 +240,9 @@ func (p *parcel) account() {
 }
 
 // accountLocked returns what to give back to the peer.
-func (p *parcel) accountLocked() int {
+func (p *parcel) accountLocked() grant {
 	if p.gone == 0 {
-		return 0
+		return grant{}
 	}
 	s := p.o.s
 	s.inFlight -= p.gone
@@ -251,7 +256,7 @@ func (p *parcel) recycle() {
 		p.pieces[p.lo].blk.release()
 		p.pieces[p.lo], p.views[p.lo] = piece{}, nil
 	}
-	p.o, p.err = nil, nil
+	p.o, p.err = nil, 0
 	p.lo, p.hi, p.gone = 0, 0, 0
 	p.calls.rested()
 	parcels.Put(p)

@@ -163,18 +163,18 @@ func (in *relayIn) once(fd uintptr) bool {
 		return true
 	}
 	in.blk = getBlock(framedLen(in.reserved, in.frame))
-	var err error
+	var errno syscall.Errno
 	for {
 		if in.reserved <= in.frame {
-			in.n, err = in.calls.read(fd, in.blk.data[frameHeaderLen:frameHeaderLen+in.reserved])
+			in.n, errno = in.calls.read(fd, in.blk.data[frameHeaderLen:frameHeaderLen+in.reserved])
 		} else {
-			in.n, err = in.calls.readv(fd, in.slots())
+			in.n, errno = in.calls.readv(fd, in.slots())
 		}
-		if err != unix.EINTR {
+		if errno != unix.EINTR {
 			break
 		}
 	}
-	if err == nil {
+	if errno == 0 {
 		if in.n > 0 {
 			in.talk.note(fd, in.n, in.n == in.reserved, in.s.talking.Load())
 		}
@@ -182,12 +182,12 @@ func (in *relayIn) once(fd uintptr) bool {
 	}
 	in.n = 0
 	in.abandon()
-	if err == unix.EAGAIN {
+	if errno == unix.EAGAIN {
 		in.waited = true
 		in.calls.rested()
 		return in.talk.drained(fd, in.s.talking.Load())
 	}
-	in.err = err
+	in.err = errno
 	return true
 }
 
