@@ -125,11 +125,7 @@ func either(s, otherwise string) string {
 // format. The error names the field.
 func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 	var d decoder
-	// One address is the rule, and lies where the workload does.
-	of := &struct {
-		Workload
-		addr [1]netip.Addr
-	}{Workload: Workload{UID: in.GetUid(), Name: in.GetName(), Node: intern(in.GetNode())}}
+	of := &withAddr{Workload: Workload{UID: in.GetUid(), Name: in.GetName(), Node: intern(in.GetNode())}}
 	w := &of.Workload
 	w.Adopt(w.UID)
 	w.Traits = &Traits{
@@ -160,14 +156,8 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 	if c := in.GetCapacity(); c != nil {
 		w.Capacity = c.GetValue()
 	}
-	if n := len(in.GetAddresses()); n > 0 {
-		w.Addrs = of.addr[:0]
-		if n > len(of.addr) {
-			w.Addrs = make([]netip.Addr, 0, n)
-		}
-	}
 	for _, b := range in.GetAddresses() {
-		w.Addrs = append(w.Addrs, d.addr("addresses", b))
+		of.add(d.addr("addresses", b))
 	}
 	if l := in.GetLocality(); l != nil {
 		w.Locality = Locality{intern(l.GetRegion()), intern(l.GetZone()), intern(l.GetSubzone())}

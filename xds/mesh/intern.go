@@ -13,6 +13,7 @@ import (
 // It remembers what it has seen of late, up to a fixed number. It belongs to one goroutine; the zero value is
 // usable.
 type Interner struct {
+	of       replicas
 	traits   map[uint64]*Traits
 	services map[uint64]map[Hostname][]Port
 	policies map[uint64][]string

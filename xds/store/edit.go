@@ -62,6 +62,11 @@ func (e *edit) decoded(r client.Resource, sum [2]uint64) (k raw, err error) {
 	if r.TypeURL != api.AddressType {
 		return k, fmt.Errorf("value has type %s, want %s", r.TypeURL, api.AddressType)
 	}
+	if w := e.s.shared.Replica(r.Value, r.Name); w != nil {
+		w.Source = sum
+		k.workload = e.putWorkload(w)
+		return k, nil
+	}
 	var a workload.Address
 	if err := proto.Unmarshal(r.Value, &a); err != nil {
 		return k, fmt.Errorf("decode address: %w", err)
@@ -75,6 +80,7 @@ func (e *edit) decoded(r client.Resource, sum [2]uint64) (k raw, err error) {
 		w.Source = k.sum
 		w.Adopt(r.Name) // kept once
 		e.s.shared.Intern(w)
+		e.s.shared.Remember(r.Value, w)
 		k.workload = e.putWorkload(w)
 	case *workload.Address_Service:
 		svc, err := mesh.DecodeService(v.Service)

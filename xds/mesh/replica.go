@@ -1,0 +1,154 @@
+package mesh
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// The fields of an address that are read without decoding it, and of the workload in it those that replicas differ in.
+const (
+	fieldWorkload = 1
+
+	fieldName, fieldAddresses, fieldNode, fieldUID = 1, 3, 9, 20
+)
+
+// replicas remembers which bytes became which traits: what a workload says besides its own name, addresses and node is
+// what the one before said, and need not be decoded to be known.
+type replicas struct {
+	seeds [2]maphash.Seed
+	known map[[2]uint64]*Traits
+	nodes map[string]string
+	rest  []byte // for one at a time
+}
+
+// own is what a workload says for itself alone, in its encoding.
+type own struct{ uid, name, node []byte }
+
+// split reads an encoded address that is a workload: what it says for itself, and whether it was understood. Its
+// addresses go to w, and what is left to n.rest.
+func (n *replicas) split(b []byte, w *withAddr) (o own, ok bool) {
+	num, typ, k := protowire.ConsumeTag(b)
+	if k < 0 || num != fieldWorkload || typ != protowire.BytesType {
+		return o, false
+	}
+	in, l := protowire.ConsumeBytes(b[k:])
+	if l < 0 || k+l != len(b) { // one more could be another workload, or a service, that counts instead
+		return o, false
+	}
+	n.rest = n.rest[:0]
+	for len(in) > 0 {
+		num, typ, k := protowire.ConsumeTag(in)
+		if k < 0 {
+			return o, false
+		}
+		l := protowire.ConsumeFieldValue(num, typ, in[k:])
+		if l < 0 {
+			return o, false
+		}
+		field := in[:k+l]
+		in = in[k+l:]
+		switch num {
+		case fieldName, fieldAddresses, fieldNode, fieldUID:
+		default:
+			n.rest = append(n.rest, field...)
+			continue
+		}
+		if typ != protowire.BytesType {
+			return o, false
+		}
+		v, _ := protowire.ConsumeBytes(field[k:])
+		switch num {
+		case fieldName:
+			o.name, ok = v, utf8.Valid(v)
+		case fieldNode:
+			o.node, ok = v, utf8.Valid(v)
+		case fieldUID:
+			o.uid, ok = v, utf8.Valid(v) && len(v) > 0
+		case fieldAddresses:
+			var a netip.Addr
+			a, ok = netip.AddrFromSlice(v)
+			w.add(a.Unmap())
+		}
+		if !ok {
+			return o, false
+		}
+	}
+	return o, len(o.uid) > 0
+}
+
+func (n *replicas) sum() [2]uint64 {
+	return [2]uint64{maphash.Bytes(n.seeds[0], n.rest), maphash.Bytes(n.seeds[1], n.rest)}
+}
+
+// Replica is the workload that b is, an encoded address, if a replica of it is remembered; else nil, and b is to be
+// decoded. The workload's uid is name itself where they are equal.
+func (n *Interner) Replica(b []byte, name string) *Workload {
+	if len(n.of.known) == 0 {
+		return nil
+	}
+	of := &withAddr{}
+	o, ok := n.of.split(b, of)
+	if !ok {
+		return nil
+	}
+	t := n.of.known[n.of.sum()]
+	if t == nil {
+		return nil
+	}
+	w := &of.Workload
+	if w.UID = name; string(o.uid) != name {
+		w.UID = string(o.uid)
+	}
+	if at := len(w.UID) - len(o.name); at >= 0 && w.UID[at:] == string(o.name) {
+		w.Name = w.UID[at:]
+	} else {
+		w.Name = string(o.name)
+	}
+	w.Node, w.Traits = n.of.node(o.node), t
+	return w
+}
+
+func (n *replicas) node(b []byte) string {
+	if len(b) == 0 {
+		return ""
+	}
+	s, have := n.nodes[string(b)]
+	if !have {
+		s = intern(string(b))
+		if n.nodes == nil || len(n.nodes) >= remembered {
+			n.nodes = map[string]string{}
+		}
+		n.nodes[s] = s
+	}
+	return s
+}
+
+// Remember has Replica know w's traits by what they were decoded from.
+func (n *Interner) Remember(b []byte, w *Workload) {
+	if _, ok := n.of.split(b, &withAddr{}); !ok || len(w.DNSNames) > 0 { // no replica has the same names
+		return
+	}
+	if n.of.known == nil {
+		n.of.seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()} // nobody can choose bytes that meet
+	}
+	if n.of.known == nil || len(n.of.known) >= remembered {
+		n.of.known = map[[2]uint64]*Traits{}
+	}
+	n.of.known[n.of.sum()] = w.Traits
+}
+
+// withAddr is a workload with room for its address: one is the rule.
+type withAddr struct {
+	Workload
+	addr [1]netip.Addr
+}
+
+func (w *withAddr) add(a netip.Addr) {
+	if w.Addrs == nil {
+		w.Addrs = w.addr[:0]
+	}
+	w.Addrs = append(w.Addrs, a)
+}
