@@ -26,11 +26,12 @@ func (r *ConnectRequest) early(t *tunnel) []byte {
 	return r.Early()
 }
 
-// packEarlyLocked queues what the windows allow of p behind the CONNECT.
+// packEarlyLocked queues what the windows allow of p behind the CONNECT, where the queue takes a small write: the rest goes
+// like any upload.
 func (s *Stream) packEarlyLocked(p []byte) {
 	w := s.t.w
 	n := int(min(int64(len(p)), int64(EarlyLimit), s.sendWindow, w.window))
-	if n <= 0 {
+	if n <= 0 || !w.admitsLocked(s, n) {
 		return
 	}
 	s.sendWindow -= int64(n)
@@ -41,23 +42,24 @@ func (s *Stream) packEarlyLocked(p []byte) {
 	s.talking.Store(true)
 }
 
-// company is how it went for a tunnel's answers to CONNECTs that waited for what their applications say. Where nothing
-// left in time, waiting has cost time and saved nothing: an application was slow, or its client has more to say before
-// there is an answer, which its proxy does not send before it has ours. Then the next answers leave at once, and twice
-// as many each time. The writer's lock guards it.
+// company is how it went for frames of a tunnel that waited for others to leave with: answers to CONNECTs for what their
+// applications say, and farewells. Where nothing left in time, waiting has cost time and saved nothing: an application was
+// slow, or its client has more to say before there is an answer, which its proxy does not send before it has ours; or a
+// server reads to the end of one connection before it accepts the next. Then the next ones leave at once, and twice as
+// many each time. The writer's lock guards it.
 type company struct {
-	since time.Time // when an answer in the queue began to wait; zero: none does
+	since time.Time // when a frame in the queue began to wait; zero: none does
 	alone int       // how many left at once after the last one that had waited for nothing
 	pass  int       // of those, how many are still to come
 }
 
 const (
-	// aloneLeast and aloneMost bound them: one answer in so many is late for nothing.
+	// aloneLeast and aloneMost bound them: one frame in so many is late for nothing.
 	aloneLeast = 16
 	aloneMost  = 1024
 )
 
-// awaited reports whether an answer is to wait.
+// awaited reports whether a frame is to wait.
 func (c *company) awaited() bool {
 	if c.pass > 0 {
 		c.pass--
@@ -76,7 +78,7 @@ func (c *company) came() {
 	}
 }
 
-// missed is told that the queue leaves because its time is up. An answer that had little of it says nothing.
+// missed is told that the queue leaves because its time is up. A frame that had little of it says nothing.
 func (c *company) missed() {
 	if !c.since.IsZero() && time.Since(c.since) >= lateLimit/2 {
 		c.alone = min(max(2*c.alone, aloneLeast), aloneMost)

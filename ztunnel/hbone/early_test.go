@@ -179,6 +179,28 @@ func TestEarlyBytesKeepToTheWindow(t *testing.T) {
 	})
 }
 
+// Nor does anything where the tunnel's queue is full: who opens many streams queues no more than who writes to them.
+func TestEarlyBytesKeepToTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, acc := newPairs(t, memPair)
+		defer m.close()
+		c, _ := streamPair(t, m, acc)
+		w := c.t.w
+		full := func(n int) {
+			w.mu.Lock()
+			w.queued += n
+			w.mu.Unlock()
+		}
+		full(2 * queueLimit)
+		s, resp, err := m.Connect(t.Context(), m.key, ConnectRequest{Authority: "192.0.2.2:80", Early: saying("question")})
+		if err != nil || resp.Early != 0 {
+			t.Fatalf("%+v, %v: want nothing early", resp, err)
+		}
+		full(-2 * queueLimit)
+		_ = s.Close()
+	})
+}
+
 // What nobody waits for goes with what leaves next, or soon.
 func TestFarewellsMayBeLate(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -214,6 +236,15 @@ func TestFarewellsMayBeLate(t *testing.T) {
 		c, s = streamPair(t, m, acc)
 		say(c, s)
 		say(s, c)
+		_ = c.CloseWrite()
+		other, _ := streamPair(t, m, acc)
+		if d := eof(s); d != 0 {
+			t.Errorf("a farewell with company came after %v", d)
+		}
+
+		c, s = streamPair(t, m, acc)
+		say(c, s)
+		say(s, c)
 		synctest.Wait() // who is still flushing would take it along
 		_ = c.CloseWrite()
 		if d := eof(s); d != lateLimit {
@@ -224,16 +255,58 @@ func TestFarewellsMayBeLate(t *testing.T) {
 		if d := eof(c); d != lateLimit {
 			t.Errorf("its answer came after %v, want %v", d, lateLimit)
 		}
-
-		c, s = streamPair(t, m, acc)
-		say(c, s)
-		say(s, c)
-		_ = c.CloseWrite()
-		other, _ := streamPair(t, m, acc)
-		if d := eof(s); d != 0 {
-			t.Errorf("a farewell with company came after %v", d)
-		}
 		_, _, _ = s.Close(), c.Close(), other.Close()
+		m.close()
+	})
+}
+
+// Farewells that waited for nothing make the next ones leave at once: a server may read to the end of one connection before
+// it takes the next.
+func TestFarewellsDoNotWaitForNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, acc := newPairs(t, memPair)
+		bye := func(company bool) time.Duration {
+			c, s := streamPair(t, m, acc)
+			defer func() { _, _ = c.Close(), s.Close() }()
+			if _, err := s.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait() // who is still flushing would take it along
+			began := time.Now()
+			_ = c.CloseWrite()
+			if company {
+				other, _ := streamPair(t, m, acc)
+				defer other.Close()
+			}
+			if n, err := s.Read(make([]byte, 1)); err != io.EOF {
+				t.Fatalf("read %d, %v, want the end", n, err)
+			}
+			return time.Since(began)
+		}
+		late := 0
+		for range 1 + aloneLeast + 1 + 2*aloneLeast + 1 {
+			d := bye(false)
+			if d != 0 && d != lateLimit {
+				t.Errorf("a farewell came after %v", d)
+			}
+			if d != 0 {
+				late++
+			}
+		}
+		if late != 3 {
+			t.Errorf("%d farewells waited, want 3", late)
+		}
+		for range 4*aloneLeast + 1 {
+			if d := bye(true); d != 0 {
+				t.Errorf("a farewell with company came after %v", d)
+			}
+		}
+		if d := bye(false); d != lateLimit { // the last one had company
+			t.Errorf("a farewell came after %v, want %v", d, lateLimit)
+		}
 		m.close()
 	})
 }

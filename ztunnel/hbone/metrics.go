@@ -9,6 +9,9 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
+// RefusedStreamsMetric says at the node that answered REFUSED_STREAM, which has no room for words, why it did.
+const RefusedStreamsMetric = "ambit_ztunnel_hbone_refused_streams_total"
+
 // metrics of all dialers and servers of the process: one per pod would be without bound.
 type metrics struct {
 	dials      *prometheus.CounterVec
@@ -43,7 +46,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		retries:  counter("ambit_ztunnel_hbone_retries_total", "CONNECTs tried again because a pooled tunnel was lost or refused them."),
 		requests: counter("ambit_ztunnel_hbone_requests_total", "CONNECT requests received."),
 		refused: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ambit_ztunnel_hbone_refused_streams_total",
+			Name: RefusedStreamsMetric,
 			Help: "CONNECT requests that were refused before they were looked at, which clients try again: exhausted for want of room on the node (its memory limit bounds streams), limit beyond what a tunnel may have at once, draining because the tunnel ends.",
 		}, []string{"reason"})),
 		resent: counter("ambit_ztunnel_hbone_retransmits_total", "TCP segments that sockets of HBONE tunnels sent again, seen when streams begin and end."),

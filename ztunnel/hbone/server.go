@@ -440,7 +440,7 @@ func (s *Stream) respond(status int, header []HeaderField, flags byte) error {
 		w.packLocked(appendWindowUpdate(nil, s.id, wider))
 	}
 	switch {
-	case asked && w.company.awaited():
+	case asked && w.answers.awaited():
 		w.attendLateLocked()
 	case flags&flagEndStream == 0:
 		w.flushTogetherLocked()

@@ -380,7 +380,7 @@ func (s *Stream) sendErrLocked() error {
 }
 
 // CloseWrite sends END_STREAM: the peer reads EOF, and may go on writing. The end of what was said last leaves at once.
-// After the peer's answer, or its own end, it is a farewell, which may wait a moment for company.
+// After the peer's answer, or its own end, it is a farewell, which may wait a moment for company, while that comes.
 func (s *Stream) CloseWrite() error {
 	w := s.t.w
 	w.mu.Lock()
@@ -390,7 +390,7 @@ func (s *Stream) CloseWrite() error {
 	}
 	if !s.sendClosed {
 		s.endLocked()
-		if s.spoke.Load() {
+		if s.spoke.Load() || !w.farewells.awaited() {
 			w.flushLocked()
 		} else {
 			w.attendLateLocked()

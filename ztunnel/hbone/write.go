@@ -31,21 +31,21 @@ type writer struct {
 	// fail is called once, without mu, when the transport breaks.
 	fail func(error)
 
-	mu       sync.Mutex
-	queue    []segment // guarded by mu
-	spare    []segment // the other half of the swap, empty
-	packing  bool      // the last segment may take more small frames
-	queued   int       // bytes in queue, and of the batch being flushed
-	control  int       // of those, bytes of control frames
-	flushing bool
-	rally    rally
-	rounds   uint64 // batches written; keepalive watches it
-	closed   error  // set once; nothing is appended after
-	broken   error  // set once, by the transport; nothing is sent after
-	idle     sync.Cond
-	late     bool        // later will see to the queue
-	later    *time.Timer // nil until it is needed
-	company  company
+	mu                 sync.Mutex
+	queue              []segment // guarded by mu
+	spare              []segment // the other half of the swap, empty
+	packing            bool      // the last segment may take more small frames
+	queued             int       // bytes in queue, and of the batch being flushed
+	control            int       // of those, bytes of control frames
+	flushing           bool
+	rally              rally
+	rounds             uint64 // batches written; keepalive watches it
+	closed             error  // set once; nothing is appended after
+	broken             error  // set once, by the transport; nothing is sent after
+	idle               sync.Cond
+	late               bool        // later will see to the queue
+	later              *time.Timer // nil until it is needed
+	answers, farewells company
 
 	window        int64 // the peer's connection window
 	initialWindow int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE, of streams opened from now on
@@ -204,7 +204,8 @@ func (w *writer) flushLate() {
 		w.mu.Unlock()
 		return
 	}
-	w.company.missed()
+	w.answers.missed()
+	w.farewells.missed()
 	w.flushing = true
 	w.mu.Unlock()
 	w.flushLoop()
@@ -282,7 +283,8 @@ func (w *writer) takeLocked() (batch []segment, size, control int) {
 		w.late = false
 		w.later.Stop() // one that fires all the same finds what has come since, which is no harm
 	}
-	w.company.came()
+	w.answers.came()
+	w.farewells.came()
 	batch, size, control = w.queue, w.queued, w.control
 	w.queue, w.spare, w.packing = w.spare, nil, false
 	return batch, size, control

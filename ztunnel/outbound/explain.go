@@ -8,6 +8,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ztunnel/cert"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
+	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 )
 
 // explain says who refused a connection and why, with the reason that the log,
@@ -37,6 +38,9 @@ func explain(err error, plan Plan) error {
 
 // sentence puts who it was, and what to look at, in front of what happened.
 func sentence(r flow.Reason, err error, plan Plan) error {
+	if e, ok := errors.AsType[*hbone.ResetError](err); ok && e.Remote && e.Code == hbone.CodeRefusedStream {
+		return fmt.Errorf("refused by peer %s (REFUSED_STREAM): its node is full or draining (see %s there): %w", plan.Addr, hbone.RefusedStreamsMetric, err)
+	}
 	switch r {
 	case flow.ReasonPolicy:
 		if _, here := errors.AsType[*flow.DenyError](err); here {

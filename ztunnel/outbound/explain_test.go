@@ -78,6 +78,8 @@ func TestFailuresSayWhoRefusedAndWhy(t *testing.T) {
 		{"our own bound", at(hbone.StageLocal, &ledger.ExhaustedError{Pod: "p", Resource: ledger.Streams}), flow.FlagConnect, flow.ReasonLimit,
 			[]string{"bound of this node reached", "no streams left"}},
 		{"CONNECT without an answer", at(hbone.StageConnect, os.ErrDeadlineExceeded), flow.FlagConnect, flow.ReasonConnectTimeout, []string{"connect"}},
+		{"refused for want of room", at(hbone.StageConnect, &hbone.ResetError{Code: hbone.CodeRefusedStream, Remote: true}), flow.FlagConnect, flow.ReasonConnect,
+			[]string{"refused by peer 10.0.0.2:15008 (REFUSED_STREAM)", "full or draining", "ambit_ztunnel_hbone_refused_streams_total"}},
 		{"the client left", at(hbone.StageLocal, context.Canceled), flow.FlagNone, flow.ReasonClientGone, []string{"canceled"}},
 		{"host name", &ResolveError{&mesh.Workload{UID: "u", Traits: &mesh.Traits{Hostname: "db.example"}}, errors.New("NXDOMAIN")}, flow.FlagConnect, flow.ReasonNoEndpoint,
 			[]string{"db.example", "NXDOMAIN"}},
