@@ -212,6 +212,9 @@ func shortVersion(s string) string {
 	if v := revision.FindStringSubmatch(s); v != nil {
 		return v[1] + v[2]
 	}
+	if words := strings.Fields(s); len(words) > 2 && strings.HasPrefix(words[2], "go1") { // ours, built without a version
+		return words[1]
+	}
 	return s
 }
 

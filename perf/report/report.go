@@ -611,10 +611,10 @@ func Decode(rd io.Reader) (*Report, error) {
 		return nil, fmt.Errorf("read report: %w (%w)", errForeign, err)
 	case err != nil:
 		return nil, fmt.Errorf("read report: %w", err)
+	case r.Format != Format && r.Format != 0:
+		return nil, fmt.Errorf("read report: format %d, want %d: measure again with this version", r.Format, Format)
 	case r.Format == 0 || len(r.Rows) == 0:
 		return nil, fmt.Errorf("read report: %w", errForeign)
-	case r.Format != Format:
-		return nil, fmt.Errorf("read report: format %d, want %d: measure again with this version", r.Format, Format)
 	}
 	for i, row := range r.Rows {
 		if row.Mode == "" || row.Scenario.Name == "" || !load.Known(row.Scenario.Load.Kind) {

@@ -198,7 +198,7 @@ func TestVersionsInShort(t *testing.T) {
 		"HAProxy version 2.6.12-1+deb12u3 2025/10/03 - https://haproxy.org/": "2.6.12-1+deb12u3",
 		`version.BuildInfo{Version:"62d826530e5ce8", GitRevision:"62d826530e5ce85764e3-dirty", RustVersion:"1.95.0"}`: "62d826530e5c-dirty",
 		"envoy version: 7b8baff1758f0a584dcc3cb657b5032000bcb3d7/1.31.0/Clean/RELEASE/BoringSSL":                      "1.31.0",
-		"unknown": "unknown",
+		"unknown": "unknown", "ztunnel dev go1.26.8 linux/amd64": "dev",
 	} {
 		if got := shortVersion(said); got != want {
 			t.Errorf("%s: %s, want %s", said, got, want)

@@ -16,16 +16,8 @@ type keeper struct {
 	life io.Closer
 }
 
-const keeping = `cat >/dev/null
-n=0
-until "$@"; do
-	n=$((n+1))
-	[ $n -lt 60 ] || exit 1
-	sleep 1
-done`
-
 func keep(bin, lab string) (*keeper, error) {
-	cmd := exec.Command("sh", "-c", keeping, "sh", filepath.Join(bin, "ambit-lab"), "--name", lab, "down")
+	cmd := exec.Command(filepath.Join(bin, "ambit-lab"), "--name", lab, "hold")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what a terminal tells this process is not for it
 	life, err := cmd.StdinPipe()
 	if err != nil {

@@ -100,7 +100,9 @@ func up(t *testing.T, args ...string) *lab {
 	for _, n := range theirNodes {
 		args = append(args, "--ztunnel", n+"="+theirs)
 	}
+	release := l.held()
 	if r := l.do("", args...); r.code != 0 {
+		release()
 		t.Fatalf("up: exit status %d\n%s%s", r.code, r.out, r.err)
 	}
 	t.Cleanup(func() {
@@ -108,8 +110,29 @@ func up(t *testing.T, args ...string) *lab {
 			l.keepLogs()
 		}
 		l.do("", "down")
+		release()
 	})
 	return l
+}
+
+// held has the lab end also when this process is killed: what holds it reads a pipe
+// that only this process writes to.
+func (l *lab) held() (release func()) {
+	l.t.Helper()
+	cmd := l.command(context.Background(), "hold")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what a terminal tells this process is not for it
+	life, err := cmd.StdinPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	return func() {
+		_ = cmd.Process.Kill() // it has nothing to do any more
+		_ = life.Close()
+		_ = cmd.Wait() // killed
+	}
 }
 
 // keepLogs copies the components' logs to where AMBIT_INTEROP_LOGS says.

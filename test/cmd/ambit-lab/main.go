@@ -30,6 +30,7 @@ const usage = `Usage: ambit-lab [--name LAB] COMMAND
   demo                                   start one, show the mesh at work, end it
   status [-o json]                       what runs
   down                                   end it; nothing stays
+  hold                                   end it when standard input ends: for programs that start labs
 
   apply -f FILE|DIR|-                    as kubectl does; also bookinfo and echo, built in
   delete -f FILE|-  |  delete KIND NAME
@@ -217,14 +218,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "demo":
 		return demo(ctx, o, stdout, stderr)
 	case "down":
-		code, err := control.Down(ctx, o.name, stdout, stderr)
-		if serr := sandbox.Sweep(o.name); err == nil && serr != nil {
-			code, err = 1, serr
-		}
+		code, err := down(ctx, o.name, stdout, stderr)
 		if err != nil {
 			return fail(stderr, code, err)
 		}
 		return code
+	case "hold":
+		return holdCommand(o.name, os.Stdin, stderr)
 	}
 	r, files, err := o.request(verb, words)
 	if err != nil {
