@@ -124,7 +124,7 @@ func TestConnToItself(t *testing.T) {
 	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS {
 		t.Fatal(err)
 	}
-	if c, err := connected(fd, netip.AddrPort{}, addrPort(sa)); !errors.Is(err, syscall.ECONNREFUSED) {
+	if c, err := connected(fd, netip.AddrPort{}, getsockname(fd), lingerUnknown); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("%v, %v, want refused", c, err)
 	}
 }

@@ -30,6 +30,7 @@ type Stock struct {
 
 	mu     sync.Mutex
 	v4, v6 shelf
+	linger linger // of prepared sockets, once there are any
 	closed bool
 }
 
@@ -69,12 +70,12 @@ func (s *Stock) clearLocked(h *shelf) {
 	}
 }
 
-// take returns a socket, which is its caller's.
-func (s *Stock) take(v6 bool) (int, error) {
+// take returns a socket, which is its caller's, and how it lingers.
+func (s *Stock) take(v6 bool) (int, linger, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return -1, errClosed
+		return -1, 0, errClosed
 	}
 	h := &s.v4
 	if v6 {
@@ -82,13 +83,13 @@ func (s *Stock) take(v6 bool) (int, error) {
 	}
 	if len(h.fds) == 0 {
 		if err := s.fillLocked(h, v6); err != nil {
-			return -1, err
+			return -1, 0, err
 		}
 	}
 	last := len(h.fds) - 1
 	fd := h.fds[last]
 	h.fds = h.fds[:last]
-	return fd, nil
+	return fd, s.linger, nil
 }
 
 func (s *Stock) fillLocked(h *shelf, v6 bool) error {
@@ -124,6 +125,7 @@ func (s *Stock) fillLocked(h *shelf, v6 bool) error {
 		s.clearLocked(h)
 		return err
 	}
+	s.linger = lingerOf(h.fds[0])
 	if h.batch > 1 {
 		s.expireLocked(h)
 	}
@@ -155,7 +157,7 @@ func (s *Stock) expireLocked(h *shelf) {
 // keepalive among them, are what prepare has set.
 func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration, control func(fd int) error) (net.Conn, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
-	fd, err := s.take(dst.Addr().Is6())
+	fd, linger, err := s.take(dst.Addr().Is6())
 	if err != nil {
 		return nil, dialError(src, dst, err)
 	}
@@ -165,7 +167,7 @@ func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Du
 		return nil, dialError(src, dst, err)
 	}
 	if done {
-		return connected(fd, src, dst)
+		return connected(fd, src, dst, linger)
 	}
 	// What the net package makes is a socket of the process's namespace, in whose
 	// place ours is put; the package then finds that ours is about to be connected.
@@ -188,14 +190,9 @@ func (s *Stock) Dial(ctx context.Context, src, dst netip.AddrPort, limit time.Du
 }
 
 // connected makes a connection of a socket that is one.
-func connected(fd int, local, dst netip.AddrPort) (net.Conn, error) {
+func connected(fd int, local, dst netip.AddrPort, l linger) (net.Conn, error) {
 	if !local.IsValid() || local.Port() == 0 {
-		sa, err := unix.Getsockname(fd)
-		if err != nil {
-			_ = unix.Close(fd) // err says more
-			return nil, dialError(local, dst, os.NewSyscallError("getsockname", err))
-		}
-		local = addrPort(sa)
+		local = getsockname(fd)
 	}
 	if local == dst {
 		// Nobody listens, and the kernel chose the very port that was called, which
@@ -203,21 +200,11 @@ func connected(fd int, local, dst netip.AddrPort) (net.Conn, error) {
 		_ = unix.Close(fd)
 		return nil, dialError(local, dst, os.NewSyscallError("connect", unix.ECONNREFUSED))
 	}
-	c, err := newConn(fd, local, dst)
+	c, err := newConn(fd, local, dst, l)
 	if err != nil {
 		return nil, dialError(local, dst, err)
 	}
 	return c, nil
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // begin binds and connects; done says that the connection is made.
@@ -228,12 +215,15 @@ func begin(fd int, src, dst netip.AddrPort, control func(fd int) error) (done bo
 		}
 	}
 	if src.IsValid() {
-		if err := unix.Bind(fd, sockaddr(src)); err != nil {
+		var from address
+		from.set(src)
+		if err := bind(fd, &from); err != nil {
 			return false, os.NewSyscallError("bind", err)
 		}
 	}
-	to := sockaddr(dst)
-	switch err := unix.Connect(fd, to); err {
+	var to address
+	to.set(dst)
+	switch err := connect(fd, &to); err {
 	case nil:
 		return true, nil
 	case unix.EINPROGRESS, unix.EINTR:
@@ -242,7 +232,7 @@ func begin(fd int, src, dst netip.AddrPort, control func(fd int) error) (done bo
 	}
 	// The answer of a peer on this host came while the kernel held the socket for
 	// us, and was handled when it let go of it.
-	switch err := unix.Connect(fd, to); err {
+	switch err := connect(fd, &to); err {
 	case nil, unix.EISCONN:
 		return true, nil
 	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
@@ -250,13 +240,6 @@ func begin(fd int, src, dst netip.AddrPort, control func(fd int) error) (done bo
 	default:
 		return false, os.NewSyscallError("connect", err)
 	}
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
 // dialError is what net.Dialer would say.

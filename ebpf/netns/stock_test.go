@@ -32,7 +32,7 @@ func TestStockFollowsDemand(t *testing.T) {
 		s := ownStock(t)
 		take := func() {
 			t.Helper()
-			fd, err := s.take(false)
+			fd, _, err := s.take(false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -67,7 +67,7 @@ func TestStockFollowsDemand(t *testing.T) {
 		if n := kept(); n != 0 {
 			t.Errorf("%d sockets outlive the end", n)
 		}
-		if _, err := s.take(false); !errors.Is(err, os.ErrClosed) {
+		if _, _, err := s.take(false); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("a socket after the end: %v", err)
 		}
 	})
@@ -169,7 +169,7 @@ func TestStockShortOfDescriptors(t *testing.T) {
 	}
 	var taken []int
 	for {
-		fd, err := s.take(false)
+		fd, _, err := s.take(false)
 		if err != nil {
 			if !errors.Is(err, syscall.EMFILE) {
 				t.Errorf("take: %v", err)

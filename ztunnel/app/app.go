@@ -157,7 +157,7 @@ func inboundDst(translated func(net.Conn) (netip.AddrPort, error)) func(net.Conn
 }
 
 func originalDst(c net.Conn) (netip.AddrPort, error) {
-	t, ok := c.(*net.TCPConn)
+	t, ok := sockopt.SocketOf(c)
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("BUG: original destination of a %T", c)
 	}

@@ -60,7 +60,7 @@ func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *in
 		Metrics: n.dns.metrics, Logger: boot.Scoped(n.log, "dns").With("src.workload", p.Name, "src.namespace", p.Namespace),
 	})
 	h.DNSPacket = func(ctx context.Context, c *net.UDPConn) { s.ServePacket(ctx, c) }
-	h.DNSStream = inpod.Blocking(func(ctx context.Context, c *net.TCPConn) { s.ServeStream(ctx, c) })
+	h.DNSStream = inpod.Blocking(func(ctx context.Context, c sockopt.Socket) { s.ServeStream(ctx, c) })
 	rest := h.Close
 	h.Close = func() {
 		s.Close()

@@ -272,10 +272,10 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	n.mu.Unlock()
 	h := inpod.Handlers{
 		Account:   account,
-		Refused:   func(c *net.TCPConn, err error) { n.refusedByShare(p, c, err) },
-		Outbound:  func(ctx context.Context, c *net.TCPConn, ended func()) { out.Serve(ctx, c, ended) },
-		Plaintext: func(ctx context.Context, c *net.TCPConn, ended func()) { in.Serve(ctx, c, ended) },
-		HBONE: inpod.Blocking(func(ctx context.Context, c *net.TCPConn) {
+		Refused:   func(c sockopt.Socket, err error) { n.refusedByShare(p, c, err) },
+		Outbound:  func(ctx context.Context, c sockopt.Socket, ended func()) { out.Serve(ctx, c, ended) },
+		Plaintext: func(ctx context.Context, c sockopt.Socket, ended func()) { in.Serve(ctx, c, ended) },
+		HBONE: inpod.Blocking(func(ctx context.Context, c sockopt.Socket) {
 			n.refused(p, c, srv.ServeConn(ctx, c))
 		}),
 		Drain: func(ctx context.Context) { _ = srv.Shutdown(ctx) }, // past the deadline Close cuts

@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 	"github.com/ambit-mesh/ambit/ztunnel/socks"
 )
 
@@ -28,7 +29,7 @@ func (n *node) socks(p handoff.Pod, out *outbound.Proxy, self func(context.Conte
 			return n.resolve(ctx, w, host)
 		},
 		Connect: func(ctx context.Context, c net.Conn, dst netip.AddrPort, opened func(error) error) {
-			out.ServeTo(ctx, c.(*net.TCPConn), dst, opened)
+			out.ServeTo(ctx, c.(sockopt.Socket), dst, opened)
 		},
 		Refused: func(c net.Conn, r socks.Request, err error) {
 			n.flow.Refuse(flow.Record{Direction: flow.Outbound, Pod: p.UID, Src: n.lookup(p), SrcAddr: addrPortOf(c.RemoteAddr()),
@@ -36,7 +37,7 @@ func (n *node) socks(p handoff.Pod, out *outbound.Proxy, self func(context.Conte
 		},
 		Code: socksCode,
 	})
-	return inpod.Blocking(func(ctx context.Context, c *net.TCPConn) { srv.Serve(ctx, c) })
+	return inpod.Blocking(func(ctx context.Context, c sockopt.Socket) { srv.Serve(ctx, c) })
 }
 
 // resolve finds what a name means to a workload: a service of the mesh under

@@ -146,14 +146,14 @@ func (l *lab) proxy(s *mesh.Snapshot) {
 					d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: redirect.MarkProxy})}
 					return p.NS.Dial(ctx, d, network, server.String())
 				},
-				OriginalDst: func(c net.Conn) (netip.AddrPort, error) { return sockopt.OriginalDst(c.(*net.TCPConn)) },
+				OriginalDst: func(c net.Conn) (netip.AddrPort, error) { return sockopt.OriginalDst(c.(sockopt.Socket)) },
 				DatagramDst: track.UDP, Account: l.account,
 			})
-			refuse := inpod.Blocking(func(_ context.Context, c *net.TCPConn) {})
+			refuse := inpod.Blocking(func(_ context.Context, c sockopt.Socket) {})
 			return inpod.Handlers{
 				Outbound: refuse, Plaintext: refuse, HBONE: refuse, Account: l.account,
 				DNSPacket: func(ctx context.Context, c *net.UDPConn) { srv.ServePacket(ctx, c) },
-				DNSStream: inpod.Blocking(func(ctx context.Context, c *net.TCPConn) { srv.ServeStream(ctx, c) }),
+				DNSStream: inpod.Blocking(func(ctx context.Context, c sockopt.Socket) { srv.ServeStream(ctx, c) }),
 				Close:     func() { srv.Close(); track.Close() },
 			}, nil
 		},

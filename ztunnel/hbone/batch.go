@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/ztunnel/record"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // gsoLimit is what the kernel hands to a device in one piece at most, less its own headers
@@ -16,7 +17,7 @@ const gsoLimit = 65536 - 320
 // packets that the kernel makes of them. A little more would be one small packet more per batch, and that costs as much
 // as a large one all the way.
 func batchFor(c net.Conn) int {
-	tcp, ok := c.(*net.TCPConn)
+	tcp, ok := sockopt.SocketOf(c)
 	if !ok {
 		return largeBlock
 	}

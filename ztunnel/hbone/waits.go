@@ -59,7 +59,7 @@ type socketInfo struct {
 }
 
 func (i *socketInfo) read(c net.Conn) (sockopt.TCPInfo, bool) {
-	tcp, ok := c.(*net.TCPConn)
+	tcp, ok := sockopt.SocketOf(c)
 	if !ok {
 		return sockopt.TCPInfo{}, false
 	}

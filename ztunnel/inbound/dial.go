@@ -54,9 +54,10 @@ type Sockets interface {
 // AppOptions sets up the sockets that an AppDialer needs: to bind to clients'
 // addresses, and to ports that are free again for other destinations, and beside
 // connections that are ending. Where transparent sockets are not to be had, mark
-// alone. A transparent socket binds to any address (ip(7)).
+// alone. A transparent socket binds to any address (ip(7)). A close is a reset
+// until relay.Join makes it an orderly one.
 func AppOptions(mark int, keepSource bool, l sockopt.Liveness) func(fd int, v6 bool) error {
-	o := sockopt.Options{Mark: mark, Transparent: keepSource, ReuseAddr: keepSource, NoDelay: true, Liveness: &l}
+	o := sockopt.Options{Mark: mark, Transparent: keepSource, ReuseAddr: keepSource, NoDelay: true, Liveness: &l, ResetOnClose: true}
 	return func(fd int, v6 bool) error { return sockopt.Apply(fd, v6, o) }
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/test/netlab"
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
@@ -33,14 +34,14 @@ type shortOfFiles struct {
 	closed bool
 }
 
-func (l *shortOfFiles) Accept() (net.Conn, error) {
+func (l *shortOfFiles) Each(func(*netns.Conn)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return nil, &net.OpError{Op: "accept", Err: net.ErrClosed}
+		return &net.OpError{Op: "accept", Err: net.ErrClosed}
 	}
 	l.tries = append(l.tries, time.Now())
-	return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	return &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
 }
 
 func (l *shortOfFiles) Close() error { l.mu.Lock(); defer l.mu.Unlock(); l.closed = true; return nil }
@@ -56,7 +57,7 @@ func TestAcceptBacksOffWithoutDescriptors(t *testing.T) {
 		log, _ := boot.NewLogger(&out, "text", "info")
 		p := newPod(handoff.Pod{}, Handlers{}, log)
 		ln := &shortOfFiles{}
-		p.accept(ln, nil, Blocking(func(context.Context, *net.TCPConn) { t.Error("nothing was accepted") }))
+		p.accept(ln, nil, Blocking(func(context.Context, sockopt.Socket) { t.Error("nothing was accepted") }))
 		time.Sleep(10*time.Second + time.Millisecond)
 		synctest.Wait()
 		n := len(ln.tries)
@@ -101,7 +102,7 @@ func TestNeighboursAreTurnedAwayAtOnce(t *testing.T) {
 // pods are served by what greets with the name of the port.
 func manager(t *testing.T) *Manager {
 	greet := func(s string) Handler {
-		return Blocking(func(ctx context.Context, c *net.TCPConn) {
+		return Blocking(func(ctx context.Context, c sockopt.Socket) {
 			_, _ = c.Write([]byte(s)) // the test reads it or fails
 			<-ctx.Done()
 		})
@@ -199,14 +200,18 @@ func TestAcceptWaitsForTheShareOfOpenings(t *testing.T) {
 		if !account.TryAcquire(ledger.Openings, 1) {
 			t.Fatal("refused")
 		}
-		ln, err := net.Listen("tcp4", "127.0.0.1:0")
+		tl, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := netns.NewListener(tl)
 		if err != nil {
 			t.Fatal(err)
 		}
 		p := newPod(handoff.Pod{}, Handlers{}, log)
 		var released atomic.Bool
 		servedc := make(chan struct{})
-		p.accept(ln, account, Blocking(func(ctx context.Context, _ *net.TCPConn) {
+		p.accept(ln, account, Blocking(func(ctx context.Context, _ sockopt.Socket) {
 			defer close(servedc)
 			if !released.Load() {
 				t.Error("served before there was an opening to be had")

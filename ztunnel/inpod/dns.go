@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -70,6 +71,7 @@ func (m *Manager) listenDNS(ctx, dctx context.Context, info handoff.Pod, p *pod,
 	// aliases are addresses by route alone.
 	tcp := sockopt.Options{Freebind: true, ReusePort: !m.cfg.NoPortReuse}
 	udp := tcp
+	tcp.NoDelay = true
 	udp.PacketInfo, udp.OwnPodOnly = true, true
 	tcp.Mark, tcp.Liveness = m.cfg.Mark, &m.cfg.Liveness // as of the other listeners: accepted sockets inherit them
 	network := "udp4"
@@ -80,13 +82,18 @@ func (m *Manager) listenDNS(ctx, dctx context.Context, info handoff.Pod, p *pod,
 	if err != nil {
 		return err
 	}
-	ln, err := info.NS.Listen(ctx, &net.ListenConfig{KeepAlive: -1, Control: sockopt.ControlFor(tcp)}, "tcp", streams.String())
+	tl, err := info.NS.Listen(ctx, &net.ListenConfig{KeepAlive: -1, Control: sockopt.ControlFor(tcp)}, "tcp", streams.String())
+	if err != nil {
+		_ = pc.Close() // err says more
+		return err
+	}
+	ln, err := netns.NewListener(tl)
 	if err != nil {
 		_ = pc.Close() // err says more
 		return err
 	}
 	uc := pc.(*net.UDPConn)
 	p.accepting.Go(func() { p.handlers.DNSPacket(dctx, uc) })
-	p.accept(ln, p.handlers.Account, func(_ context.Context, c *net.TCPConn, ended func()) { p.handlers.DNSStream(dctx, c, ended) })
+	p.accept(ln, p.handlers.Account, func(_ context.Context, c sockopt.Socket, ended func()) { p.handlers.DNSStream(dctx, c, ended) })
 	return nil
 }

@@ -3,7 +3,6 @@ package inpod
 import (
 	"context"
 	"errors"
-	"net"
 	"testing"
 	"time"
 
@@ -22,7 +21,7 @@ func TestAcceptedSocketsAreSetUp(t *testing.T) {
 	type options struct{ keepalive, idle, interval, count, nodelay, lingers int }
 	seen := make(chan options, 1)
 	connected := make(chan struct{}) // one per connection: a RST before the client has looked fails its connect
-	look := Blocking(func(_ context.Context, c *net.TCPConn) {
+	look := Blocking(func(_ context.Context, c sockopt.Socket) {
 		raw, err := c.SyscallConn()
 		if err != nil {
 			t.Error(err)

@@ -18,11 +18,11 @@ import (
 
 // Handler serves one accepted connection. It calls ended once, when that has
 // ended, and may return before.
-type Handler func(ctx context.Context, c *net.TCPConn, ended func())
+type Handler func(ctx context.Context, c sockopt.Socket, ended func())
 
 // Blocking is a handler that returns when the connection has ended.
-func Blocking(serve func(ctx context.Context, c *net.TCPConn)) Handler {
-	return func(ctx context.Context, c *net.TCPConn, ended func()) {
+func Blocking(serve func(ctx context.Context, c sockopt.Socket)) Handler {
+	return func(ctx context.Context, c sockopt.Socket, ended func()) {
 		defer ended()
 		serve(ctx, c)
 	}
@@ -39,7 +39,7 @@ type Handlers struct {
 	Account *ledger.Account
 	// Refused is told of connections that are reset at once, and why; it must
 	// not block. Nil: nobody is.
-	Refused func(c *net.TCPConn, err error)
+	Refused func(c sockopt.Socket, err error)
 	// Drain asks peers to leave (GOAWAY) and returns when they have or ctx
 	// ends. Close cuts what is left and frees the rest.
 	Drain func(ctx context.Context)
@@ -70,13 +70,21 @@ type pod struct {
 	log       *slog.Logger
 	ctx       context.Context // of its connections
 	cancel    context.CancelCauseFunc
-	listeners []net.Listener // until stopAccepting
-	stopc     chan struct{}  // closed by stopAccepting
+	listeners []listener    // until stopAccepting
+	stopc     chan struct{} // closed by stopAccepting
 	acceptCtx context.Context
 	endAccept context.CancelFunc
 	endDNS    context.CancelCauseFunc
 	accepting sync.WaitGroup
 	conns     sync.WaitGroup
+}
+
+// listener accepts connections; *netns.Listener is one.
+type listener interface {
+	// Each calls f with each of them until accepting fails, and returns why.
+	Each(f func(c *netns.Conn)) error
+	Addr() net.Addr
+	Close() error
 }
 
 func newPod(info handoff.Pod, h Handlers, log *slog.Logger) *pod {
@@ -92,10 +100,18 @@ func newPod(info handoff.Pod, h Handlers, log *slog.Logger) *pod {
 // Captured connections end with RST if this process dies, from the moment the
 // kernel has accepted them: FIN would look like an empty answer. relay.Join
 // restores the orderly close when both directions have ended.
-func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
+func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (listener, error) {
+	ln, err := m.bind(ctx, ns, port)
+	if err != nil {
+		return nil, err
+	}
+	return netns.NewListener(ln)
+}
+
+func (m *Manager) bind(ctx context.Context, ns *netns.NS, port string) (net.Listener, error) {
 	lc := &net.ListenConfig{
 		KeepAlive: -1, // the mesh's instead
-		Control: sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse,
+		Control: sockopt.ControlFor(sockopt.Options{Mark: m.cfg.Mark, TransparentBestEffort: true, ReusePort: !m.cfg.NoPortReuse, NoDelay: true,
 			Liveness: &m.cfg.Liveness, ResetOnClose: port == outboundPort || port == plaintextPort}),
 	}
 	if port == socksPort {
@@ -112,45 +128,47 @@ func (m *Manager) listen(ctx context.Context, ns *netns.NS, port string) (net.Li
 
 // accept takes connections of ln. account bounds them, nil where the handler
 // does so itself.
-func (p *pod) accept(ln net.Listener, account *ledger.Account, serve Handler) {
+func (p *pod) accept(ln listener, account *ledger.Account, serve Handler) {
 	p.listeners = append(p.listeners, ln)
 	p.accepting.Go(func() { p.acceptLoop(ln, account, serve) })
 }
 
 // acceptLoop goes on through every error but its listener's end: out of
 // descriptors it waits, longer each time, so that others can close theirs.
-func (p *pod) acceptLoop(ln net.Listener, account *ledger.Account, serve Handler) {
+func (p *pod) acceptLoop(ln listener, account *ledger.Account, serve Handler) {
 	wait := time.Duration(0)
 	for {
-		c, err := ln.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
-			p.log.Warn("accept", "addr", ln.Addr().String(), "error", err.Error(), "retry_in", wait.String())
-			select {
-			case <-time.After(wait):
-			case <-p.stopc:
-			}
-			continue
+		err := ln.Each(func(c *netns.Conn) {
+			wait = 0
+			p.accepted(c, account, serve)
+		})
+		if errors.Is(err, net.ErrClosed) {
+			return
 		}
-		wait = 0
-		tc := c.(*net.TCPConn)
-		if !account.TryAcquire(ledger.Connections, 1) {
-			if p.handlers.Refused != nil {
-				p.handlers.Refused(tc, ErrNoShare)
-			}
-			_ = sockopt.Reset(tc) // it is gone either way
-			continue
+		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+		p.log.Warn("accept", "addr", ln.Addr().String(), "error", err.Error(), "retry_in", wait.String())
+		select {
+		case <-time.After(wait):
+		case <-p.stopc:
 		}
-		o, _ := account.Open(p.acceptCtx) // at the end, what was accepted is served without
-		p.conns.Add(1)
-		go p.serveConn(tc, account, o, serve)
 	}
 }
 
-func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, o *ledger.Opening, serve Handler) {
+// accepted starts serving one connection, or refuses it.
+func (p *pod) accepted(c *netns.Conn, account *ledger.Account, serve Handler) {
+	if !account.TryAcquire(ledger.Connections, 1) {
+		if p.handlers.Refused != nil {
+			p.handlers.Refused(c, ErrNoShare)
+		}
+		_ = sockopt.Reset(c) // it is gone either way
+		return
+	}
+	o, _ := account.Open(p.acceptCtx) // at the end, what was accepted is served without
+	p.conns.Add(1)
+	go p.serveConn(c, account, o, serve)
+}
+
+func (p *pod) serveConn(c sockopt.Socket, account *ledger.Account, o *ledger.Opening, serve Handler) {
 	ended := func() {
 		_ = c.Close() // most have done that
 		account.Release(ledger.Connections, 1)
@@ -165,7 +183,7 @@ func (p *pod) serveConn(c *net.TCPConn, account *ledger.Account, o *ledger.Openi
 
 // local reports whether one of the pod's own processes connected: the kernel
 // redirects those to loopback.
-func local(c *net.TCPConn) bool {
+func local(c net.Conn) bool {
 	a, ok := c.LocalAddr().(*net.TCPAddr)
 	return ok && a.IP.IsLoopback()
 }

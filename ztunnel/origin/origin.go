@@ -41,7 +41,7 @@ func (r *Reader) Read(c net.Conn, to *Origin) {
 	if r.skip.Load() > 0 && r.skip.Add(-1) >= 0 {
 		return
 	}
-	tcp, ok := c.(*net.TCPConn)
+	tcp, ok := sockopt.SocketOf(c)
 	if !ok {
 		return
 	}

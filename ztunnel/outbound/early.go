@@ -3,7 +3,6 @@ package outbound
 import (
 	"fmt"
 	"io"
-	"net"
 	"sync"
 
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
@@ -15,7 +14,7 @@ import (
 // nobody waits for the others. It may go along with the request for a tunnel. Whatever of it has not, when a way is
 // open, goes there before anything else.
 type early struct {
-	down *net.TCPConn
+	down sockopt.Socket
 	buf  *[hbone.EarlyLimit]byte // nil: not looked yet
 	n    int
 	err  error // of reading, which is not told twice

@@ -15,7 +15,7 @@ import (
 // opened is left to the caller to close, so that the answer arrives.
 func (p *Proxy) ServeTo(ctx context.Context, down relay.Conn, dst netip.AddrPort, opened func(error) error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
-	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr()), DstAddr: dst}
+	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: remote(down), DstAddr: dst}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	up, err := p.open(ctx, c, dst, nil)
 	told := opened(err)

@@ -31,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 	"github.com/ambit-mesh/ambit/ztunnel/origin"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 	"github.com/ambit-mesh/ambit/ztunnel/stack"
 )
 
@@ -91,7 +92,7 @@ func New(cfg Config) *Proxy {
 // once, when it has ended.
 func (p *Proxy) Serve(ctx context.Context, down relay.Conn, ended func()) {
 	stack.Reserve()
-	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: AddrPort(down.RemoteAddr())}
+	rec := flow.Record{Direction: flow.Outbound, Pod: p.cfg.Pod, SrcAddr: remote(down)}
 	c, ctx := p.cfg.Flow.Begin(ctx, rec)
 	up, err := p.serve(ctx, c, down)
 	if err != nil {
@@ -120,15 +121,15 @@ func (p *Proxy) serve(ctx context.Context, c *flow.Conn, down relay.Conn) (way, 
 	}
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	rec.DstAddr = dst
-	if dst == AddrPort(down.LocalAddr()) {
+	if OwnPort(dst.Port()) && dst == AddrPort(down.LocalAddr()) { // which costs a system call to know
 		return way{}, flow.Failed(flow.ReasonSelfCall, ErrSelfCall) // nothing redirected it: it was made to this port
 	}
 	if p.cfg.Origin != nil {
 		p.cfg.Origin(down, &rec.Origin)
 	}
 	var first *early
-	if tcp, ok := down.(*net.TCPConn); ok {
-		first = &early{down: tcp}
+	if s, ok := sockopt.SocketOf(down); ok {
+		first = &early{down: s}
 	}
 	return p.open(ctx, c, dst, first)
 }
@@ -216,6 +217,14 @@ func (p *Proxy) key(c *flow.Conn, plan Plan, r Request) hbone.Key {
 		k.SrcAddr = src
 	}
 	return k
+}
+
+// remote is who is at the other end of c.
+func remote(c net.Conn) netip.AddrPort {
+	if s, ok := sockopt.SocketOf(c); ok {
+		return sockopt.RemoteAddrPort(s)
+	}
+	return AddrPort(c.RemoteAddr())
 }
 
 // AddrPort is the address of a socket, IPv4-mapped ones as IPv4; the zero value

@@ -170,8 +170,8 @@ func (j *joint) end() error {
 	if !j.over {
 		j.over = true
 		j.measure()
-		linger(j.a, -1)
-		linger(j.b, -1)
+		farewell(j.a, j.st.Times.A)
+		farewell(j.b, j.st.Times.B)
 		_ = j.a.Close() // both ways have ended: nothing can be lost
 		_ = j.b.Close()
 	}

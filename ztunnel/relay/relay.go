@@ -113,6 +113,13 @@ func linger(c Conn, sec int) {
 	}
 }
 
+// farewell makes c's close an orderly one. What has ended already no close can reset.
+func farewell(c Conn, info sockopt.TCPInfo) {
+	if !info.Ended {
+		linger(c, -1)
+	}
+}
+
 // closeWrite tells c that nothing more comes.
 func closeWrite(c Conn) error {
 	if c, ok := sockopt.SocketOf(c); ok {

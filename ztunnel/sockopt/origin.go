@@ -1,7 +1,6 @@
 package sockopt
 
 import (
-	"net"
 	"os"
 	"sync"
 
@@ -20,14 +19,10 @@ type Origin struct {
 }
 
 // ReadOrigin reads who opened an accepted connection. Where no such program captured it the error is ENOPROTOOPT.
-func ReadOrigin(c *net.TCPConn, to *Origin) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
+func ReadOrigin(c Socket, to *Origin) error {
 	r := originReaders.Get().(*originReader)
 	defer originReaders.Put(r)
-	if err := raw.Control(r.read); err != nil {
+	if err := controlSocket(c, r.read); err != nil {
 		return err
 	}
 	if r.err != nil {

@@ -1,7 +1,6 @@
 package sockopt
 
 import (
-	"net"
 	"os"
 	"unsafe"
 
@@ -46,21 +45,19 @@ func errorOf(errno unix.Errno) error {
 
 // ReadNow reads what is there and does not wait: 0 is nothing yet, or an end, which the next read finds as well. An error
 // it does not find: the kernel tells of a reset once, and after that there is an end.
-func ReadNow(c *net.TCPConn, p []byte) (n int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	err = control(raw, func(fd int) error {
-		k, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
+func ReadNow(c Socket, p []byte) (n int, err error) {
+	cerr := controlSocket(c, func(fd uintptr) {
+		k, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			n = int(k)
-			return nil
 		case unix.EAGAIN, unix.EINTR:
-			return nil
+		default:
+			err = os.NewSyscallError("recvfrom", errno)
 		}
-		return os.NewSyscallError("recvfrom", errno)
 	})
+	if cerr != nil {
+		return 0, cerr
+	}
 	return n, err
 }

@@ -2,6 +2,7 @@ package sockopt
 
 import (
 	"net"
+	"net/netip"
 	"syscall"
 
 	"github.com/ambit-mesh/ambit/ebpf/netns"
@@ -27,6 +28,16 @@ func SocketOf(c net.Conn) (Socket, bool) {
 		return c, true
 	}
 	return nil, false
+}
+
+// RemoteAddrPort is c's peer, an IPv4 one as such.
+func RemoteAddrPort(c Socket) netip.AddrPort {
+	if c, ok := c.(*netns.Conn); ok {
+		return c.RemoteAddrPort()
+	}
+	a, _ := c.RemoteAddr().(*net.TCPAddr)
+	ap := a.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // controlSocket calls f with c's descriptor. Of each kind by itself, since then what SyscallConn returns is not allocated.

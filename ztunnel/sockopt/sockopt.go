@@ -139,12 +139,12 @@ func SetBuffers(fd, size int) error {
 }
 
 // BoundBuffers does so on a connection.
-func BoundBuffers(c *net.TCPConn, size int) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
+func BoundBuffers(c Socket, size int) error {
+	var err error
+	if cerr := controlSocket(c, func(fd uintptr) { err = SetBuffers(int(fd), size) }); cerr != nil {
+		return cerr
 	}
-	return control(raw, func(fd int) error { return SetBuffers(fd, size) })
+	return err
 }
 
 // SetMark sets SO_MARK (socket(7)); it needs CAP_NET_ADMIN or, since Linux 5.17, CAP_NET_RAW.
@@ -261,21 +261,15 @@ func Unacked(c Socket) bool {
 }
 
 // OriginalDst returns the destination that the client of a redirected connection asked for.
-func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("original destination: %w", err)
-	}
+func OriginalDst(c Socket) (netip.AddrPort, error) {
 	// A dual-stack socket reports an IPv4 peer as IPv4-mapped; netfilter then knows the IPv4 tuple only.
-	v6 := false
-	if la, ok := c.LocalAddr().(*net.TCPAddr); ok {
-		v6 = la.IP.To4() == nil
-	}
+	v6 := RemoteAddrPort(c).Addr().Is6()
 	var dst netip.AddrPort
-	if err := control(raw, func(fd int) (err error) {
-		dst, err = originalDst(fd, v6)
-		return err
-	}); err != nil {
+	var err error
+	if cerr := controlSocket(c, func(fd uintptr) { dst, err = originalDst(int(fd), v6) }); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("original destination: %w", err)
 	}
 	return dst, nil

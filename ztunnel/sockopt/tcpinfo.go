@@ -19,6 +19,9 @@ type TCPInfo struct {
 	// time, RwndLimited passed because the receiver took no more, and
 	// SndbufLimited because our buffer held no more; the rest is the network's.
 	Busy, RwndLimited, SndbufLimited time.Duration
+	// Ended says that both ends are done with it, and know: all that was written
+	// has arrived.
+	Ended bool
 }
 
 // Since is what has happened after an earlier look; the round trip stays the
@@ -45,9 +48,13 @@ func Info(c Socket) (TCPInfo, error) {
 	ti := &r.info
 	return TCPInfo{
 		RTT: micros(uint64(ti.Rtt)), Retransmits: ti.Total_retrans,
-		Busy: micros(ti.Busy_time), RwndLimited: micros(ti.Rwnd_limited), SndbufLimited: micros(ti.Sndbuf_limited),
+		Ended: ti.State == tcpClose, Busy: micros(ti.Busy_time), RwndLimited: micros(ti.Rwnd_limited), SndbufLimited: micros(ti.Sndbuf_limited),
 	}, nil
 }
+
+// tcpClose is TCP_CLOSE (linux/tcp_states.h). A socket whose connection still waits
+// for stray segments (TIME-WAIT) has it, too: that is no longer the socket's.
+const tcpClose = 7
 
 // infoReader is kept, with its function: each connection would make them.
 type infoReader struct {

@@ -1,8 +1,10 @@
 package sockopt
 
 import (
+	"io"
 	"net"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -60,5 +62,52 @@ func TestInfoTellsAReaderThatDoesNotRead(t *testing.T) {
 		t.Error("a closed socket has no TCP_INFO")
 	} else if os.IsTimeout(err) {
 		t.Error(err)
+	}
+}
+
+// A connection has ended when both ends are done and all has arrived, read or not. Until then a close may reset it.
+func TestInfoTellsTheEnd(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	d, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	a, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	first, second := d.(*net.TCPConn), a.(*net.TCPConn)
+	ended := func(c *net.TCPConn) bool {
+		info, err := Info(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Ended
+	}
+	if ended(first) || ended(second) {
+		t.Error("ended before it began")
+	}
+	if _, err := second.Write([]byte("last words")); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.CloseWrite()
+	if ended(first) || ended(second) {
+		t.Error("ended by one of two")
+	}
+	_ = second.CloseWrite()
+	for !ended(first) || !ended(second) { // within a host that takes no time
+		runtime.Gosched()
+	}
+	if err := Reset(second); err != nil {
+		t.Error(err)
+	}
+	if b, err := io.ReadAll(first); string(b) != "last words" || err != nil {
+		t.Errorf("read %q, %v behind a close that resets", b, err)
 	}
 }
