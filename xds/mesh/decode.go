@@ -125,7 +125,7 @@ func either(s, otherwise string) string {
 // format. The error names the field.
 func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 	var d decoder
-	of := &withAddr{Workload: Workload{UID: in.GetUid(), Name: in.GetName(), Node: intern(in.GetNode())}}
+	of := &withAddr{Workload: Workload{UID: in.GetUid(), Name: in.GetName(), Node: intern(in.GetNode()), WorkloadName: intern(in.GetWorkloadName())}}
 	w := &of.Workload
 	w.Adopt(w.UID)
 	w.Traits = &Traits{
@@ -140,7 +140,6 @@ func DecodeWorkload(in *workload.Workload) (*Workload, error) {
 		NetworkMode:       enum(&d, "network_mode", in.GetNetworkMode()),
 		CanonicalName:     intern(in.GetCanonicalName()),
 		CanonicalRevision: intern(in.GetCanonicalRevision()),
-		WorkloadName:      intern(in.GetWorkloadName()),
 		WorkloadType:      enum(&d, "workload_type", in.GetWorkloadType()),
 		Healthy:           enum(&d, "status", in.GetStatus()) == workload.WorkloadStatus_HEALTHY,
 		Capacity:          1,

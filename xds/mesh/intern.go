@@ -67,7 +67,7 @@ func seen[T any](in *map[uint64]T, h uint64, v T, equal func(a, b T) bool) T {
 
 // hash tells most traits apart: replicas differ in health and in zones, and what runs elsewhere has another name.
 func (t *Traits) hash() uint64 {
-	h := hamt.Mix(hamt.HashString(t.Namespace), hamt.HashString(t.WorkloadName))
+	h := hamt.Mix(hamt.HashString(t.Namespace), hamt.HashString(t.CanonicalName))
 	h = hamt.Mix(h, hamt.HashString(t.ServiceAccount))
 	h = hamt.Mix(h, hamt.HashString(t.Locality.Zone))
 	h = hamt.Mix(h, hamt.HashString(t.CanonicalRevision))
@@ -86,7 +86,7 @@ func (t *Traits) hash() uint64 {
 
 // Says reports whether w says what o says, which is not nil.
 func (w *Workload) Says(o *Workload) bool {
-	return w != nil && w.UID == o.UID && w.Name == o.Name && w.Node == o.Node && slices.Equal(w.Addrs, o.Addrs) &&
+	return w != nil && w.UID == o.UID && w.Name == o.Name && w.Node == o.Node && w.WorkloadName == o.WorkloadName && slices.Equal(w.Addrs, o.Addrs) &&
 		slices.Equal(w.DNSNames, o.DNSNames) && (w.Traits == o.Traits || w.Traits.equal(o.Traits))
 }
 
@@ -96,7 +96,7 @@ func (t *Traits) equal(o *Traits) bool {
 		t.Network == o.Network && t.ClusterID == o.ClusterID && t.Identity == o.Identity && t.Hostname == o.Hostname &&
 		t.Tunnel == o.Tunnel && t.NetworkMode == o.NetworkMode && t.WorkloadType == o.WorkloadType &&
 		t.Capacity == o.Capacity && t.NativeTunnel == o.NativeTunnel && t.Healthy == o.Healthy &&
-		t.CanonicalName == o.CanonicalName && t.CanonicalRevision == o.CanonicalRevision && t.WorkloadName == o.WorkloadName &&
+		t.CanonicalName == o.CanonicalName && t.CanonicalRevision == o.CanonicalRevision &&
 		slices.Equal(t.Policies, o.Policies) && t.Locality == o.Locality &&
 		maps.EqualFunc(t.Services, o.Services, slices.Equal) &&
 		same(t.Waypoint, o.Waypoint) && same(t.NetworkGateway, o.NetworkGateway) && same(t.AppTunnel, o.AppTunnel) &&

@@ -12,20 +12,20 @@ import (
 const (
 	fieldWorkload = 1
 
-	fieldName, fieldAddresses, fieldNode, fieldUID = 1, 3, 9, 20
+	fieldName, fieldAddresses, fieldNode, fieldWorkloadName, fieldUID = 1, 3, 9, 13, 20
 )
 
-// replicas remembers which bytes became which traits: what a workload says besides its own name, addresses and node is
+// replicas remembers which bytes became which traits: what a workload says besides its names, addresses and node is
 // what the one before said, and need not be decoded to be known.
 type replicas struct {
 	seeds [2]maphash.Seed
 	known map[[2]uint64]*Traits
-	nodes map[string]string
-	rest  []byte // for one at a time
+	names map[string]string // of nodes, and of what made workloads
+	rest  []byte            // for one at a time
 }
 
 // own is what a workload says for itself alone, in its encoding.
-type own struct{ uid, name, node []byte }
+type own struct{ uid, name, node, workload []byte }
 
 // split reads an encoded address that is a workload: what it says for itself, and whether it was understood. Its
 // addresses go to w, and what is left to n.rest.
@@ -51,7 +51,7 @@ func (n *replicas) split(b []byte, w *withAddr) (o own, ok bool) {
 		field := in[:k+l]
 		in = in[k+l:]
 		switch num {
-		case fieldName, fieldAddresses, fieldNode, fieldUID:
+		case fieldName, fieldAddresses, fieldNode, fieldWorkloadName, fieldUID:
 		default:
 			n.rest = append(n.rest, field...)
 			continue
@@ -65,6 +65,8 @@ func (n *replicas) split(b []byte, w *withAddr) (o own, ok bool) {
 			o.name, ok = v, utf8.Valid(v)
 		case fieldNode:
 			o.node, ok = v, utf8.Valid(v)
+		case fieldWorkloadName:
+			o.workload, ok = v, utf8.Valid(v)
 		case fieldUID:
 			o.uid, ok = v, utf8.Valid(v) && len(v) > 0
 		case fieldAddresses:
@@ -102,26 +104,36 @@ func (n *Interner) Replica(b []byte, name string) *Workload {
 	if w.UID = name; string(o.uid) != name {
 		w.UID = string(o.uid)
 	}
-	if at := len(w.UID) - len(o.name); at >= 0 && w.UID[at:] == string(o.name) {
-		w.Name = w.UID[at:]
-	} else {
+	if w.Name = end(w.UID, o.name); w.Name == "" {
 		w.Name = string(o.name)
 	}
-	w.Node, w.Traits = n.of.node(o.node), t
+	if w.WorkloadName = end(w.UID, o.workload); w.WorkloadName == "" {
+		w.WorkloadName = n.of.name(o.workload)
+	}
+	w.Node, w.Traits = n.of.name(o.node), t
 	return w
 }
 
-func (n *replicas) node(b []byte) string {
+// end is b as the end of s, "" where it is not.
+func end(s string, b []byte) string {
+	if at := len(s) - len(b); at >= 0 && s[at:] == string(b) {
+		return s[at:]
+	}
+	return ""
+}
+
+// name is b, which many say.
+func (n *replicas) name(b []byte) string {
 	if len(b) == 0 {
 		return ""
 	}
-	s, have := n.nodes[string(b)]
+	s, have := n.names[string(b)]
 	if !have {
 		s = intern(string(b))
-		if n.nodes == nil || len(n.nodes) >= remembered {
-			n.nodes = map[string]string{}
+		if n.names == nil || len(n.names) >= remembered {
+			n.names = map[string]string{}
 		}
-		n.nodes[s] = s
+		n.names[s] = s
 	}
 	return s
 }

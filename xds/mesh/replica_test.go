@@ -60,6 +60,8 @@ func TestReplica(t *testing.T) {
 		{"two addresses", func(w *workload.Workload) { w.Addresses = append(w.Addresses, make([]byte, 16)) }, true},
 		{"on no node, without an address", func(w *workload.Workload) { w.Node, w.Addresses = "", nil }, true},
 		{"a name that its uid does not end with", func(w *workload.Workload) { w.Name = "other" }, true},
+		{"of another workload", func(w *workload.Workload) { w.WorkloadName = "other" }, true},
+		{"on its own", func(w *workload.Workload) { w.WorkloadName = "web-2" }, true},
 		{"an address of three bytes", func(w *workload.Workload) { w.Addresses = [][]byte{{1, 2, 3}} }, false},
 		{"without a uid", func(w *workload.Workload) { w.Uid = "" }, false},
 		{"another policy", func(w *workload.Workload) { w.AuthorizationPolicies = []string{"shop/b"} }, false},
@@ -131,7 +133,7 @@ func FuzzReplica(f *testing.F) {
 		n.Remember(a, w)
 		same(a)
 		same(b)
-		for _, num := range []protowire.Number{fieldName, fieldNode, fieldUID} {
+		for _, num := range []protowire.Number{fieldName, fieldNode, fieldWorkloadName, fieldUID} {
 			same(extended(a, num, []byte(s)))
 		}
 		same(extended(a, fieldAddresses, ip))

@@ -78,6 +78,7 @@ type Extension struct {
 // Workload is one thing with addresses and an identity. It is immutable.
 type Workload struct {
 	UID, Name, Node string
+	WorkloadName    string // of what made it, which of a pod on its own is its name
 	Addrs           []netip.Addr
 	DNSNames        []string // lower case, without the final dot; from our own extension
 	// Source is the digest of what the workload was decoded from, if whoever decoded it cares: nothing that it says.
@@ -100,7 +101,7 @@ type Traits struct {
 	NativeTunnel bool
 	Healthy      bool
 
-	CanonicalName, CanonicalRevision, WorkloadName string
+	CanonicalName, CanonicalRevision string
 
 	Policies []string // "namespace/name", sorted
 	Locality Locality
@@ -117,15 +118,17 @@ type Traits struct {
 	StrictBy    string // the PeerAuthentication, "namespace/name", that refuses plaintext on every port
 }
 
-// Adopt makes w, which nobody else has seen yet, use another copy of its uid, and of its name if that ends the uid as
-// those of pods do.
+// Adopt makes w, which nobody else has seen yet, use another copy of its uid, and of its names where that ends with
+// them, as those of pods do.
 func (w *Workload) Adopt(uid string) {
 	if uid != w.UID {
 		return
 	}
 	w.UID = uid
-	if strings.HasSuffix(uid, w.Name) {
-		w.Name = uid[len(uid)-len(w.Name):]
+	for _, name := range []*string{&w.Name, &w.WorkloadName} {
+		if strings.HasSuffix(uid, *name) {
+			*name = uid[len(uid)-len(*name):]
+		}
 	}
 }
 

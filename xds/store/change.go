@@ -7,7 +7,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/policy"
 )
 
-// Change is what differs between two views. A nil Old was added, a nil New was
+// Change is what differs between two views: workloads as they came, and the others by name. A nil Old was added, a nil New was
 // removed.
 type Change struct {
 	Workloads []WorkloadChange

@@ -26,7 +26,7 @@ type edit struct {
 	mesh     *mesh.Txn
 	policies *policy.Txn
 
-	workloads map[string]bool // touched, by uid
+	workloads []string // touched, by uid, each once
 	services  map[mesh.Hostname]bool
 	keys      map[string]bool // touched policies
 }
@@ -35,7 +35,7 @@ func (s *Store) begin() *edit {
 	old := s.View()
 	return &edit{
 		s: s, old: old, mesh: old.Mesh.Edit(), policies: old.Policies.Edit(),
-		workloads: map[string]bool{}, services: map[mesh.Hostname]bool{}, keys: map[string]bool{},
+		services: map[mesh.Hostname]bool{}, keys: map[string]bool{},
 	}
 }
 
@@ -106,8 +106,8 @@ func (e *edit) removeAddress(name string) {
 	if e.mesh.Workload(name) != nil {
 		e.dropHeld(name)
 		e.count(e.mesh.Workload(name), -1)
+		e.touch(name)
 		e.mesh.RemoveWorkload(name)
-		e.workloads[name] = true
 		return
 	}
 	if parts := strings.SplitN(name, "/", 3); len(parts) >= 2 {
@@ -134,9 +134,16 @@ func (e *edit) putWorkload(w *mesh.Workload) *mesh.Workload {
 		return w
 	}
 	e.count(old, -1)
+	e.touch(w.UID)
 	e.mesh.PutWorkload(w)
-	e.workloads[w.UID] = true
 	return w
+}
+
+// touch notes that a workload is about to change.
+func (e *edit) touch(uid string) {
+	if e.mesh.Workload(uid) == e.old.Mesh.Workload(uid) { // it has not been before
+		e.workloads = append(e.workloads, uid)
+	}
 }
 
 // samePod: the version before can stand in for the new one.
@@ -226,8 +233,8 @@ func (e *edit) settle(now time.Time) {
 		}
 		delete(e.s.held, uid)
 		e.count(e.mesh.Workload(uid), -1)
+		e.touch(uid)
 		e.mesh.PutWorkload(h.w)
-		e.workloads[uid] = true
 	}
 	for key, deadline := range e.s.dying {
 		p := e.policies.Get(key)
@@ -266,9 +273,11 @@ func (e *edit) commit() {
 }
 
 func (e *edit) change(next *View) Change {
-	var ch Change
-	for _, uid := range slices.Sorted(maps.Keys(e.workloads)) {
+	ch := Change{Workloads: make([]WorkloadChange, 0, len(e.workloads))}
+	var others turn.Taker
+	for _, uid := range e.workloads {
 		ch.Workloads = append(ch.Workloads, WorkloadChange{uid, e.old.Mesh.Workload(uid), next.Mesh.Workload(uid)})
+		others.Next()
 	}
 	for h := range e.services {
 		ch.Services = append(ch.Services, ServiceChange{h, e.old.Mesh.Service(h), next.Mesh.Service(h)})

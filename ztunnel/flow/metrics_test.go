@@ -18,7 +18,7 @@ func TestSeriesGoWithWhatTheyName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := New(Config{MaxSeries: 8})
 		here := view(1, dst).Mesh
-		stranger := &mesh.Workload{UID: "gone", Name: "gone", Traits: &mesh.Traits{WorkloadName: "gone"}}
+		stranger := &mesh.Workload{UID: "gone", Name: "gone", WorkloadName: "gone", Traits: &mesh.Traits{}}
 		recs := map[string]Record{
 			"live":     {Direction: Inbound, Dst: dst},
 			"gone":     {Direction: Inbound, Dst: dst, Src: stranger},

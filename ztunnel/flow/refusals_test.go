@@ -53,7 +53,7 @@ func (l *logbook) logger(level string) *slog.Logger {
 	return boot.Scoped(log, "access")
 }
 
-var src = &mesh.Workload{UID: "a", Name: "a-5b7-x", Traits: &mesh.Traits{WorkloadName: "a", Namespace: "shop", Identity: peer}}
+var src = &mesh.Workload{UID: "a", Name: "a-5b7-x", WorkloadName: "a", Traits: &mesh.Traits{Namespace: "shop", Identity: peer}}
 
 // refused is one failed outbound connection.
 func refused(t *testing.T, table *Table, rec Record, err error) {

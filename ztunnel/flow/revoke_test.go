@@ -23,7 +23,7 @@ import (
 
 var (
 	peer = identity.MustParse("spiffe://cluster.local/ns/default/sa/a")
-	dst  = &mesh.Workload{UID: "b", Name: "b", Traits: &mesh.Traits{Namespace: "default", WorkloadName: "b", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/b")}}
+	dst  = &mesh.Workload{UID: "b", Name: "b", WorkloadName: "b", Traits: &mesh.Traits{Namespace: "default", Identity: identity.MustParse("spiffe://cluster.local/ns/default/sa/b")}}
 )
 
 func view(generation uint64, workload *mesh.Workload, policies ...*security.Authorization) *store.View {

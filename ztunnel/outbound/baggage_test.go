@@ -24,7 +24,7 @@ func TestFromBaggage(t *testing.T) {
 		{"nothing", nil, nil},
 		{"nothing known", []string{"a=b,k8s.planet.name=x,=,k8s.name=y,job.name=z,k8s.job=z"}, nil},
 		{"all", []string{"k8s.cluster.name=c,k8s.namespace.name=default,k8s.job.name=j,service.name=s,service.version=v,cloud.region=r,cloud.availability_zone=z"},
-			proven(mesh.Workload{Traits: &mesh.Traits{ClusterID: "c", WorkloadType: workload.WorkloadType_JOB, WorkloadName: "j", CanonicalName: "s", CanonicalRevision: "v", Locality: mesh.Locality{Region: "r", Zone: "z"}}})},
+			proven(mesh.Workload{WorkloadName: "j", Traits: &mesh.Traits{ClusterID: "c", WorkloadType: workload.WorkloadType_JOB, CanonicalName: "s", CanonicalRevision: "v", Locality: mesh.Locality{Region: "r", Zone: "z"}}})},
 		{"lines, spaces, properties", []string{" service.name = s ;p=1", "service.version=v"}, proven(mesh.Workload{Traits: &mesh.Traits{CanonicalName: "s", CanonicalRevision: "v"}})},
 		{"another's namespace", []string{"k8s.namespace.name=kube-system"}, proven(mesh.Workload{Traits: &mesh.Traits{}})},
 		{"escapes, and what only looks like one", []string{"service.name=a%2Cb,service.version=100%"}, proven(mesh.Workload{Traits: &mesh.Traits{CanonicalName: "a,b", CanonicalRevision: "100%"}})},

@@ -199,7 +199,7 @@ func TestRoute(t *testing.T) {
 }
 
 func TestBaggage(t *testing.T) {
-	w := &mesh.Workload{Traits: &mesh.Traits{ClusterID: "Kubernetes", Namespace: "default", WorkloadType: workload.WorkloadType_DEPLOYMENT, WorkloadName: "web", CanonicalName: "web", CanonicalRevision: "v1", Locality: mesh.Locality{Region: "r", Zone: "z"}}}
+	w := &mesh.Workload{WorkloadName: "web", Traits: &mesh.Traits{ClusterID: "Kubernetes", Namespace: "default", WorkloadType: workload.WorkloadType_DEPLOYMENT, CanonicalName: "web", CanonicalRevision: "v1", Locality: mesh.Locality{Region: "r", Zone: "z"}}}
 	want := "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=web,service.name=web,service.version=v1,cloud.region=r,cloud.availability_zone=z"
 	if got := Baggage(w); got != want {
 		t.Errorf("got %s\nwant %s", got, want)

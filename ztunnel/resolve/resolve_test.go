@@ -140,7 +140,7 @@ func TestEverythingIsBounded(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	r := New(Config{Registerer: reg, Lookup: func(context.Context, string) ([]netip.Addr, error) { return nil, nil }})
 	for i := range 2 * maxNames {
-		if _, err := r.Resolve(t.Context(), &mesh.Workload{Traits: &mesh.Traits{WorkloadName: "w"}}, fmt.Sprint("h", i), false); !errors.Is(err, ErrNoAddress) {
+		if _, err := r.Resolve(t.Context(), &mesh.Workload{WorkloadName: "w", Traits: &mesh.Traits{}}, fmt.Sprint("h", i), false); !errors.Is(err, ErrNoAddress) {
 			t.Fatal(err)
 		}
 	}
