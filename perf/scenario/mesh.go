@@ -50,6 +50,6 @@ func mesh() []Scenario {
 		load.Spec{Kind: load.Tunnel, Conns: 16, Size: 64}).Needs = Encryption
 	s := add(All, "settle-10000", "memory after 10000 connections, 64 at a time, and a minute of nothing",
 		load.Spec{Kind: load.Settle, Conns: 64, Total: 10000, Size: 64})
-	s.Needs, s.AtLeast, s.Once, s.Fresh = Proxies, time.Minute, true, true
+	s.Needs, s.AtLeast, s.Once, s.Fresh = ControlPlane, time.Minute, true, true
 	return out
 }

@@ -34,6 +34,9 @@ type Runner struct {
 	Progress func(Step)
 	// Pinned puts the clients and servers of all scenarios on CPUs of their own.
 	Pinned bool
+	// Sparse gives scenarios that only the set All has a third of the rounds, and
+	// counts no system calls in them: they are many, and nothing depends on one.
+	Sparse bool
 
 	turns   int // rounds begun, of all scenarios
 	elapsed struct {
@@ -135,7 +138,7 @@ const countFor = 250 * time.Millisecond
 // nothing else is believed.
 func (r *Runner) count(ctx context.Context, s Scenario, row *report.Row) error {
 	path, _ := r.Network.Path(row.Mode, s.Placement) // modesOf has asked
-	if !r.Settings.Syscalls || !s.countable() || !slices.ContainsFunc(path.Watch, func(p load.Process) bool { return p.Proxy }) {
+	if !r.counts(s) || !slices.ContainsFunc(path.Watch, func(p load.Process) bool { return p.Proxy }) {
 		return nil
 	}
 	spec := s.Load
@@ -163,7 +166,17 @@ func (r *Runner) rounds(s Scenario) int {
 	if s.Load.Kind == load.Idle || s.Once {
 		return 1
 	}
+	if r.sparse(s) {
+		return max(1, r.Settings.Rounds/3)
+	}
 	return r.Settings.Rounds
+}
+
+func (r *Runner) sparse(s Scenario) bool { return r.Sparse && s.Set == All }
+
+// counts says whether system calls are counted in a scenario.
+func (r *Runner) counts(s Scenario) bool {
+	return r.Settings.Syscalls && s.countable() && !r.sparse(s)
 }
 
 // pinned says whether client and server are on CPUs of their own. Whoever makes
@@ -339,7 +352,7 @@ func (r *Runner) cost(s Scenario) (c cost) {
 	if s.Crowd.Workloads > 0 {
 		c.once = s.Crowd.Takes()
 	}
-	if r.Settings.Syscalls && s.countable() {
+	if r.counts(s) {
 		c.count = min(r.Settings.Warm, countFor) + min(r.Settings.For, countFor) + between
 	}
 	return c

@@ -53,7 +53,6 @@ type Need string
 // Needs.
 const (
 	Encryption   Need = "TLS between nodes"
-	Proxies      Need = "proxies"
 	ControlPlane Need = "a control plane"
 	Neighbours   Need = "proxies that other pods use too"
 	Rollouts     Need = "proxies of which two run at a time, on ports that can be set"
@@ -66,8 +65,6 @@ func (s Scenario) lacks(p topo.Path) string {
 	switch s.Needs {
 	case Encryption:
 		has = p.TLSServer != ""
-	case Proxies:
-		has = proxied
 	case ControlPlane:
 		has = p.Meshed
 	case Rollouts:
@@ -215,5 +212,5 @@ func Defaults(set Set) (rounds int, warm, length time.Duration) {
 	case Core:
 		return 5, 300 * time.Millisecond, 1500 * time.Millisecond
 	}
-	return 3, 300 * time.Millisecond, 1500 * time.Millisecond
+	return 3, 150 * time.Millisecond, 500 * time.Millisecond
 }

@@ -207,6 +207,29 @@ func TestProxiesAreReplacedBeforeTheirMemoryIsMeasured(t *testing.T) {
 	}
 }
 
+// Who asks for everything gets most of it once: one round of each size, more of what
+// the bars are about.
+func TestWhatOnlyAllHasIsMeasuredInFewerRounds(t *testing.T) {
+	for rounds, want := range map[int]string{1: "x a", 3: "x x x a", 6: "x x x x x x a a"} {
+		n := &network{}
+		r := Runner{Network: n, Modes: []string{"none"}, Settings: report.Settings{Rounds: rounds, MaxSteal: 1}, Sparse: true}
+		list := []Scenario{{Name: "x", Set: Core, Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}, {Name: "a", Set: All, Placement: topo.Cross, Load: load.Spec{Kind: load.Ask}}}
+		rows, err := r.Run(t.Context(), list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, row := range rows {
+			for range row.Runs {
+				got = append(got, row.Scenario.Name)
+			}
+		}
+		if s := strings.Join(got, " "); s != want {
+			t.Errorf("%d rounds: %s, want %s", rounds, s, want)
+		}
+	}
+}
+
 // What is left is what the rest was estimated at, by how the estimate has been right.
 func TestTimeLeft(t *testing.T) {
 	n := &network{}
@@ -318,7 +341,7 @@ func TestModesInWhichAScenarioMakesNoSenseSayWhy(t *testing.T) {
 		need Need
 		out  string
 	}{
-		{"", ""}, {Encryption, "none"}, {Proxies, "none"}, {ControlPlane, "none tls"}, {Neighbours, "tls"}, {Rollouts, "none tls zt"},
+		{"", ""}, {Encryption, "none"}, {ControlPlane, "none tls"}, {Neighbours, "tls"}, {Rollouts, "none tls zt"},
 	} {
 		rows, err := r.Run(t.Context(), []Scenario{{Name: "s", Placement: topo.Cross, Needs: tt.need, Load: load.Spec{Kind: load.Ask}}})
 		if err != nil {

@@ -260,6 +260,10 @@ func (m *Mesh) Ready() <-chan struct{} { return m.readyc }
 // shares the machine with others.
 const readyTimeout = 100 * time.Second
 
+// hopeless is how often a program may end before it was ready for the first time,
+// until it is taken to be one that cannot run here.
+const hopeless = 7
+
 // Await waits until a component is ready.
 func (m *Mesh) Await(ctx context.Context, c *Component) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
@@ -269,6 +273,9 @@ func (m *Mesh) Await(ctx context.Context, c *Component) error {
 		if last = c.Check(ctx); last == nil {
 			m.Log.Info("ready", "component", c.Name)
 			return m.pod(c)
+		}
+		if n := c.Restarts(); n >= hopeless && !c.wasReady.Load() {
+			return fmt.Errorf("%s cannot run here: it ended %d times before it was ready: %w; its last log lines:\n%s", c.Name, n, last, c.Tail(15))
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
