@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ambit-mesh/ambit/test/sockets"
 	"github.com/ambit-mesh/ambit/ztunnel/record"
 )
 
@@ -47,21 +48,7 @@ func TestFramesFillBatches(t *testing.T) {
 
 // Blocks grow while reads fill them, and only then.
 func TestReadsTakeWhatIsThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	out, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	out, c := sockets.Pair(t)
 	g := newGatherConn(c)
 	largest, last := 0, 0
 	read := func(total int) {
@@ -104,7 +91,7 @@ func TestReadsTakeWhatIsThere(t *testing.T) {
 	if last != largeBlock {
 		t.Errorf("little was read into a block of %d", last)
 	}
-	_ = out.(*net.TCPConn).CloseWrite()
+	_ = out.CloseWrite()
 	if err := g.fill(); err != io.EOF {
 		t.Errorf("got %v", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/test/sockets"
 	"github.com/ambit-mesh/ambit/xds/identity"
 )
 
@@ -139,17 +140,4 @@ func (m *mesh) dialled() int {
 	return m.n
 }
 
-// tcpPair returns both ends of a loopback TCP connection.
-func tcpPair(ctx context.Context) (net.Conn, net.Conn, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, nil, err
-	}
-	defer ln.Close()
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", ln.Addr().String())
-	if err != nil {
-		return nil, nil, err
-	}
-	s, err := ln.Accept()
-	return c, s, err
-}
+var tcpPair = sockets.Open

@@ -3,38 +3,18 @@ package outbound
 import (
 	"errors"
 	"io"
-	"net"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ambit-mesh/ambit/test/memnet"
+	"github.com/ambit-mesh/ambit/test/sockets"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/mesh"
 	"github.com/ambit-mesh/ambit/ztunnel/flow"
 	"github.com/ambit-mesh/ambit/ztunnel/hbone"
 )
-
-// tcpPair is an application's connection, and what the proxy accepted.
-func tcpPair(t *testing.T) (app, down *net.TCPConn) {
-	t.Helper()
-	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	a, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := ln.AcceptTCP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = a.Close(), d.Close() })
-	return a.(*net.TCPConn), d
-}
 
 // until asks e until it has read something.
 func until(e *early) string {
@@ -49,7 +29,7 @@ func until(e *early) string {
 // What was read and has not gone along with a request is the first that the way gets, once.
 func TestFirstBytesAreNeitherLostNorSentTwice(t *testing.T) {
 	for _, sent := range []int{0, 3, 8} {
-		app, down := tcpPair(t)
+		app, down := sockets.Pair(t)
 		if _, err := app.Write([]byte("question")); err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +66,7 @@ func TestFirstBytesAreNeitherLostNorSentTwice(t *testing.T) {
 
 // A reset that is met there is none of the kernel's to tell again: the next read would find an orderly end.
 func TestAResetBeforeTheTunnelIsNoEnd(t *testing.T) {
-	app, down := tcpPair(t)
+	app, down := sockets.Pair(t)
 	_ = app.SetLinger(0)
 	_ = app.Close()
 	e := &early{down: down}
@@ -101,7 +81,7 @@ func TestAResetBeforeTheTunnelIsNoEnd(t *testing.T) {
 
 // An end stays one, and nothing is waited for.
 func TestNothingSaidIsNothingSent(t *testing.T) {
-	app, down := tcpPair(t)
+	app, down := sockets.Pair(t)
 	e := &early{down: down}
 	if got := e.bytes(); len(got) != 0 || e.err != nil {
 		t.Errorf("read %q, %v", got, e.err)
@@ -121,7 +101,7 @@ func TestNothingSaidIsNothingSent(t *testing.T) {
 // heard. When the way ends meanwhile, so does their wait.
 func TestFirstBytesWaitForRoom(t *testing.T) {
 	for _, ends := range []bool{false, true} {
-		app, down := tcpPair(t)
+		app, down := sockets.Pair(t)
 		if _, err := app.Write([]byte("question")); err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +147,7 @@ func TestFirstBytesWaitForRoom(t *testing.T) {
 func TestWhoIsSentFirstBytes(t *testing.T) {
 	refused := &hbone.StatusError{Code: 503}
 	snap, src := twoEndpoints(func(w *mesh.Workload) { w.Tunnel = workload.TunnelProtocol_HBONE })
-	app, down := tcpPair(t)
+	app, down := sockets.Pair(t)
 	if _, err := app.Write([]byte("question")); err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/test/sockets"
 )
 
 // pair returns an Opener and a Sealer that fit: fresh keys of a suite.
@@ -352,19 +354,7 @@ func configs() (client, server *tls.Config) {
 
 func tcp(t *testing.T) (a, b net.Conn) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	if a, err = net.Dial("tcp", ln.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if b, err = ln.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = a.Close(), b.Close() })
-	return a, b
+	return sockets.Pair(t)
 }
 
 // crypto/tls as the peer, in both roles (its server sends tickets), with chunks of any size both ways.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/test/leak"
 	"github.com/ambit-mesh/ambit/test/memnet"
+	"github.com/ambit-mesh/ambit/test/sockets"
 	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
@@ -45,22 +46,7 @@ func (pp *pipePool) drain() {
 
 type pair func(t *testing.T) (outer, inner Conn)
 
-func tcpPair(t *testing.T) (Conn, Conn) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	a, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a.(*net.TCPConn), b.(*net.TCPConn)
-}
+func tcpPair(t *testing.T) (Conn, Conn) { return sockets.Pair(t) }
 
 func memPair(*testing.T) (Conn, Conn) {
 	a, b := memnet.Pipe()

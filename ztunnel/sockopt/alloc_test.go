@@ -7,12 +7,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/test/sockets"
 )
 
 // TestAllocOfAnOrigin: each captured connection is asked. The one allocation is
 // the error's, which a pod without origins gets once in a thousand connections.
 func TestAllocOfAnOrigin(t *testing.T) {
-	c := pair(t)
+	_, c := sockets.Pair(t)
 	var o Origin
 	if got := testing.AllocsPerRun(200, func() {
 		if err := ReadOrigin(c, &o); !errors.Is(err, unix.ENOPROTOOPT) {

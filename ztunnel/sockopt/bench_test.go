@@ -3,12 +3,14 @@ package sockopt
 import (
 	"net"
 	"testing"
+
+	"github.com/ambit-mesh/ambit/test/sockets"
 )
 
 // BenchmarkAtTheEnds is what the access log adds to a connection, beside one that
 // is opened, carries a byte each way and is closed.
 func BenchmarkAtTheEnds(b *testing.B) {
-	c := pair(b)
+	_, c := sockets.Pair(b)
 	b.Run("TCP_INFO", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
@@ -46,24 +48,4 @@ func BenchmarkAtTheEnds(b *testing.B) {
 			_, _ = a.Close(), c.Close()
 		}
 	})
-}
-
-// pair is the accepted end of a connection.
-func pair(tb testing.TB) *net.TCPConn {
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer ln.Close()
-	c, err := net.Dial("tcp4", ln.Addr().String())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { c.Close() })
-	accepted, err := ln.Accept()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { accepted.Close() })
-	return accepted.(*net.TCPConn)
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/test/sockets"
 )
 
 // Every option that was asked for is what the kernel says afterwards, and no other.
@@ -157,22 +159,7 @@ func TestBuffersAreBoundedAndInherited(t *testing.T) {
 
 // TestCloseWriteIsAHalfClose: the peer reads the end, and what it says then still arrives.
 func TestCloseWriteIsAHalfClose(t *testing.T) {
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	peer, err := net.Dial("tcp4", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	accepted, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer accepted.Close()
-	c := accepted.(*net.TCPConn)
+	peer, c := sockets.Pair(t)
 	if err := CloseWrite(c); err != nil {
 		t.Fatal(err)
 	}
