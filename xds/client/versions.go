@@ -41,6 +41,6 @@ func (v *versions) like(name []byte) *inForce {
 	return v.x.Find(hamt.HashBytes(name), func(f *inForce) bool { return f.named() == string(name) })
 }
 
-func (v *versions) set(f inForce)           { v.x = v.x.Set(v.ed, f) }
+func (v *versions) set(f inForce)           { v.x = v.x.Set(v.ed, f.named(), f) }
 func (v *versions) drop(name string)        { v.x = v.x.Delete(v.ed, name) }
 func (v *versions) all() iter.Seq[*inForce] { return v.x.All() }

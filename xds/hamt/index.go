@@ -108,13 +108,12 @@ func (m Index[K, E]) collided(n *node[E], k K) int {
 	return -1
 }
 
-// Set returns the index with e in place of the element with its key. With a
-// token the receiver must not be used any more.
-func (m Index[K, E]) Set(ed *Edit, e E) Index[K, E] {
+// Set returns the index with e, whose key is k, in place of the element with
+// that key. With a token the receiver must not be used any more.
+func (m Index[K, E]) Set(ed *Edit, k K, e E) Index[K, E] {
 	if m.root == nil {
 		m.root = &node[E]{edit: ed}
 	}
-	k := m.by.Key(&e)
 	var added bool
 	m.root, added = m.set(m.root, ed, m.by.Hash(k), 0, k, e)
 	if added {
@@ -162,8 +161,7 @@ func (m Index[K, E]) set(n *node[E], ed *Edit, h uint64, shift uint, k K, e E) (
 		n.entries = insert(n.entries, di, e)
 		return n, true
 	}
-	old := n.entries[di]
-	oldKey := m.by.Key(&old)
+	oldKey := m.by.Key(&n.entries[di])
 	if oldKey == k {
 		n = n.owned(ed)
 		n.entries[di] = e
@@ -171,7 +169,7 @@ func (m Index[K, E]) set(n *node[E], ed *Edit, h uint64, shift uint, k K, e E) (
 	}
 	// The slot is taken by another key: both go one level down.
 	child := &node[E]{edit: ed}
-	child, _ = m.set(child, ed, m.by.Hash(oldKey), shift+fan, oldKey, old)
+	child, _ = m.set(child, ed, m.by.Hash(oldKey), shift+fan, oldKey, n.entries[di])
 	child, _ = m.set(child, ed, h, shift+fan, k, e)
 	n = n.owned(ed)
 	n.data &^= bit

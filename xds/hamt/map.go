@@ -30,7 +30,7 @@ func (m Map[K, V]) Get(k K) (V, bool) {
 // Set returns the map with k set to v. With a token the receiver must not be
 // used any more.
 func (m Map[K, V]) Set(ed *Edit, k K, v V) Map[K, V] {
-	return Map[K, V]{m.x.Set(ed, entry[K, V]{k, v})}
+	return Map[K, V]{m.x.Set(ed, k, entry[K, V]{k, v})}
 }
 
 // Delete returns the map without k. With a token the receiver must not be

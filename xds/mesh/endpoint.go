@@ -117,10 +117,10 @@ func (e *EndpointSet) move(ed *hamt.Edit, i int, w *Workload) {
 	e.list = e.list.Set(ed, i, w)
 	switch {
 	case e.index.Len() > 0:
-		e.index = e.index.Set(ed, place{w, i})
+		e.index = e.index.Set(ed, w.UID, place{w, i})
 	case e.list.Len() > large:
 		for i := range e.list.Len() {
-			e.index = e.index.Set(ed, place{e.at(i), i})
+			e.index = e.index.Set(ed, e.at(i).UID, place{e.at(i), i})
 		}
 	}
 }

@@ -42,7 +42,7 @@ func (t *Txn) Service(h Hostname) *Service {
 // PutWorkload adds or replaces the workload with its uid.
 func (t *Txn) PutWorkload(w *Workload) {
 	old := t.s.Workload(w.UID)
-	t.s.workloads = t.s.workloads.Set(t.ed, w)
+	t.s.workloads = t.s.workloads.Set(t.ed, w.UID, w)
 	t.unindexWorkload(old, w)
 	t.indexNames(old, w)
 	if w.indexedByAddr() {
@@ -59,7 +59,9 @@ func (t *Txn) PutWorkload(w *Workload) {
 	}
 	for h := range w.Services {
 		set, _ := t.s.endpoints.Get(h)
-		t.s.endpoints = t.s.endpoints.Set(t.ed, h, set.put(t.ed, h, w, old))
+		if now := set.put(t.ed, h, w, old); now != set {
+			t.s.endpoints = t.s.endpoints.Set(t.ed, h, now)
+		}
 	}
 }
 
@@ -107,23 +109,24 @@ func (t *Txn) unindexWorkload(old, next *Workload) {
 		if set == nil {
 			continue
 		}
-		if set = set.remove(t.ed, old); set.Len() == 0 {
+		if now := set.remove(t.ed, old); now.Len() == 0 {
 			t.s.endpoints = t.s.endpoints.Delete(t.ed, h)
-		} else {
-			t.s.endpoints = t.s.endpoints.Set(t.ed, h, set)
+		} else if now != set {
+			t.s.endpoints = t.s.endpoints.Set(t.ed, h, now)
 		}
 	}
 }
 
 // indexAddr makes w, not old, one of those that have an address.
 func (t *Txn) indexAddr(a netip.Addr, w, old *Workload) {
-	have := t.s.addrs.Get(NetAddr{w.Network, a})
+	k := NetAddr{w.Network, a}
+	have := t.s.addrs.Get(k)
 	if have == nil || have.shared == nil && have.best.UID == w.UID {
-		t.s.addrs = t.s.addrs.Set(t.ed, newHolder(a, w, nil))
+		t.s.addrs = t.s.addrs.Set(t.ed, k, newHolder(a, w, nil))
 		return
 	}
 	list := withWorkload(have.all(), w, old)
-	t.s.addrs = t.s.addrs.Set(t.ed, newHolder(a, list[0], list[1:]))
+	t.s.addrs = t.s.addrs.Set(t.ed, k, newHolder(a, list[0], list[1:]))
 }
 
 func (t *Txn) unindexAddr(a netip.Addr, old *Workload) {
@@ -133,7 +136,7 @@ func (t *Txn) unindexAddr(a netip.Addr, old *Workload) {
 		return
 	}
 	if list := withoutWorkload(have.all(), old); len(list) > 0 {
-		t.s.addrs = t.s.addrs.Set(t.ed, newHolder(a, list[0], list[1:]))
+		t.s.addrs = t.s.addrs.Set(t.ed, k, newHolder(a, list[0], list[1:]))
 	} else {
 		t.s.addrs = t.s.addrs.Delete(t.ed, k)
 	}
