@@ -24,6 +24,7 @@ type view struct {
 	*Report
 	When   string
 	TookS  string
+	Memory string
 	Parts  []partView
 	Legend []string
 
@@ -48,10 +49,7 @@ type overviewLine struct {
 }
 
 // cell is a figure: the median, and below it the quartiles.
-type cell struct {
-	Figure, Spread string
-	Words          bool // it is no figure
-}
+type cell struct{ Figure, Spread string }
 
 type line struct {
 	Name  string
@@ -74,7 +72,8 @@ type groupView struct {
 	Plots    []template.HTML
 	Head     []string
 	Rows     []line
-	Against  []string // columns of Ratios
+	About    [][3]string // of rows: mode, TLS, what setup says
+	Against  []string    // columns of Ratios
 	Ratios   []line
 	Remarks  string
 }
@@ -82,7 +81,7 @@ type groupView struct {
 // HTML writes one page that needs nothing else: plots are SVG, colours follow the
 // reader's scheme, and it prints.
 func (r *Report) HTML(w io.Writer) error {
-	v := view{Report: r, When: r.Started.Format("2006-01-02 15:04 MST"), TookS: r.Took.Round(time.Second).String()}
+	v := view{Report: r, When: r.Started.Format("2006-01-02 15:04 MST"), TookS: r.Took.Round(time.Second).String(), Memory: fmt.Sprintf("%d GiB", (r.Machine.Memory+1<<29)>>30)}
 	colours := colours(r)
 	for _, s := range r.parts() {
 		v.Parts = append(v.Parts, s.view(colours))
@@ -108,13 +107,31 @@ func (r *Report) HTML(w io.Writer) error {
 	return nil
 }
 
+// ownColours are those of modes that most reports have, the same in each; ztunnel is
+// what the reference is called by whoever gives it.
+var ownColours = map[string]int{"none": 0, "relay": 1, "tls": 2, "ambit": 3, "ambit-accelerated": 4, ztunnel: 5, "net-http": 6}
+
 // colours gives each mode the number of a colour of the page, the same everywhere.
 func colours(r *Report) map[string]int {
-	out := map[string]int{}
+	out, used := map[string]int{}, map[int]bool{}
 	for _, row := range r.Rows {
-		if _, ok := out[row.Mode]; !ok {
-			out[row.Mode] = len(out) % 8
+		if c, ok := ownColours[row.Mode]; ok {
+			out[row.Mode], used[c] = c, true
 		}
+	}
+	next := 7
+	for _, row := range r.Rows {
+		if _, ok := out[row.Mode]; ok {
+			continue
+		}
+		for range 8 { // with more modes than colours some have the same
+			if next %= 8; !used[next] {
+				break
+			}
+			next++
+		}
+		out[row.Mode], used[next] = next, true
+		next++
 	}
 	return out
 }
@@ -140,14 +157,6 @@ func (g Group) view(colours map[string]int) groupView {
 	for _, m := range metrics {
 		v.Head = append(v.Head, m.Unit)
 	}
-	secured := slices.ContainsFunc(g.Rows, func(row Row) bool { return len(row.TLS) > 0 })
-	if secured {
-		v.Head = append(v.Head, "TLS")
-	}
-	described := slices.ContainsFunc(g.Rows, func(row Row) bool { return row.Program != "" })
-	if described {
-		v.Head = append(v.Head, setupHead)
-	}
 	for _, row := range g.Rows {
 		if len(row.Runs) == 0 {
 			continue // it was left out, which remarks say
@@ -156,13 +165,10 @@ func (g Group) view(colours map[string]int) groupView {
 		for _, m := range metrics {
 			l.Cells = append(l.Cells, SpreadOf(row.Values(m)).cell())
 		}
-		if secured {
-			l.Cells = append(l.Cells, cell{Figure: orDash(row.secured()), Words: true})
-		}
-		if described {
-			l.Cells = append(l.Cells, cell{Figure: row.setup(), Words: true})
-		}
 		v.Rows = append(v.Rows, l)
+		if row.Program != "" || len(row.TLS) > 0 {
+			v.About = append(v.About, [3]string{row.Mode, orDash(row.secured()), row.setup()})
+		}
 	}
 	v.ratios(g, metrics)
 	v.Plots = g.plots(metrics, colours)
@@ -298,17 +304,17 @@ func (g Group) tails(colours map[string]int) template.HTML {
 	}
 	const bottom = 30
 	height := max(240, topMargin+17*len(g.Rows)+bottom) // the legend is beside it
-	first, last := int(math.Floor(math.Log10(low))), int(math.Floor(math.Log10(high)))+1
+	ticks := scale(low, high)
+	first, last := math.Log10(ticks[0]), math.Log10(ticks[len(ticks)-1])
 	var b strings.Builder
 	begin(&b, height, "latency, µs, logarithmic")
 	y := func(v float64) float64 {
-		return float64(height-bottom) - (math.Log10(v)-float64(first))/float64(last-first)*float64(height-bottom-topMargin-6)
+		return float64(height-bottom) - (math.Log10(v)-first)/(last-first)*float64(height-bottom-topMargin-6)
 	}
 	x := func(i int) int { return 70 + i*80 }
-	for d := first; d <= last; d++ {
-		v := math.Pow10(d)
+	for _, v := range ticks {
 		fmt.Fprintf(&b, `<path class="g" d="M60 %.1fH%d"/>`, y(v), x(3)+10)
-		text(&b, 54, int(y(v))+4, "end", decade(d))
+		text(&b, 54, int(y(v))+4, "end", tick(v))
 	}
 	for i, q := range quantiles {
 		text(&b, x(i), height-10, "middle", q.name)
@@ -333,12 +339,35 @@ func (g Group) tails(colours map[string]int) template.HTML {
 	return template.HTML(b.String()) // every text in it was escaped
 }
 
-// decade names a power of ten.
-func decade(d int) string {
-	if d < 3 {
-		return strconv.FormatFloat(math.Pow10(d), 'f', -1, 64)
+// scale are round values from one below the lowest to one above the highest figure:
+// powers of ten, and where these are few 2 and 5 times as much.
+func scale(low, high float64) []float64 {
+	steps := []float64{1, 2, 5}
+	if high/low > 1000 {
+		steps = steps[:1]
 	}
-	return []string{"1", "10", "100"}[d%3] + []string{"", "k", "M", "G"}[min(d/3, 3)]
+	var out []float64
+	for d := int(math.Floor(math.Log10(low))); ; d++ {
+		for _, step := range steps {
+			v := step * math.Pow10(d)
+			if len(out) > 0 && v <= low {
+				out[0] = v // nearer
+				continue
+			}
+			if out = append(out, v); v >= high && len(out) > 1 {
+				return out
+			}
+		}
+	}
+}
+
+// tick names a value of a scale.
+func tick(v float64) string {
+	unit := 0
+	for ; v >= 1000 && unit < 3; unit++ {
+		v /= 1000
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64) + []string{"", "k", "M", "G"}[unit]
 }
 
 func begin(b *strings.Builder, height int, title string) {

@@ -90,7 +90,10 @@ func figure(v float64) string {
 		digits = 4
 	}
 	s := strconv.FormatFloat(v, 'f', digits, 64)
-	if a >= 10000 {
+	switch {
+	case a >= 999.5e3:
+		s = strconv.FormatFloat(v/1e6, 'f', 2, 64) + "M"
+	case a >= 10000:
 		s = strconv.FormatFloat(v/1000, 'f', 1, 64) + "k"
 	}
 	return s
