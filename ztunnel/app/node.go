@@ -256,8 +256,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 	})
 	keepSource := n.cfg.EnableOrigSrc && pn.only == 0
 	sockets := p.NS.NewStock(inbound.AppOptions(mark, keepSource, n.cfg.liveness()))
-	app := &inbound.AppDialer{Sockets: sockets, KeepSource: keepSource,
-		Busy: func() bool { return account.InUse(ledger.Streams)+account.InUse(ledger.Connections) > sockopt.AppTuned }}
+	app := &inbound.AppDialer{Sockets: sockets, KeepSource: keepSource, Buffers: account.Buffers}
 	in := inbound.New(inbound.Config{Pod: p.UID, Self: self, View: n.store.View, Flow: n.flow, Dial: app.Dial, OriginalDst: inboundDst(pn.originalDst),
 		Demand: n.demand, NoBaggage: !n.cfg.ResponseBaggage, LocalTunnel: n.cfg.LocalhostAppTunnel, Only: pn.only})
 	srv := hbone.NewServer(hbone.ServerConfig{

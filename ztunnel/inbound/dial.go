@@ -40,9 +40,9 @@ type AppDialer struct {
 	Sockets Sockets
 	// KeepSource is false where transparent sockets are not to be had.
 	KeepSource bool
-	// Busy reports whether the pod has so many connections that the kernel
-	// must not grow another one's buffers. Nil: never.
-	Busy func() bool
+	// Buffers is how large either buffer of the next socket may be; nil or
+	// zero: as the kernel sees fit.
+	Buffers func() int
 }
 
 // Sockets connects sockets of a pod's namespace: from src, unless it is not valid,
@@ -87,13 +87,13 @@ func (a *AppDialer) Dial(ctx context.Context, src netip.Addr, dst netip.AddrPort
 
 func (a *AppDialer) dial(ctx context.Context, src, dst netip.AddrPort, limit time.Duration) (net.Conn, error) {
 	var control func(fd int) error
-	if a.Busy != nil && a.Busy() {
-		control = bounded
+	if a.Buffers != nil {
+		if size := a.Buffers(); size > 0 {
+			control = func(fd int) error { return sockopt.SetBuffers(fd, size) }
+		}
 	}
 	return a.Sockets.Dial(ctx, src, dst, limit, control)
 }
-
-func bounded(fd int) error { return sockopt.SetBuffers(fd, sockopt.AppBuffer) }
 
 // taken reports a pair of addresses that is in use, or seems so.
 func taken(err error) bool {

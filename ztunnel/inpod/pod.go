@@ -175,8 +175,10 @@ func (p *pod) serveConn(c sockopt.Socket, account *ledger.Account, o *ledger.Ope
 		o.Done()
 		p.conns.Done()
 	}
-	if account.InUse(ledger.Connections) > sockopt.AppTuned && local(c) {
-		_ = sockopt.BoundBuffers(c, sockopt.AppBuffer) // memory, not correctness
+	if local(c) {
+		if size := account.Buffers(); size > 0 {
+			_ = sockopt.BoundBuffers(c, size) // memory, not correctness
+		}
 	}
 	serve(o.With(p.ctx), c, ended)
 }

@@ -78,6 +78,7 @@ func (e *ExhaustedError) Unwrap() error { return e.Cause }
 // Ledger holds the accounts of one node.
 type Ledger struct {
 	pools   [numResources]pool
+	memory  atomic.Int64 // see SetMemory
 	unasked atomic.Int64 // see Account.Unasked
 
 	mu   sync.Mutex

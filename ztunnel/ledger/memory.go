@@ -27,6 +27,7 @@ func (l *Ledger) SetMemory(memory int64) (connections int64) {
 		l.SetLimit(r, limits[r])
 	}
 	l.unasked.Store(unasked)
+	l.memory.Store(max(0, memory))
 	return limits[Connections]
 }
 
@@ -50,4 +51,48 @@ func (a *Account) Unasked() int64 {
 		return 0
 	}
 	return a.l.unasked.Load()
+}
+
+// Sockets to local applications. Left alone, the kernel grows both buffers of one to many MiB (tcp_rmem, tcp_wmem in
+// tcp(7)) while the application keeps up, and what they hold when it stops comes out of tcp_mem, which the whole node
+// shares, and out of the container's memory: a thousand streams that nobody read were enough to make the kernel drop
+// other pods' packets.
+const (
+	// boundBuffer is for a pod's sockets beyond its first tunedSockets: a lone stream is some 8 % slower with it.
+	boundBuffer  = 64 << 10
+	tunedSockets = 64
+	// smallBuffer is for who comes when memory is limited and socketShare, one part in so many, would be used up if nobody
+	// read. What a socket holds then is more than its buffers: the kernel takes whole writes.
+	smallBuffer = 8 << 10
+	socketShare = 8
+	tunedHolds  = 4 << 20
+	boundHolds  = 192 << 10
+)
+
+// Buffers is how large either buffer of the pod's next socket to an application may be; zero is as the kernel sees fit.
+func (a *Account) Buffers() int {
+	if a == nil {
+		return 0
+	}
+	var own, all int64
+	for _, r := range [...]Resource{Connections, Streams} {
+		p := &a.l.pools[r]
+		p.mu.Lock()
+		own += a.used[r].held
+		all += p.inUse
+		p.mu.Unlock()
+	}
+	if memory := a.l.memory.Load(); memory > 0 {
+		share := max(0, memory-memoryBase) / socketShare
+		switch tuned := share / tunedHolds; {
+		case all > tuned+share/boundHolds:
+			return smallBuffer
+		case all > tuned:
+			return boundBuffer
+		}
+	}
+	if own > tunedSockets {
+		return boundBuffer
+	}
+	return 0
 }

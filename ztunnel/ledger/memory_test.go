@@ -33,3 +33,35 @@ func TestMemory(t *testing.T) {
 		t.Error("nobody's account has a limit")
 	}
 }
+
+// The more there are, and the less memory there is, the less a socket may hold.
+func TestBuffers(t *testing.T) {
+	for _, tt := range []struct {
+		memory int64
+		want   map[int64]int // by how many there are
+	}{
+		{0, map[int64]int{1: 0, 64: 0, 65: boundBuffer, 10_000: boundBuffer}},
+		{16 << 20, map[int64]int{1: smallBuffer}},
+		{64 << 20, map[int64]int{1: 0, 2: boundBuffer, 22: boundBuffer, 23: smallBuffer}},
+		{256 << 20, map[int64]int{7: 0, 8: boundBuffer, 156: boundBuffer, 157: smallBuffer}},
+		{16 << 30, map[int64]int{64: 0, 65: boundBuffer, 10_000: boundBuffer, 12_000: smallBuffer}},
+	} {
+		for n, want := range tt.want {
+			l := New(DefaultLimits())
+			l.SetMemory(tt.memory)
+			a, b := l.Pod("a"), l.Pod("b")
+			if !a.TryAcquire(Streams, n/2) || !a.TryAcquire(Connections, n-n/2) {
+				t.Fatal("refused")
+			}
+			if got := a.Buffers(); got != want {
+				t.Errorf("memory of %d, connection %d: %d, want %d", tt.memory, n, got, want)
+			}
+			if got := b.Buffers(); tt.memory == 0 && got != 0 {
+				t.Errorf("without a limit, the first of a pod beside one with %d: %d", n, got)
+			}
+		}
+	}
+	if (*Account)(nil).Buffers() != 0 {
+		t.Error("nobody's account bounds buffers")
+	}
+}

@@ -32,15 +32,6 @@ const (
 	KeepaliveCount    = 9
 )
 
-// AppBuffer bounds either buffer of a socket to a local application, once its pod has more than AppTuned of them. Left
-// alone, the kernel grows both to many MiB (tcp_rmem, tcp_wmem in tcp(7)) while the application keeps up, and what they
-// hold when it stops comes out of tcp_mem, which the whole node shares: a thousand streams that nobody read were enough
-// to make the kernel drop other pods' packets. Bounded ones move a lone stream some 8 % slower, hence the number.
-const (
-	AppBuffer = 64 << 10
-	AppTuned  = 64
-)
-
 // Options are set on a socket before it is bound or connected. The zero value sets nothing.
 type Options struct {
 	Mark        int  // SO_MARK, socket(7)

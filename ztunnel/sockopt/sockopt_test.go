@@ -122,13 +122,14 @@ func TestConnectionOptions(t *testing.T) {
 
 // TestBuffersAreBoundedAndInherited: what a pod leaves unread must not grow in the kernel, whose memory all pods share.
 func TestBuffersAreBoundedAndInherited(t *testing.T) {
-	lc := net.ListenConfig{Control: ControlFor(Options{Buffers: AppBuffer})}
+	const appBuffer = 64 << 10
+	lc := net.ListenConfig{Control: ControlFor(Options{Buffers: appBuffer})}
 	ln, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	dialled, err := (&net.Dialer{Control: ControlFor(Options{Buffers: AppBuffer})}).Dial("tcp4", ln.Addr().String())
+	dialled, err := (&net.Dialer{Control: ControlFor(Options{Buffers: appBuffer})}).Dial("tcp4", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,8 +147,8 @@ func TestBuffersAreBoundedAndInherited(t *testing.T) {
 		if err := control(raw, func(fd int) error {
 			for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
 				// rmem_max and wmem_max may allow less.
-				if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o); err != nil || got > 2*AppBuffer || got < 64<<10 {
-					t.Errorf("option %d = %d, %v: want at most %d", o, got, err, 2*AppBuffer)
+				if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, o); err != nil || got > 2*appBuffer || got < 64<<10 {
+					t.Errorf("option %d = %d, %v: want at most %d", o, got, err, 2*appBuffer)
 				}
 			}
 			return nil
