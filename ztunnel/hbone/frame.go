@@ -57,7 +57,7 @@ const (
 	connWindow      = 16 << 20  // four times a stream's largest window, so that one stalled stream never stops the others
 	baseWindow      = 64 << 10  // advertised: what a stream gets under memory pressure
 	startWindow     = 256 << 10 // what a stream gets otherwise, by WINDOW_UPDATE when it opens
-	scarceWindow    = 64 << 10  // and where the node's memory is limited
+	scarceWindow    = 64 << 10  // what is asked for where the node's memory is limited and that is too much
 	largestWindow   = 4 << 20
 	clientMaxHeader = 16 << 10 // header list limits of the reference
 	serverMaxHeader = 64 << 10

@@ -3,6 +3,7 @@ package hbone
 import (
 	"errors"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -11,7 +12,7 @@ import (
 // what has waited for stallTime is copied into blocks of its own size, and so is what comes behind it.
 
 // stallTime is long for an application that reads: few copies are made in vain.
-const stallTime = 20 * time.Millisecond
+const stallTime = 50 * time.Millisecond
 
 // write writes the parcel, or what dst takes of it without waiting.
 func (o *outlet) write(p *parcel, wait bool) error {
@@ -21,15 +22,98 @@ func (o *outlet) write(p *parcel, wait bool) error {
 	case !o.s.t.scarce:
 		return o.raw.Write(p.once)
 	}
-	_ = o.dst.SetWriteDeadline(time.Now().Add(stallTime)) // what is gone fails the write
+	waiting.add(o)
 	err := o.raw.Write(p.once)
-	_ = o.dst.SetWriteDeadline(time.Time{}) // before anybody else writes
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	if asked := waiting.remove(o); asked && errors.Is(err, os.ErrDeadlineExceeded) {
 		o.stalled(p)
 		err = o.raw.Write(p.once)
 	}
 	return err
 }
+
+// waitingSet are the outlets that wait for their applications and have not packed what waits. One look at all of them
+// costs less than a deadline each, which most would not need.
+type waitingSet struct {
+	mu      sync.Mutex
+	first   *outlet // guarded by mu
+	looking bool    // guarded by mu
+}
+
+var waiting waitingSet
+
+// place is an outlet's in the set, whose lock guards it.
+type place struct {
+	prev, next *outlet
+	seen       bool // at the last look
+	asked      bool // to stop waiting and pack, by a deadline for writing
+}
+
+func (w *waitingSet) add(o *outlet) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o.place = place{next: w.first}
+	if w.first != nil {
+		w.first.place.prev = o
+	}
+	w.first = o
+	if !w.looking {
+		w.looking = true
+		go w.look()
+	}
+}
+
+// remove reports whether o was asked. From then on it may wait for ever, and so may who writes next.
+func (w *waitingSet) remove(o *outlet) (asked bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if o.place.asked {
+		_ = o.dst.SetWriteDeadline(time.Time{}) // what is gone fails the next write
+		return true
+	}
+	w.unlinkLocked(o)
+	return false
+}
+
+func (w *waitingSet) unlinkLocked(o *outlet) {
+	at := &o.place
+	if at.prev != nil {
+		at.prev.place.next = at.next
+	} else {
+		w.first = at.next
+	}
+	if at.next != nil {
+		at.next.place.prev = at.prev
+	}
+	at.prev, at.next = nil, nil
+}
+
+// look runs while anybody waits.
+func (w *waitingSet) look() {
+	for w.sweep() {
+		time.Sleep(stallTime)
+	}
+}
+
+// sweep asks those that it sees again, and reports whether others are left; with none, looking has ended.
+func (w *waitingSet) sweep() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for o := w.first; o != nil; {
+		next := o.place.next
+		if o.place.seen {
+			w.unlinkLocked(o)
+			o.place.asked = true
+			_ = o.dst.SetWriteDeadline(past)
+		}
+		o.place.seen = true
+		o = next
+	}
+	w.looking = w.first != nil
+	return w.looking
+}
+
+// past is a deadline that has passed.
+var past = time.Unix(1, 0)
 
 // stalled moves what waits out of the blocks that others use, too.
 func (o *outlet) stalled(p *parcel) {

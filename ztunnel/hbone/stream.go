@@ -117,10 +117,17 @@ func (d *deadline) set(t time.Time, mu sync.Locker, cond *sync.Cond) {
 }
 
 // widen raises the window above what our SETTINGS promise to every stream, unless memory is short, and returns what to
-// tell the peer. Where it is scarce those that have grown give way under pressure, and what is left is for beginning.
+// tell the peer. Where it is scarce, who has grown gives way under pressure: what is left then is for those that begin,
+// with less.
 func (s *Stream) widen() int {
-	more := s.t.start - s.t.base
-	if more <= 0 || !s.t.scarce && s.t.account.Pressure(ledger.Bytes) || !s.t.account.TryAcquire(ledger.Bytes, int64(more)) {
+	t := s.t
+	more := t.start - t.base
+	if pressure := t.account.Pressure(ledger.Bytes); pressure && t.scarce {
+		more = min(more, scarceWindow-t.base)
+	} else if pressure {
+		return 0
+	}
+	if more <= 0 || !t.account.TryAcquire(ledger.Bytes, int64(more)) {
 		return 0
 	}
 	s.mu.Lock()
@@ -246,9 +253,9 @@ func (s *Stream) growLocked() (since int64) {
 	return since
 }
 
-// shrinkLocked keeps back half of what would be given back, down to what a stream begins with: others want it, too.
+// shrinkLocked keeps back half of what would be given back, down to what a stream begins with then: others want it, too.
 func (s *Stream) shrinkLocked() {
-	less := min((s.window-s.recvWindow-s.buffered-s.inFlight)/2, s.window-s.t.start, int(s.charged))
+	less := min((s.window-s.recvWindow-s.buffered-s.inFlight)/2, s.window-max(scarceWindow, s.t.base), int(s.charged))
 	if less <= 0 {
 		return
 	}

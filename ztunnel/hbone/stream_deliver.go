@@ -47,6 +47,7 @@ type outlet struct {
 	n    *atomic.Uint64
 	done func(readErr, writeErr error)
 	busy bool // guarded by s.mu
+	place
 }
 
 // claimLocked makes the stream's outlet busy. Who gets it pumps.

@@ -40,7 +40,6 @@ func (t *tunnel) bind(account *ledger.Account) {
 	if n := account.Unasked(); n > 0 {
 		t.scarce = true
 		t.base = min(t.base, int(min(n, maxWindow)))
-		t.start = max(t.base, min(t.start, scarceWindow))
 	}
 }
 

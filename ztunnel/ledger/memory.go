@@ -64,7 +64,7 @@ const (
 	// smallBuffer is for who comes when memory is limited and socketShare, one part in so many, would be used up if nobody
 	// read. What a socket holds then is more than its buffers: the kernel takes whole writes.
 	smallBuffer = 8 << 10
-	socketShare = 8
+	socketShare = 2
 	tunedHolds  = 4 << 20
 	boundHolds  = 192 << 10
 )

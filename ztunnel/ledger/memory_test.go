@@ -42,9 +42,9 @@ func TestBuffers(t *testing.T) {
 	}{
 		{0, map[int64]int{1: 0, 64: 0, 65: boundBuffer, 10_000: boundBuffer}},
 		{16 << 20, map[int64]int{1: smallBuffer}},
-		{64 << 20, map[int64]int{1: 0, 2: boundBuffer, 22: boundBuffer, 23: smallBuffer}},
-		{256 << 20, map[int64]int{7: 0, 8: boundBuffer, 156: boundBuffer, 157: smallBuffer}},
-		{16 << 30, map[int64]int{64: 0, 65: boundBuffer, 10_000: boundBuffer, 12_000: smallBuffer}},
+		{64 << 20, map[int64]int{4: 0, 5: boundBuffer, 89: boundBuffer, 90: smallBuffer}},
+		{256 << 20, map[int64]int{28: 0, 29: boundBuffer, 625: boundBuffer, 626: smallBuffer}},
+		{16 << 30, map[int64]int{64: 0, 65: boundBuffer, 45_000: boundBuffer, 47_000: smallBuffer}},
 	} {
 		for n, want := range tt.want {
 			l := New(DefaultLimits())
