@@ -257,7 +257,14 @@ func appendString(b []byte, s string, asJSON bool) []byte {
 	if asJSON {
 		return appendJSONString(b, s)
 	}
-	return strconv.AppendQuote(b, s)
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return strconv.AppendQuote(b, s)
+		}
+	}
+	b = append(b, '"') // most need no more
+	b = append(b, s...)
+	return append(b, '"')
 }
 
 func appendJSONString(b []byte, s string) []byte {

@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/xds/client"
 	"github.com/ambit-mesh/ambit/xds/identity"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/sockopt"
 )
 
 // benchAuthority signs whatever is asked.
@@ -45,27 +46,27 @@ func (a benchAuthority) Sign(_ context.Context, id identity.ID, csr string, _ ti
 // benchSameNode is a node with a client's pod and an application's, on loopback
 // addresses, without namespaces and rules: what is measured is the proxy. It
 // returns the address at which the client's connections enter it.
-func benchSameNode(b *testing.B, way ambit.WorkloadExtension_SameNode, app func(net.Conn)) string {
+func benchSameNode(b testing.TB, way ambit.WorkloadExtension_SameNode, app func(net.Conn)) string {
 	var wg sync.WaitGroup
 	b.Cleanup(wg.Wait)
-	listen := func(addr string, serve func(net.Conn)) net.Listener {
-		ln, err := net.Listen("tcp4", addr)
+	listen := func(addr string, serve func(sockopt.Socket)) *netns.Listener {
+		tl, err := net.Listen("tcp4", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ln, err := netns.NewListener(tl)
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.Cleanup(func() { _ = ln.Close() })
 		wg.Go(func() {
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
+			_ = ln.Each(func(c *netns.Conn) { // until it is closed
 				wg.Go(func() { defer c.Close(); serve(c) })
-			}
+			})
 		})
 		return ln
 	}
-	target := listen("127.0.81.2:0", app).Addr().(*net.TCPAddr).AddrPort()
+	target := listen("127.0.81.2:0", func(c sockopt.Socket) { app(c) }).Addr().(*net.TCPAddr).AddrPort()
 
 	cfg := Defaults()
 	cfg.NodeName, cfg.EnableOrigSrc, cfg.PacketMark = "n", false, 0
@@ -77,7 +78,7 @@ func benchSameNode(b *testing.B, way ambit.WorkloadExtension_SameNode, app func(
 	if err != nil {
 		b.Fatal(err)
 	}
-	serve := func(name string, a netip.Addr) (out, hbone func(context.Context, *net.TCPConn)) {
+	serve := func(name string, a netip.Addr) (out, hbone func(context.Context, sockopt.Socket)) {
 		m, err := anypb.New(&workload.Address{Type: &workload.Address_Workload{Workload: &workload.Workload{
 			Uid: name, Name: name, Namespace: "default", ServiceAccount: name, TrustDomain: "cluster.local", Node: "n",
 			TunnelProtocol: workload.TunnelProtocol_HBONE, Addresses: [][]byte{a.AsSlice()},
@@ -103,8 +104,8 @@ func benchSameNode(b *testing.B, way ambit.WorkloadExtension_SameNode, app func(
 	}
 	_, hbone := serve("b", target.Addr())
 	out, _ := serve("a", netip.MustParseAddr("127.0.81.1"))
-	listen(netip.AddrPortFrom(target.Addr(), hbonePort).String(), func(c net.Conn) { hbone(ctx, c.(*net.TCPConn)) })
-	return listen("127.0.81.1:0", func(c net.Conn) { out(ctx, c.(*net.TCPConn)) }).Addr().String()
+	listen(netip.AddrPortFrom(target.Addr(), hbonePort).String(), func(c sockopt.Socket) { hbone(ctx, c) })
+	return listen("127.0.81.1:0", func(c sockopt.Socket) { out(ctx, c) }).Addr().String()
 }
 
 var sameNodeWays = map[string]ambit.WorkloadExtension_SameNode{
@@ -112,7 +113,7 @@ var sameNodeWays = map[string]ambit.WorkloadExtension_SameNode{
 }
 
 // dialFrom dials as the client's pod.
-func dialFrom(b *testing.B, addr string) *net.TCPConn {
+func dialFrom(b testing.TB, addr string) *net.TCPConn {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 81, 1)}}
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
@@ -180,8 +181,8 @@ func BenchmarkSameNodeSend(b *testing.B) {
 }
 
 // blocking returns when the connection has ended.
-func blocking(h inpod.Handler) func(context.Context, *net.TCPConn) {
-	return func(ctx context.Context, c *net.TCPConn) {
+func blocking(h inpod.Handler) func(context.Context, sockopt.Socket) {
+	return func(ctx context.Context, c sockopt.Socket) {
 		endedc := make(chan struct{})
 		h(ctx, c, func() { close(endedc) })
 		<-endedc

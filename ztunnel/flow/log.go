@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/xds/api/ambit"
@@ -92,7 +93,8 @@ func (s sum) write() {
 	if !c.t.log.Enabled(ctx, level) {
 		return
 	}
-	attrs := c.attrs(&s.moved)
+	held := attrSlices.Get().(*[]slog.Attr)
+	attrs := c.attrs((*held)[:0], &s.moved)
 	if o.err != nil {
 		attrs = append(attrs, slog.String("error", clip(o.err.Error(), maxAttr)))
 		if d, ok := errors.AsType[*DenyError](o.err); ok {
@@ -106,14 +108,23 @@ func (s sum) write() {
 	if s.count > 1 {
 		attrs = append(attrs, slog.Uint64("count", s.count))
 	}
-	c.t.log.LogAttrs(ctx, level, msg, attrs...)
+	// As one group without a name, which is what is in it: a record would copy them, and a
+	// logger walk the stack for a line number. Handlers keep nothing.
+	r := slog.NewRecord(time.Now(), level, msg, 0)
+	r.AddAttrs(slog.Attr{Value: slog.GroupValue(attrs...)})
+	_ = c.t.log.Handler().Handle(ctx, r) // as a logger does: there is nobody to tell
+	clear(attrs)
+	*held = attrs
+	attrSlices.Put(held)
 }
 
-// attrs are the reference's keys in the reference's order, then ours. At the
-// end they say what was moved.
-func (c *Conn) attrs(end *moved) []slog.Attr {
+// attrSlices hold a line's attributes: more than most have.
+var attrSlices = sync.Pool{New: func() any { a := make([]slog.Attr, 0, 40); return &a }}
+
+// attrs appends to a the reference's keys in the reference's order, then ours.
+// At the end they say what was moved.
+func (c *Conn) attrs(a []slog.Attr, end *moved) []slog.Attr {
 	r := &c.rec
-	a := make([]slog.Attr, 0, 32)
 	str := func(k, v string) {
 		if v != "" {
 			a = append(a, slog.String(k, v))

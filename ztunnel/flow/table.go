@@ -146,7 +146,7 @@ func (c *Conn) Describe() {
 	c.series.Load().opened.Add(1)
 	c.t.metrics.socketsOpen(c.rec.Direction).Add(1)
 	if c.t.log.Enabled(context.Background(), slog.LevelDebug) && c.rec.logs(false) {
-		c.t.log.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", c.attrs(nil)...)
+		c.t.log.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", c.attrs(nil, nil)...)
 	}
 }
 
