@@ -32,6 +32,8 @@ type Runner struct {
 	Settings report.Settings
 	// Progress is told before each run, and after it with its result.
 	Progress func(Step)
+	// Measured is told after each scenario what there is; nil: nobody wants to know.
+	Measured func([]report.Row)
 	// Pinned puts the clients and servers of all scenarios on CPUs of their own.
 	Pinned bool
 	// Sparse gives scenarios that only the set All has a third of the rounds, and
@@ -100,6 +102,9 @@ func (r *Runner) Run(ctx context.Context, scenarios []Scenario) ([]report.Row, e
 			r.spent(cost.count)
 		}
 		rows = append(append(rows, group...), r.leftOut(s)...)
+		if r.Measured != nil {
+			r.Measured(rows)
+		}
 	}
 	return rows, nil
 }

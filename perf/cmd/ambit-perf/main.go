@@ -41,7 +41,7 @@ Exit status: 0 ok; 1 failed, or some runs did; 2 wrong flags; 3 compare found so
 `
 
 func main() {
-	ctx, stop := boot.SignalContext(context.Background())
+	ctx, stop := untilSignal(context.Background())
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -346,6 +346,19 @@ func writeFile(path string, write func(io.Writer) error) error {
 		return err
 	}
 	return errors.Join(write(f), f.Close())
+}
+
+// replaceFile writes a file that is the one before, or the one after, whenever this
+// process is killed. What is no regular file stays as it is.
+func replaceFile(path string, write func(io.Writer) error) error {
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		return nil
+	}
+	next := path + ".next"
+	if err := writeFile(next, write); err != nil {
+		return errors.Join(err, os.Remove(next))
+	}
+	return os.Rename(next, path)
 }
 
 // seconds is for people.

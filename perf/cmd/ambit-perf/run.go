@@ -312,9 +312,11 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	}
 	defer lab.Close()
 	runner.Network = lab
+	runner.Measured = o.keeping(r, func() { r.Paths = paths(lab, o.modes, list) }, progress)
 	var failed error
 	r.Rows, failed = runner.Run(ctx, list)
 	progress.end()
+	r.Stopped = ""
 	if failed != nil {
 		r.Stopped = fmt.Sprintf("%d of %d runs were made: %v", progress.done, progress.of, failed)
 	}
@@ -328,6 +330,29 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 		fmt.Fprintf(stderr, profileHint, o.profile)
 	}
 	return errors.Join(failed, o.write(r, stdout), failures(r))
+}
+
+// keepEvery is how often what was measured is written while it goes on: who is killed
+// in the middle of half an hour loses this much.
+const keepEvery = 30 * time.Second
+
+// keeping writes the JSON form now and then.
+func (o *options) keeping(r *report.Report, describe func(), progress *progress) func([]report.Row) {
+	if o.json == "" {
+		return nil
+	}
+	last := time.Now()
+	return func(rows []report.Row) {
+		if time.Since(last) < keepEvery {
+			return
+		}
+		last = time.Now()
+		r.Rows, r.Took = rows, time.Since(r.Started)
+		r.Stopped = fmt.Sprintf("%d of %d runs were made, then it was killed", progress.done, progress.of)
+		describe()
+		r.Describe()
+		_ = replaceFile(o.json, r.Encode) // it is written again at the end, which tells what is wrong
+	}
 }
 
 // starting is about what the lab takes to come and go.
