@@ -70,7 +70,7 @@ func (set *tunnelSet) acquire(ctx context.Context, r ConnectRequest) (t *tunnel,
 }
 
 // await waits until the dial has ended and returns nil, or why it is not waited for any more: whose peer says nothing at
-// all to a SYN, nor to the next two, turns elsewhere if it can. Nothing was sent yet.
+// all to a SYN, nor to the next one or two, turns elsewhere if it can. Nothing was sent yet.
 func (dg *dialing) await(ctx context.Context, r ConnectRequest) error {
 	if r.Elsewhere == nil {
 		select {
