@@ -34,10 +34,9 @@ type Resource struct {
 	Aliases       []string // of the type on demand
 	TypeURL       string   // of Value
 	Value         []byte   // must not be changed
-	kept          inForce  // what Name and Version are parts of
 }
 
-// Delta is one response of the control plane.
+// Delta is one response of the control plane. Its lists are valid until Apply returns.
 type Delta struct {
 	Type    string
 	Added   []Resource

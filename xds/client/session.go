@@ -246,6 +246,7 @@ func (c *Client) handle(stream deltaStream, resp *response) error {
 		return err
 	}
 	rejects := s.apply(d, c.cfg.Handler, &others)
+	s.done(d)
 	req := &discovery.DeltaDiscoveryRequest{TypeUrl: s.typeURL, ResponseNonce: h.nonce}
 	if len(rejects) > 0 {
 		req.ErrorDetail = &discovery.Status{Code: 3 /* INVALID_ARGUMENT */, Message: nackMessage(rejects)}

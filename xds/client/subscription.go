@@ -3,6 +3,7 @@ package client
 import (
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/xds/api/discovery"
@@ -26,6 +27,7 @@ type subscription struct {
 	rest    []string // of it: names that the first request had no room for
 	applied bool     // a response was applied on any stream
 	known   versions
+	lists   sync.Pool // of *[]Resource
 
 	// Names in force that the current stream was not told about: the server
 	// sends them again, or has them no more. It cannot say so itself.
@@ -51,7 +53,7 @@ func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequ
 	req.InitialResourceVersions = make(map[string]string, s.known.len())
 	size := 0
 	for k := range s.known.all() {
-		name, version := k.named(), k.version()
+		name, version := k.name, k.version
 		const overhead = 12 // tags and lengths of a map entry
 		n := len(name) + len(version) + overhead
 		if version == "" || size+n > maxVersionBytes {
@@ -75,17 +77,15 @@ func (s *subscription) begin(node *discovery.Node) *discovery.DeltaDiscoveryRequ
 // version if that is the same, is not kept twice.
 func (s *subscription) take(resp *response, h head, others *turn.Taker) (Delta, error) {
 	d := Delta{Type: s.typeURL, Removed: h.removed, First: !s.applied}
-	if h.resources > 0 {
-		d.Added = make([]Resource, 0, h.resources)
-	}
+	d.Added = s.room(h.resources)
 	err := resp.each(others, func(raw *rawResource) {
 		r := Resource{Value: raw.value}
-		if k := s.known.like(raw.name); k != nil && k.version() == string(raw.version) {
-			r.kept = *k
-		} else {
-			r.kept = newInForce(raw.name, raw.version)
+		k := s.known.like(raw.name)
+		if k == nil || k.version != string(raw.version) {
+			anew := newInForce(raw.name, raw.version)
+			k = &anew
 		}
-		r.Name, r.Version = r.kept.named(), r.kept.version()
+		r.Name, r.Version = k.name, k.version
 		if r.TypeURL = s.typeURL; r.TypeURL != string(raw.typeURL) {
 			r.TypeURL = string(raw.typeURL)
 		}
@@ -97,6 +97,32 @@ func (s *subscription) take(resp *response, h head, others *turn.Taker) (Delta, 
 		d.Added = append(d.Added, r)
 	})
 	return d, err
+}
+
+// many is how many resources a list has room for that is used again. A response of a whole mesh has a list of
+// megabytes, and others follow soon or not at all: a collection takes it.
+const many = 1024
+
+func (s *subscription) room(n int) []Resource {
+	if n >= many {
+		if list, _ := s.lists.Get().(*[]Resource); list != nil && cap(*list) >= n {
+			return *list
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return make([]Resource, 0, n)
+}
+
+// done is called with a delta that nobody uses any more.
+func (s *subscription) done(d Delta) {
+	if cap(d.Added) < many {
+		return
+	}
+	clear(d.Added)
+	list := d.Added[:0]
+	s.lists.Put(&list)
 }
 
 // apply gives a delta to the handler and remembers what is in force.
@@ -130,11 +156,11 @@ func (s *subscription) note(r *Resource, refused map[string]bool) {
 	k := s.known.get(r.Name)
 	switch {
 	case len(refused) == 0 || !refused[r.Name]:
-		if k == nil || k.text != r.kept.text {
-			s.known.set(r.kept)
+		if k == nil || k.version != r.Version {
+			s.known.set(inForce{r.Name, r.Version})
 		}
 	case k != nil:
-		s.known.set(inForce{k.named(), k.name}) // so that it is sent again
+		s.known.set(inForce{k.name, ""}) // so that it is sent again
 	}
 }
 

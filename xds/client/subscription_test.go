@@ -16,7 +16,7 @@ func (f handlerFunc) Apply(d Delta) []Reject { return f(d) }
 
 func added(names ...string) (d Delta) {
 	for _, n := range names {
-		d.Added = append(d.Added, Resource{Name: n, Version: "1", kept: newInForce([]byte(n), []byte("1"))})
+		d.Added = append(d.Added, Resource{Name: n, Version: "1"})
 	}
 	return d
 }

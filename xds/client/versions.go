@@ -2,34 +2,35 @@ package client
 
 import (
 	"iter"
+	"strings"
 
 	"github.com/ambit-mesh/ambit/xds/hamt"
 )
 
-// versions are the versions of resources, by name. Names and versions of a whole mesh are megabytes: each pair is one
-// string, of which the handler's name of the resource is a part.
+// versions are the versions of resources, by name.
 type versions struct {
 	x  hamt.Index[string, inForce]
 	ed *hamt.Edit // there is no other version of x
 }
 
-// inForce is what is known of a resource: its name, followed by its version.
+// inForce is what is known of a resource.
 type inForce struct {
-	text string
-	name int // how long the name is
+	name    string
+	version string // "" when the last one was refused
 }
 
+// newInForce makes one string of both, in which each is a part: those of a whole mesh are megabytes, and the handler
+// keeps the name as well.
 func newInForce(name, version []byte) inForce {
-	b := make([]byte, 0, len(name)+len(version))
-	return inForce{string(append(append(b, name...), version...)), len(name)}
+	var b strings.Builder
+	b.Grow(len(name) + len(version))
+	b.Write(name)
+	b.Write(version)
+	text := b.String()
+	return inForce{text[:len(name)], text[len(name):]}
 }
 
-func (f *inForce) named() string { return f.text[:f.name] }
-
-// version is "" when the last one was refused.
-func (f *inForce) version() string { return f.text[f.name:] }
-
-var byName = &hamt.By[string, inForce]{Hash: hamt.HashString, Key: (*inForce).named}
+var byName = &hamt.By[string, inForce]{Hash: hamt.HashString, Key: func(f *inForce) string { return f.name }}
 
 func newVersions() versions { return versions{hamt.NewIndex(byName), &hamt.Edit{}} }
 
@@ -38,9 +39,9 @@ func (v *versions) get(name string) *inForce { return v.x.Get(name) }
 
 // like is get for a name that is no string yet.
 func (v *versions) like(name []byte) *inForce {
-	return v.x.Find(hamt.HashBytes(name), func(f *inForce) bool { return f.named() == string(name) })
+	return v.x.Find(hamt.HashBytes(name), func(f *inForce) bool { return f.name == string(name) })
 }
 
-func (v *versions) set(f inForce)           { v.x = v.x.Set(v.ed, f.named(), f) }
+func (v *versions) set(f inForce)           { v.x = v.x.Set(v.ed, f.name, f) }
 func (v *versions) drop(name string)        { v.x = v.x.Delete(v.ed, name) }
 func (v *versions) all() iter.Seq[*inForce] { return v.x.All() }
