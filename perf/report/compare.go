@@ -166,6 +166,9 @@ func (c *Comparison) Text(w io.Writer, all bool) error {
 		p.f("warning: %s\n", s)
 	}
 	p.f("\nof our modes, beyond noise and by a tenth or more, both as such and divided by a yardstick of the same run: %d worse, %d better\n", len(c.Worse), len(c.Better))
+	if len(c.Worse)+len(c.Better) > 0 && (c.a.busy() || c.b.busy()) {
+		p.f("  the machine was busy: measure again before you believe it\n")
+	}
 	for _, ch := range c.Worse {
 		p.f("  WORSE   %s\n", ch)
 	}

@@ -60,8 +60,7 @@ func (r *Report) Warnings() []string {
 	if r.Settings.Profiled {
 		out = append(out, notMeasured)
 	}
-	// Half of it may be the invocation before.
-	if r.Machine.CPUs > 0 && r.Machine.LoadAvg > 0.75*float64(r.Machine.CPUs) {
+	if r.loaded() {
 		out = append(out, fmt.Sprintf("BUSY MACHINE: a load of %.2f on %d CPUs in the minute before. What else ran may be in these figures.", r.Machine.LoadAvg, r.Machine.CPUs))
 	}
 	runs, stolen, failed, errs := 0, 0, 0, uint64(0)
@@ -75,7 +74,7 @@ func (r *Report) Warnings() []string {
 		stolen += row.stolen()
 		errs += row.errors()
 	}
-	if busy, all := r.disturbed(); 7*busy > all {
+	if busy, all := r.disturbed(); tooMany(busy, all) {
 		out = append(out, fmt.Sprintf("BUSY MACHINE: in %d of %d runs programs that are not part of the measurement took more than a quarter of the CPU.", busy, all))
 	}
 	if stolen > 0 {
@@ -89,6 +88,16 @@ func (r *Report) Warnings() []string {
 	}
 	return out
 }
+
+// loaded says that something ran before it began. Half of it may be the invocation before.
+func (r *Report) loaded() bool {
+	return r.Machine.CPUs > 0 && r.Machine.LoadAvg > 0.75*float64(r.Machine.CPUs)
+}
+
+func tooMany(busy, all int) bool { return 7*busy > all }
+
+// busy says that figures are doubtful because of what else ran.
+func (r *Report) busy() bool { return r.loaded() || tooMany(r.disturbed()) }
 
 // disturbed counts runs in which more than a quarter of all CPU time went to others
 // than the processes of the measurement. Some of it is the network's work in the

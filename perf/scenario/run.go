@@ -334,7 +334,7 @@ type cost struct{ once, run, count time.Duration }
 
 func (r *Runner) cost(s Scenario) (c cost) {
 	const (
-		between = 100 * time.Millisecond // a process is started per run, and ends
+		between = 60 * time.Millisecond  // a process is started per run, and ends
 		opening = 300 * time.Microsecond // a connection, several at a time
 		renewal = 1500 * time.Millisecond
 	)

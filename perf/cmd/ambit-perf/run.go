@@ -356,7 +356,7 @@ func (o *options) keeping(r *report.Report, describe func(), progress *progress)
 }
 
 // starting is about what the lab takes to come and go.
-const starting = 8 * time.Second
+const starting = 5 * time.Second
 
 // planned is a network that is not there yet: it knows which paths there will be.
 type planned struct {
