@@ -120,7 +120,7 @@ func assemble(cfg Config, log *slog.Logger, reg *prometheus.Registry, authority 
 	a.pods = inpod.New(inpod.Config{
 		DNSAddrs: dnsAddrs,
 		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
-			return a.node.serve(p, podNet{connect: p.NS.Dial, originalDst: originalDst}), nil
+			return a.node.serve(p, podNet{originalDst: originalDst}), nil
 		},
 		DrainTimeout: cfg.TerminationDeadline, Mark: int(cfg.PacketMark), IPv6: cfg.IPv6Enabled, NoPortReuse: !cfg.InpodPortReuse, Liveness: cfg.liveness(),
 		Changed: a.podsChanged, Logger: boot.Scoped(log, "inpod"), Registerer: reg,

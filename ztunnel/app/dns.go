@@ -54,7 +54,7 @@ func (n *node) serveDNS(p handoff.Pod, pn podNet, account *ledger.Account, h *in
 		Known: func() *mesh.Workload { return n.lookup(p) }, Self: n.self(p),
 		Dial: func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: int(n.cfg.PacketMark)})}
-			return pn.connect(ctx, d, network, server.String())
+			return p.NS.Dial(ctx, d, network, server.String())
 		},
 		OriginalDst: originalDst, DatagramDst: datagramDst, Account: account,
 		Metrics: n.dns.metrics, Logger: boot.Scoped(n.log, "dns").With("src.workload", p.Name, "src.namespace", p.Namespace),

@@ -150,14 +150,14 @@ func (nb *neighbour) cut(cause error) {
 // it. It ends without a word, which the other side does not log.
 func (n *node) handshake(ctx context.Context, k outbound.LeaseKey) error {
 	n.mu.Lock()
-	p, ok := n.pods[k.Src]
+	ns, ok := n.pods[k.Src]
 	n.mu.Unlock()
 	if !ok {
 		return flow.ErrPodGone
 	}
 	d := &net.Dialer{KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: int(n.cfg.PacketMark)}),
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(k.From, 0))}
-	c, err := p.connect(ctx, d, "tcp", netip.AddrPortFrom(k.To, hbonePort).String())
+	c, err := ns.Dial(ctx, d, "tcp", netip.AddrPortFrom(k.To, hbonePort).String())
 	if err != nil {
 		return err
 	}

@@ -94,9 +94,6 @@ func benchSameNode(b testing.TB, way ambit.WorkloadExtension_SameNode, app func(
 		}
 		b.Cleanup(func() { _ = ns.Close() })
 		h := n.serve(handoff.Pod{UID: name, Name: name, Namespace: "default", ServiceAccount: name, NS: ns}, podNet{
-			connect: func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error) {
-				return d.DialContext(ctx, network, addr)
-			},
 			originalDst: func(net.Conn) (netip.AddrPort, error) { return target, nil },
 		})
 		b.Cleanup(h.Close)

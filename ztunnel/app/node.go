@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/ebpf/handoff"
+	"github.com/ambit-mesh/ambit/ebpf/netns"
 	"github.com/ambit-mesh/ambit/xds/api/workload"
 	"github.com/ambit-mesh/ambit/xds/boot"
 	"github.com/ambit-mesh/ambit/xds/identity"
@@ -37,9 +38,8 @@ import (
 // selfTimeout is how long a pod's first connections wait for its workload.
 const selfTimeout = 5 * time.Second
 
-// podNet is how the proxy reaches the network as one pod.
+// podNet is what one pod's connections are asked for.
 type podNet struct {
-	connect     func(ctx context.Context, d *net.Dialer, network, addr string) (net.Conn, error)
 	originalDst func(net.Conn) (netip.AddrPort, error)
 	only        uint16 // the one port that peers may ask for; 0: any
 }
@@ -63,7 +63,7 @@ type node struct {
 	demand  func(ctx context.Context, keys ...string) error // nil: the whole mesh is known
 
 	mu      sync.Mutex
-	pods    map[string]podNet    // by stay
+	pods    map[string]*netns.NS // by stay
 	serving map[string]*podServe // by stay
 	stays   uint64
 
@@ -83,7 +83,7 @@ type podServe struct {
 }
 
 func newNode(cfg Config, log *slog.Logger, reg prometheus.Registerer, authority cert.Authority) *node {
-	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]podNet{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
+	n := &node{cfg: cfg, log: log, reg: reg, changed: newBroadcast(), pods: map[string]*netns.NS{}, serving: map[string]*podServe{}, ledger: ledger.New(ledger.DefaultLimits())}
 	n.dns, n.origins = n.newResolver(), origin.New(origin.Config{})
 	n.only.ref = cfg.Workload
 	n.store = store.New(store.Config{Node: cfg.NodeName, Logger: boot.Scoped(log, "xds"), Registerer: reg})
@@ -125,7 +125,7 @@ func (n *node) account(k hbone.Key) *ledger.Account {
 // dialTransport opens a tunnel's socket in the source pod's namespace.
 func (n *node) dialTransport(ctx context.Context, k hbone.Key) (net.Conn, error) {
 	n.mu.Lock()
-	p, ok := n.pods[k.Pod]
+	ns, ok := n.pods[k.Pod]
 	n.mu.Unlock()
 	if !ok {
 		return nil, flow.ErrPodGone
@@ -134,7 +134,7 @@ func (n *node) dialTransport(ctx context.Context, k hbone.Key) (net.Conn, error)
 	if k.SrcAddr.IsValid() && !k.SrcAddr.IsLoopback() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(k.SrcAddr, 0))
 	}
-	return n.dialed(p.connect(ctx, d, "tcp", k.Addr.String()))
+	return n.dialed(ns.Dial(ctx, d, "tcp", k.Addr.String()))
 }
 
 // gatewayHeader says to the gateway of another network who its client is. The
@@ -243,7 +243,7 @@ func (e *UnknownWorkloadError) Error() string {
 
 // serve makes what serves one pod.
 func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
-	stay := n.enter(p.UID, pn)
+	stay := n.enter(p)
 	mark := int(n.cfg.PacketMark)
 	self, account := n.self(p), n.ledger.Pod(p.UID)
 	out := outbound.New(outbound.Config{
@@ -251,7 +251,7 @@ func (n *node) serve(p handoff.Pod, pn podNet) inpod.Handlers {
 		Demand: n.demand, Resolver: n.names, Health: n.health, Neighbours: n, Leased: n.leased(stay), Origin: n.opener(new(origin.Reader)),
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			d := &net.Dialer{Timeout: inbound.ConnectTimeout, KeepAlive: -1, Control: sockopt.ControlFor(sockopt.Options{Mark: mark})}
-			return n.dialed(pn.connect(ctx, d, "tcp", addr.String()))
+			return n.dialed(p.NS.Dial(ctx, d, "tcp", addr.String()))
 		},
 	})
 	keepSource := n.cfg.EnableOrigSrc && pn.only == 0
@@ -315,12 +315,12 @@ func (n *node) opener(r *origin.Reader) func(net.Conn, *origin.Origin) {
 
 // enter names one stay of a pod. A pod that returns while its earlier stay
 // drains has two: the tunnels and sockets of one must not end with the other.
-func (n *node) enter(uid string, pn podNet) string {
+func (n *node) enter(p handoff.Pod) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.stays++
-	stay := uid + "#" + strconv.FormatUint(n.stays, 10)
-	n.pods[stay] = pn
+	stay := p.UID + "#" + strconv.FormatUint(n.stays, 10)
+	n.pods[stay] = p.NS
 	return stay
 }
 

@@ -25,7 +25,7 @@ func (c *Config) hasOwn() bool {
 func (a *app) newOwn() *inpod.Manager {
 	return inpod.New(inpod.Config{
 		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
-			h := a.node.serve(p, podNet{connect: p.NS.Dial, originalDst: originalDst, only: a.statsPort})
+			h := a.node.serve(p, podNet{originalDst: originalDst, only: a.statsPort})
 			h.Outbound, h.Plaintext, h.SOCKS, h.DNSPacket, h.DNSStream = nil, nil, nil, nil, nil
 			return h, nil
 		},

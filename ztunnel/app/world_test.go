@@ -148,7 +148,7 @@ func (w *world) addNode(name string) *testNode {
 	n.node = newNode(cfg, log, n.reg, w)
 	n.pods = inpod.New(inpod.Config{
 		Serve: func(p handoff.Pod) (inpod.Handlers, error) {
-			return n.serve(p, podNet{connect: p.NS.Dial, originalDst: originalDst}), nil
+			return n.serve(p, podNet{originalDst: originalDst}), nil
 		},
 		DrainTimeout: time.Second, Mark: int(cfg.PacketMark), IPv6: w.v6, Logger: boot.Scoped(log, "inpod"), Changed: n.changed.signal,
 	})
