@@ -301,32 +301,27 @@ func (l *lab) awaitReady(t *testing.T, component string) {
 	})
 }
 
-// deaths kills a server's proxy under load.
+// deaths kills a proxy under load.
 func deaths(t *testing.T, l *lab) {
-	each(t, "SIGKILL of the server's proxy under load: no hang, traffic resumes", func(t *testing.T, r route) string {
-		c := "ztunnel@" + r.to
-		b := l.begin(t, r.client(), "load", "-n", "4", r.server())
-		time.Sleep(time.Second)
-		l.must(t, "kill", c, "-s", "KILL")
-		l.awaitReady(t, c)
-		until(t, 30*time.Second, "calls pass", func() (bool, string) {
-			res := l.traffic(r.client(), "echo", r.server())
-			return res.code == 0, res.err
+	for _, kill := range []struct {
+		what string
+		node func(route) string
+	}{
+		{"SIGKILL of the server's proxy under load: no hang, traffic resumes", func(r route) string { return r.to }},
+		{"SIGKILL of the client's proxy under load: traffic resumes", func(r route) string { return r.from }},
+	} {
+		each(t, kill.what, func(t *testing.T, r route) string {
+			c := "ztunnel@" + kill.node(r)
+			b := l.begin(t, r.client(), "load", "-n", "4", r.server())
+			time.Sleep(time.Second)
+			l.must(t, "kill", c, "-s", "KILL")
+			l.awaitReady(t, c)
+			until(t, 30*time.Second, "calls pass", func() (bool, string) {
+				res := l.traffic(r.client(), "echo", r.server())
+				return res.code == 0, res.err
+			})
+			time.Sleep(time.Second)
+			return harmed(t, l, r, b)
 		})
-		time.Sleep(time.Second)
-		return harmed(t, l, r, b)
-	})
-	each(t, "SIGKILL of the client's proxy under load: traffic resumes", func(t *testing.T, r route) string {
-		c := "ztunnel@" + r.from
-		b := l.begin(t, r.client(), "load", "-n", "4", r.server())
-		time.Sleep(time.Second)
-		l.must(t, "kill", c, "-s", "KILL")
-		l.awaitReady(t, c)
-		until(t, 30*time.Second, "calls pass", func() (bool, string) {
-			res := l.traffic(r.client(), "echo", r.server())
-			return res.code == 0, res.err
-		})
-		time.Sleep(time.Second)
-		return harmed(t, l, r, b)
-	})
+	}
 }
