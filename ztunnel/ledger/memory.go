@@ -62,7 +62,8 @@ const (
 	boundBuffer  = 64 << 10
 	tunedSockets = 64
 	// smallBuffer is for who comes when memory is limited and socketShare, one part in so many, would be used up if nobody
-	// read. What a socket holds then is more than its buffers: the kernel takes whole writes.
+	// read. What a socket holds then is more than its buffers: the kernel takes whole writes, and one that was accepted has
+	// room for its segments (sockopt.BoundBuffers).
 	smallBuffer = 8 << 10
 	socketShare = 2
 	tunedHolds  = 4 << 20

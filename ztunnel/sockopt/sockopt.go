@@ -7,6 +7,7 @@ package sockopt
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -122,17 +123,41 @@ func (o Options) apply(fd int, v6 bool) error {
 	return nil
 }
 
-// SetBuffers bounds both buffers of a socket, which ends their growth. The kernel doubles the value for its own needs.
+// wholeSegment is no smaller than any segment, loopback's included.
+const wholeSegment = 64 << 10
+
+// SetBuffers bounds both buffers of a socket that is not connected yet, which ends their growth. The kernel doubles the
+// value for its own needs. Segments become as small (TCP_MAXSEG, tcp(7)): with a buffer that holds less than one, each
+// end waits for the other's timers, 40 ms for an acknowledgement and 200 ms for a window probe.
 func SetBuffers(fd, size int) error {
-	return errors.Join(
-		os.NewSyscallError("setsockopt SO_RCVBUF", setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, size)),
-		os.NewSyscallError("setsockopt SO_SNDBUF", setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size)))
+	if size < wholeSegment {
+		if err := setInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, min(size, math.MaxInt16)); err != nil {
+			return os.NewSyscallError("setsockopt TCP_MAXSEG", err)
+		}
+	}
+	return setBuffers(fd, size, size)
 }
 
-// BoundBuffers does so on a connection.
+func setBuffers(fd, receive, send int) error {
+	return errors.Join(
+		os.NewSyscallError("setsockopt SO_RCVBUF", setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receive)),
+		os.NewSyscallError("setsockopt SO_SNDBUF", setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, send)))
+}
+
+// BoundBuffers does so on a connection, whose segments are what they are: there is always room for one that is received,
+// and for two that are sent.
 func BoundBuffers(c Socket, size int) error {
 	var err error
-	if cerr := controlSocket(c, func(fd uintptr) { err = SetBuffers(int(fd), size) }); cerr != nil {
+	if cerr := controlSocket(c, func(fd uintptr) {
+		segment := 0
+		if size < wholeSegment {
+			if segment, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG); err != nil {
+				err = os.NewSyscallError("getsockopt TCP_MAXSEG", err)
+				return
+			}
+		}
+		err = setBuffers(int(fd), max(size, segment), max(size, min(2*segment, wholeSegment)))
+	}); cerr != nil {
 		return cerr
 	}
 	return err
