@@ -278,3 +278,25 @@ func TestDialOfNobodyEnds(t *testing.T) {
 		_ = d.Close()
 	})
 }
+
+// Who comes while a dial of nobody's ends dials anew: that others gave up says nothing to him.
+func TestDialOfNobodyIsNotJoined(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var dials atomic.Int64
+		d, k := dialTo(t, DialerConfig{DialTransport: func(ctx context.Context, _ Key) (net.Conn, error) {
+			dials.Add(1)
+			<-ctx.Done()
+			time.Sleep(time.Second) // to end takes a while
+			return nil, context.Cause(ctx)
+		}}, nil)
+		if _, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: always}); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the first gave up with %v", err)
+		}
+		begin := time.Now()
+		_, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: always})
+		if took := time.Since(begin); took != Silence || !errors.Is(err, os.ErrDeadlineExceeded) || dials.Load() != 2 {
+			t.Errorf("the second: %v after %v and %d dials, want its own one to be given up after %v", err, took, dials.Load(), Silence)
+		}
+		_ = d.Close()
+	})
+}

@@ -140,7 +140,7 @@ func (set *tunnelSet) pick(ctx context.Context) (*tunnel, *dialing) {
 		return busy, nil
 	}
 	for _, dg := range set.dials {
-		if dg.promised < min(set.d.cfg.MaxStreams, assumedMaxStreams) {
+		if dg.promised > 0 && dg.promised < min(set.d.cfg.MaxStreams, assumedMaxStreams) { // none: it is being given up
 			dg.promised++
 			return nil, dg
 		}
