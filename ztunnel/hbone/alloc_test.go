@@ -4,6 +4,7 @@ package hbone
 
 import (
 	"io"
+	"sync"
 	"testing"
 )
 
@@ -65,6 +66,31 @@ func TestDeliverAllocs(t *testing.T) {
 		}); n > 0 {
 			t.Errorf("delivering %d bytes: %v allocations", size, n)
 		}
+	}
+}
+
+// Nor does a question with its answer through two tunnels' ends and four sockets; crypto/tls takes one for each record.
+func TestAskAllocs(t *testing.T) {
+	m, apps := relayed(t)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	c, s := through(t, m, apps, &wg)
+	defer c.Close()
+	defer s.Close()
+	want := 2.0
+	if ambitLayer {
+		want = 0
+	}
+	p := make([]byte, 1<<10)
+	if n := testing.AllocsPerRun(500, func() {
+		_, _ = c.Write(p)
+		_, _ = io.ReadFull(s, p)
+		_, _ = s.Write(p)
+		if _, err := io.ReadFull(c, p); err != nil {
+			t.Fatal(err)
+		}
+	}); n > want {
+		t.Errorf("%v allocations, want %v", n, want)
 	}
 }
 

@@ -47,6 +47,14 @@ type talker struct {
 	nap                 bool // the next read is the clock's
 	lump                int  // read since it rang
 	clock               *clock
+	time                func() time.Time // nil: time.Now
+}
+
+func (t *talker) now() time.Time {
+	if t.time != nil {
+		return t.time()
+	}
+	return time.Now()
 }
 
 // note is told of each read: full says that there may be more, oneWay that no answer has come.
@@ -62,7 +70,7 @@ func (t *talker) note(fd uintptr, n int, full, oneWay bool) {
 		return
 	}
 	if t.reads == 0 {
-		t.small, t.bytes, t.since = 0, 0, time.Now()
+		t.small, t.bytes, t.since = 0, 0, t.now()
 	}
 	t.reads++
 	t.bytes += n
@@ -72,7 +80,7 @@ func (t *talker) note(fd uintptr, n int, full, oneWay bool) {
 	if t.reads < max(t.need, talkReads) {
 		return
 	}
-	if 4*t.small >= 3*t.reads && time.Duration(t.bytes)*time.Second/talkRate >= time.Since(t.since) {
+	if 4*t.small >= 3*t.reads && time.Duration(t.bytes)*time.Second/talkRate >= t.now().Sub(t.since) {
 		t.begin(fd)
 	}
 	t.reads = 0
@@ -83,7 +91,7 @@ func (t *talker) drained(fd uintptr, oneWay bool) bool {
 	if !t.on {
 		return false
 	}
-	lump, over := t.lump, time.Since(t.since) >= talkTerm
+	lump, over := t.lump, t.now().Sub(t.since) >= talkTerm
 	t.lump = 0
 	if t.nap = oneWay && lump >= talkLump && !over; t.nap {
 		return true
@@ -103,7 +111,7 @@ func (t *talker) begin(fd uintptr) {
 		}
 	}
 	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, talkLowat) == nil {
-		t.on, t.nap, t.lump, t.since = true, true, 0, time.Now()
+		t.on, t.nap, t.lump, t.since = true, true, 0, t.now()
 	}
 }
 

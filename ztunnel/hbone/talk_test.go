@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -241,6 +242,73 @@ func TestSmallPiecesArriveInOrder(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	_ = c.Close()
+}
+
+// The whole way of a connection: who says much in small pieces is read by the clock, and by each piece again as soon as
+// less comes; answers pass, and nothing is left behind. Time stands still for the talker: only what it reads counts.
+func TestTalkerIsReadByTheClockAndNotForLong(t *testing.T) {
+	m, apps := relayed(t)
+	in, app := source(t)
+	s, _, err := m.Connect(t.Context(), m.key, ConnectRequest{Authority: "192.0.2.2:80"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := <-apps
+	raw, err := in.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began, clocks := time.Now(), talkers.Load()
+	r := relayIn{s: s, want: smallBlock - frameHeaderLen, talk: talker{time: func() time.Time { return began }}}
+	var n atomic.Uint64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if readErr, writeErr := r.socket(raw, &n); readErr != nil || writeErr != nil {
+			t.Error(readErr, writeErr)
+		}
+	})
+	piece, sent := make([]byte, 1024), 0
+	say := func() { // and wait until it has been read, so that each read is of one piece
+		if _, err := app.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+		for sent += len(piece); n.Load() < uint64(sent); {
+			runtime.Gosched()
+		}
+	}
+	pieces := 0
+	for ; talkers.Load() == clocks && pieces < 2*talkReads; pieces++ {
+		say()
+	}
+	if pieces < talkReads || pieces == 2*talkReads { // the first may be a question
+		t.Errorf("%d clocks after %d pieces of %d that are looked at", talkers.Load()-clocks, pieces, talkReads)
+	}
+	say() // alone in its nap
+	if got := lowat(t, in); got != 1 {
+		t.Errorf("SO_RCVLOWAT %d after a piece that came alone", got)
+	}
+	got := make([]byte, sent)
+	if _, err := io.ReadFull(server, got); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Write([]byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(s, got[:6]); err != nil || string(got[:6]) != "answer" {
+		t.Fatalf("%q, %v", got[:6], err)
+	}
+	if err := app.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if got := talkers.Load(); got != clocks {
+		t.Errorf("%d clocks are left behind", got-clocks)
+	}
+	_ = s.Close()
+	if rest, err := io.ReadAll(server); len(rest) > 0 || err != nil {
+		t.Errorf("%d bytes more, %v", len(rest), err)
+	}
+	_ = server.Close()
 }
 
 func TestClocksAreBounded(t *testing.T) {
