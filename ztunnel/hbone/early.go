@@ -49,6 +49,8 @@ func (s *Stream) packEarlyLocked(p []byte) {
 // many each time. The writer's lock guards it.
 type company struct {
 	since time.Time // when a frame in the queue began to wait; zero: none does
+	need  int       // how many in a row have to have waited for nothing
+	vain  int       // how many have
 	alone int       // how many left at once after the last one that had waited for nothing
 	pass  int       // of those, how many are still to come
 }
@@ -57,6 +59,10 @@ const (
 	// aloneLeast and aloneMost bound them: one frame in so many is late for nothing.
 	aloneLeast = 16
 	aloneMost  = 1024
+	// answersNeed and farewellsNeed: somebody waits behind an answer, and seldom behind a farewell, of which one that is late
+	// among many that had company says little.
+	answersNeed   = 1
+	farewellsNeed = 4
 )
 
 // awaited reports whether a frame is to wait.
@@ -74,15 +80,19 @@ func (c *company) awaited() bool {
 // came is told that the queue leaves.
 func (c *company) came() {
 	if !c.since.IsZero() {
-		c.since, c.alone = time.Time{}, 0
+		c.since, c.vain, c.alone = time.Time{}, 0, 0
 	}
 }
 
 // missed is told that the queue leaves because its time is up. A frame that had little of it says nothing.
 func (c *company) missed() {
-	if !c.since.IsZero() && time.Since(c.since) >= lateLimit/2 {
+	if c.since.IsZero() || time.Since(c.since) < lateLimit/2 {
+		c.since = time.Time{}
+		return
+	}
+	c.since = time.Time{}
+	if c.vain = min(c.vain+1, c.need); c.vain == c.need {
 		c.alone = min(max(2*c.alone, aloneLeast), aloneMost)
 		c.pass = c.alone
 	}
-	c.since = time.Time{}
 }

@@ -287,7 +287,7 @@ func TestFarewellsDoNotWaitForNothing(t *testing.T) {
 			return time.Since(began)
 		}
 		late := 0
-		for range 1 + aloneLeast + 1 + 2*aloneLeast + 1 {
+		for range farewellsNeed + aloneLeast + 1 + 2*aloneLeast + 1 {
 			d := bye(false)
 			if d != 0 && d != lateLimit {
 				t.Errorf("a farewell came after %v", d)
@@ -296,16 +296,21 @@ func TestFarewellsDoNotWaitForNothing(t *testing.T) {
 				late++
 			}
 		}
-		if late != 3 {
-			t.Errorf("%d farewells waited, want 3", late)
+		if late != farewellsNeed+2 {
+			t.Errorf("%d farewells waited, want %d", late, farewellsNeed+2)
 		}
 		for range 4*aloneLeast + 1 {
 			if d := bye(true); d != 0 {
 				t.Errorf("a farewell with company came after %v", d)
 			}
 		}
-		if d := bye(false); d != lateLimit { // the last one had company
-			t.Errorf("a farewell came after %v, want %v", d, lateLimit)
+		for range 3 * farewellsNeed { // the last one had company, and now each second or so has
+			if d := bye(false); d != lateLimit {
+				t.Errorf("a farewell came after %v, want %v", d, lateLimit)
+			}
+			if d := bye(true); d != 0 {
+				t.Errorf("a farewell with company came after %v", d)
+			}
 		}
 		m.close()
 	})

@@ -58,6 +58,7 @@ type writer struct {
 func newWriter(rc recordConn, fail func(error)) *writer {
 	w := &writer{rc: rc, fail: fail, window: defaultWindow, initialWindow: defaultWindow, firstBlock: true, batch: largeBlock}
 	w.idle.L = &w.mu
+	w.answers.need, w.farewells.need = answersNeed, farewellsNeed
 	w.setMaxFrameLocked(minMaxFrame)
 	return w
 }
