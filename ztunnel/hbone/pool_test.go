@@ -121,6 +121,50 @@ func TestPoolIdleTimeout(t *testing.T) {
 	})
 }
 
+// After a crowd few tunnels wait for what comes next.
+func TestSurplusTunnelsEndSooner(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m, acc := newPairs(t, memPair)
+		var ends []io.Closer
+		for range 6*100 + 1 {
+			c, s := streamPair(t, m, acc)
+			ends = append(ends, c, s)
+		}
+		most := m.dialled()
+		if most < 6 {
+			t.Fatalf("%d tunnels for 601 streams", most)
+		}
+		open := func() (n int) {
+			for _, set := range m.matching(func(Key) bool { return true }) {
+				set.mu.Lock()
+				n += len(set.tunnels)
+				set.mu.Unlock()
+			}
+			return n
+		}
+		time.Sleep(2 * time.Minute)
+		if n := open(); n != most {
+			t.Errorf("%d of %d tunnels with streams left", n, most)
+		}
+		for _, e := range ends {
+			_ = e.Close()
+		}
+		time.Sleep(surplusIdle / 2)
+		if n := open(); n != most {
+			t.Errorf("%d of %d tunnels left at once", n, most)
+		}
+		time.Sleep(surplusIdle)
+		if n := open(); n != 4 {
+			t.Errorf("%d tunnels left after a while, want 4", n)
+		}
+		time.Sleep(5 * time.Minute)
+		if n := open(); n != 0 {
+			t.Errorf("%d tunnels left in the end", n)
+		}
+		m.close()
+	})
+}
+
 func TestCloseMatchingDrains(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m, acc := newPairs(t, memPair)

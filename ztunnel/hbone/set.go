@@ -120,6 +120,20 @@ func (dg *dialing) stage(err error) Stage {
 	return StageLocal
 }
 
+// surplusIdle is how long a tunnel stays without streams that was opened because many were wanted at once: a hundred of
+// them keep some MiB on either side, and a few are enough for what comes next.
+const surplusIdle = time.Minute
+
+// patience is how long t may be idle.
+func (set *tunnelSet) patience(t *tunnel) time.Duration {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if slices.Index(set.tunnels, t) >= set.d.cfg.MaxTunnels {
+		return min(surplusIdle, set.d.cfg.IdleTimeout)
+	}
+	return set.d.cfg.IdleTimeout
+}
+
 func (d *Dialer) isClosed() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -299,6 +299,10 @@ func (t *tunnel) drain() {
 func (t *tunnel) tick() {
 	seen := t.received.Load()
 	written, writing := t.w.progress()
+	patience := time.Duration(0) // with being idle
+	if t.set != nil {
+		patience = t.set.patience(t)
+	}
 
 	t.mu.Lock()
 	if t.err != nil {
@@ -321,7 +325,7 @@ func (t *tunnel) tick() {
 	}
 	unsettled := t.unsettled > pingTicks
 	idle := t.set != nil && len(t.streams) == 0 && t.reserved == 0 &&
-		(t.clock().Sub(t.idleSince) >= t.set.d.cfg.IdleTimeout || t.staleLocked(t.clock()))
+		(t.clock().Sub(t.idleSince) >= patience || t.staleLocked(t.clock()))
 	if idle {
 		t.draining = true
 	}
