@@ -1,9 +1,15 @@
 package hbone
 
 import (
+	"context"
 	"runtime"
 	"sync"
 	"testing"
+	"testing/synctest"
+
+	"golang.org/x/net/http2"
+
+	"github.com/ambit-mesh/ambit/ztunnel/ledger"
 )
 
 // What a stream took of its tunnel's window and could not send is given back when the stream ends meanwhile: the peer
@@ -51,5 +57,31 @@ func TestWindowOfUnsentDataIsGivenBack(t *testing.T) {
 			}
 			w.mu.Unlock()
 		}
+	})
+}
+
+// A request that was reset before its answer holds no window afterwards, whenever its handler finds out.
+func TestAnswerAfterResetHoldsNoWindow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		acct := ledger.New(ledger.DefaultLimits()).Pod("a")
+		answered := make(chan error, 1)
+		ts := newTestServer(t, ServerConfig{Account: acct, Handler: func(ctx context.Context, r *Request) {
+			<-ctx.Done()
+			synctest.Wait() // the stream is over
+			_, err := r.Accept()
+			answered <- err
+		}})
+		ts.greet()
+		for id := uint32(1); id < 9; id += 2 {
+			ts.connect(id)
+			ts.ok(ts.WriteRSTStream(id, http2.ErrCodeCancel))
+			if err := <-answered; err == nil {
+				t.Error("a request that was reset could be accepted")
+			}
+		}
+		if n := acct.InUse(ledger.Bytes); n != 0 {
+			t.Errorf("%d bytes of windows are held by nobody", n)
+		}
+		_ = ts.hangUp()
 	})
 }

@@ -132,6 +132,10 @@ func (s *Stream) widen() int {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.done.Load()&released != 0 { // reset meanwhile: nobody would give it back
+		t.account.Release(ledger.Bytes, int64(more))
+		return 0
+	}
 	s.charged += int64(more)
 	s.window += more
 	s.recvWindow += more
