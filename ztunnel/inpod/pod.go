@@ -175,10 +175,8 @@ func (p *pod) serveConn(c sockopt.Socket, account *ledger.Account, o *ledger.Ope
 		o.Done()
 		p.conns.Done()
 	}
-	if local(c) {
-		if size := account.Buffers(); size > 0 {
-			_ = sockopt.BoundBuffers(c, size) // memory, not correctness
-		}
+	if size := account.Buffers(); size > 0 && local(c) { // where it is costs a system call to know
+		_ = sockopt.BoundBuffers(c, size) // memory, not correctness
 	}
 	serve(o.With(p.ctx), c, ended)
 }
