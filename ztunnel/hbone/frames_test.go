@@ -457,15 +457,23 @@ func TestServerShutdownDrains(t *testing.T) {
 		ts.connect(3) // crossed the GOAWAY
 		ts.wantStatusAfterReset("a stream opened before the PING's answer is served", 3)
 		ts.ok(ts.WritePing(true, ping.Data))
-		if ga, ok := next("final GOAWAY").(*http2.GoAwayFrame); !ok || ga.LastStreamID != 3 {
-			t.Fatalf("want GOAWAY 3, got %v", ga)
+		ts.connect(5) // waited to be sent while the PING was read, and its answer went first
+		if ping, ok = next("second PING").(*http2.PingFrame); !ok {
+			t.Fatal("want a second PING")
 		}
-		ts.connect(5)
-		ts.ok(ts.WriteData(5, false, []byte("early"))) // with the CONNECT, before its client knew
-		ts.wantReset("stream after the final GOAWAY", 5, http2.ErrCodeRefusedStream)
+		ts.wantStatusAfterReset("a stream that follows the first PING's answer is served", 5)
+		ts.ok(ts.WritePing(true, ping.Data))
+		if ga, ok := next("final GOAWAY").(*http2.GoAwayFrame); !ok || ga.LastStreamID != 5 {
+			t.Fatalf("want GOAWAY 5, got %v", ga)
+		}
+		ts.ok(ts.WritePing(true, ping.Data)) // nobody asked again
+		ts.connect(7)
+		ts.ok(ts.WriteData(7, false, []byte("early"))) // with the CONNECT, before its client knew
+		ts.wantReset("stream after the final GOAWAY", 7, http2.ErrCodeRefusedStream)
 		ts.ok(ts.WriteData(1, true, nil))
 		ts.ok(ts.WriteData(3, true, []byte("bye")))
-		for ended := 0; ended < 2; {
+		ts.ok(ts.WriteData(5, true, nil))
+		for ended := 0; ended < 3; {
 			if df, ok := next("streams go on to their end").(*http2.DataFrame); ok && df.StreamEnded() {
 				ended++
 			}

@@ -87,7 +87,7 @@ func (r *reader) onPing(h frameHeader, data uint64) error {
 	case lifePing:
 		r.t.sampleRTT()
 	case drainPing:
-		r.t.finalGoAway()
+		r.t.drainAnswered()
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ const (
 	// minRTT is the least round trip that window growth reckons with: below it, scheduling is what would be measured.
 	minRTT = time.Millisecond
 
-	drainPing = 0x616d626974_01 // marks the PING between the two GOAWAYs of a drain
+	drainPing = 0x616d626974_01 // marks the PINGs between the two GOAWAYs of a drain
 	lifePing  = 0x616d626974_02
 )
 
@@ -80,6 +80,7 @@ type tunnel struct {
 	limit      int                // what our configuration allows
 	gone       bool               // client: gonec is closed
 	draining   bool               // no new streams from us
+	rounds     int                // server: that a drain waits for yet
 	refusing   bool               // server: streams above highID are refused
 	err        error              // why the tunnel ended
 	goAway     *ConnError         // what the peer's GOAWAY complained of
@@ -409,7 +410,12 @@ func (t *tunnel) removeStream(s *Stream) {
 // connFault ends the tunnel because the peer broke the protocol.
 func connFault(code ErrCode, reason string) error { return &ConnError{Code: code, Reason: reason} }
 
-// serverDrain is the server's graceful end: a GOAWAY that still admits what is under way, and after one round trip the
+// drainRounds is how many round trips a drain gives the peer between its two GOAWAYs. One is too few: peers answer a PING
+// before all else, also before CONNECTs that had waited to be sent when they read the GOAWAY. These leave in the same
+// batch, behind the answer, and a peer need not try elsewhere what is refused then. The second answer is behind them.
+const drainRounds = 2
+
+// serverDrain is the server's graceful end: a GOAWAY that still admits what is under way, and after some round trips the
 // final one (https://www.rfc-editor.org/rfc/rfc9113#section-6.8).
 func (t *tunnel) serverDrain() {
 	t.mu.Lock()
@@ -418,8 +424,24 @@ func (t *tunnel) serverDrain() {
 		return
 	}
 	t.draining = true
+	t.rounds = drainRounds
 	t.mu.Unlock()
 	t.w.sendControl(appendPing(appendGoAway(nil, maxStreamID, CodeNo, ""), 0, drainPing))
+}
+
+// drainAnswered is told of the answer to a drain's PING; what nobody asked for counts for nothing.
+func (t *tunnel) drainAnswered() {
+	t.mu.Lock()
+	left := t.rounds
+	t.rounds = max(0, left-1)
+	t.mu.Unlock()
+	switch left {
+	case 0:
+	case 1:
+		t.finalGoAway()
+	default:
+		t.w.sendControl(appendPing(nil, 0, drainPing))
+	}
 }
 
 func (t *tunnel) finalGoAway() {
