@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"hash/maphash"
 	"net/netip"
 	"unicode/utf8"
 
@@ -17,12 +16,18 @@ const (
 
 // replicas remembers which bytes became which traits: what a workload says besides its names, addresses and node is
 // what the one before said, and need not be decoded to be known.
+//
+// The bytes themselves are the key, not a sum of them: traits are an identity, and two workloads that share one by chance
+// or by somebody's design would be a hole in every policy.
 type replicas struct {
-	seeds [2]maphash.Seed
-	known map[[2]uint64]*Traits
+	known map[string]*Traits
+	held  int               // bytes of known's keys
 	names map[string]string // of nodes, and of what made workloads
 	rest  []byte            // for one at a time
 }
+
+// rememberedBytes bounds what is kept of them: a workload says some 200 bytes besides its own.
+const rememberedBytes = 2 << 20
 
 // own is what a workload says for itself alone, in its encoding.
 type own struct{ uid, name, node, workload []byte }
@@ -81,10 +86,6 @@ func (n *replicas) split(b []byte, w *withAddr) (o own, ok bool) {
 	return o, len(o.uid) > 0
 }
 
-func (n *replicas) sum() [2]uint64 {
-	return [2]uint64{maphash.Bytes(n.seeds[0], n.rest), maphash.Bytes(n.seeds[1], n.rest)}
-}
-
 // Replica is the workload that b is, an encoded address, if a replica of it is remembered; else nil, and b is to be
 // decoded. The workload's uid is name itself where they are equal.
 func (n *Interner) Replica(b []byte, name string) *Workload {
@@ -96,7 +97,7 @@ func (n *Interner) Replica(b []byte, name string) *Workload {
 	if !ok {
 		return nil
 	}
-	t := n.of.known[n.of.sum()]
+	t := n.of.known[string(n.of.rest)]
 	if t == nil {
 		return nil
 	}
@@ -143,13 +144,20 @@ func (n *Interner) Remember(b []byte, w *Workload) {
 	if _, ok := n.of.split(b, &withAddr{}); !ok || len(w.DNSNames) > 0 { // no replica has the same names
 		return
 	}
-	if n.of.known == nil {
-		n.of.seeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()} // nobody can choose bytes that meet
+	n.of.remember(w.Traits)
+}
+
+func (n *replicas) remember(t *Traits) {
+	if n.known == nil || len(n.known) >= remembered || n.held+len(n.rest) > rememberedBytes {
+		n.known, n.held = map[string]*Traits{}, 0
 	}
-	if n.of.known == nil || len(n.of.known) >= remembered {
-		n.of.known = map[[2]uint64]*Traits{}
+	if len(n.rest) > rememberedBytes {
+		return
 	}
-	n.of.known[n.of.sum()] = w.Traits
+	if _, have := n.known[string(n.rest)]; !have {
+		n.held += len(n.rest)
+	}
+	n.known[string(n.rest)] = t
 }
 
 // withAddr is a workload with room for its address: one is the rule.

@@ -61,7 +61,17 @@ type reader struct {
 
 func (r *reader) init(t *tunnel) {
 	r.t = t
-	r.connWindow = t.windows.Connection
+	r.connWindow = defaultWindow
+}
+
+// widen appends to b what raises the connection's window to what the tunnel is to have.
+func (r *reader) widen(b []byte) []byte {
+	more := r.t.windows.Connection - defaultWindow
+	if more <= 0 {
+		return b
+	}
+	r.connWindow += more
+	return appendWindowUpdate(b, 0, more)
 }
 
 func (r *reader) configure(maxHeader int) {

@@ -9,7 +9,9 @@ import (
 func (r *reader) onSettings(h frameHeader, p []byte) error {
 	if h.flags&flagAck != 0 {
 		r.t.sampleRTT()
-		r.t.acknowledged.Store(true)
+		if !r.t.acknowledged.Swap(true) && r.t.scarce {
+			return r.control(r.widen(nil))
+		}
 		return nil
 	}
 	if err := r.flood(); err != nil {

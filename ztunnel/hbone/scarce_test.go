@@ -47,7 +47,7 @@ func (ts *testServer) data(id uint32, n int, end bool) {
 // that; when it knows, its windows are negative (RFC 9113, 6.9.2), and it may end the stream and send nothing more until
 // what it has sent is read.
 func TestScarceWindows(t *testing.T) {
-	const base = 4 << 10
+	const base, early = 4 << 10, 40000
 	serve := func(t *testing.T, more int64) (*testServer, chan *Stream, *ledger.Account) {
 		acct := scarceAccount(64 << 20)
 		if !acct.TryAcquire(ledger.Bytes, 4<<20-more) {
@@ -73,17 +73,17 @@ func TestScarceWindows(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			ts, streams, _ := serve(t, 0)
 			ts.connect(1)
-			ts.data(1, 65535, false)
+			ts.data(1, early, false)
 			ts.connect(3)
-			ts.data(3, 65535, true)
+			ts.data(3, 65535-early, true)
 			for range 2 {
 				s := <-streams
-				if _, err := io.ReadFull(s, make([]byte, 65535)); err != nil {
+				if _, err := io.ReadFull(s, make([]byte, map[uint32]int{1: early, 3: 65535 - early}[s.id])); err != nil {
 					t.Fatalf("what was sent in time: %v", err)
 				}
 			}
-			ts.data(1, 65536, false) // what was read is given back, and no more
-			ts.wantReset("more than the default window", 1, http2.ErrCodeFlowControl)
+			ts.data(1, 1, false) // what all streams hold together is not counted yet: not even after it was read
+			ts.wantGoAway("more than the default window", http2.ErrCodeFlowControl)
 			_ = ts.hangUp()
 		})
 	})
@@ -91,9 +91,9 @@ func TestScarceWindows(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			ts, streams, _ := serve(t, 0)
 			ts.connect(1)
-			ts.data(1, 65535, false)
+			ts.data(1, early, false)
 			ts.connect(3)
-			ts.data(3, 65535, false)
+			ts.data(3, 65535-early, false)
 			ts.ok(ts.WriteSettingsAck())
 			ts.connect(5)
 			ts.data(5, base, true)
@@ -103,7 +103,7 @@ func TestScarceWindows(t *testing.T) {
 				if s.id == 3 {
 					continue
 				}
-				if b, err := io.ReadAll(s); err != nil || len(b) != map[uint32]int{1: 65535, 5: base}[s.id] {
+				if b, err := io.ReadAll(s); err != nil || len(b) != map[uint32]int{1: early, 5: base}[s.id] {
 					t.Errorf("stream %d: %d bytes, %v", s.id, len(b), err)
 				}
 			}

@@ -162,8 +162,8 @@ func (t *tunnel) hello(maxStreams, maxHeader int) {
 		ss = append(ss, setting{settingMaxStreams, uint32(maxStreams)})
 	}
 	b = appendSettings(b, ss...)
-	if more := t.windows.Connection - defaultWindow; more > 0 {
-		b = appendWindowUpdate(b, 0, more)
+	if !t.scarce { // else once they are acknowledged: see overdraft
+		b = t.in.widen(b)
 	}
 	t.pingAt.Store(t.clock().UnixNano()) // its acknowledgement is the first round trip
 	t.w.holdControl(b)

@@ -45,7 +45,8 @@ func (t *tunnel) bind(account *ledger.Account) {
 
 // overdraft is by how much a peer may exceed a stream's window as long as it has not acknowledged what we promise: until
 // then it goes by the protocol's default, which may be more
-// (https://www.rfc-editor.org/rfc/rfc9113#section-6.9.3).
+// (https://www.rfc-editor.org/rfc/rfc9113#section-6.9.3). The connection's window is the default as long, too, so that all
+// its streams together exceed theirs by no more.
 func (t *tunnel) overdraft() int {
 	if t.acknowledged.Load() {
 		return 0
