@@ -228,6 +228,7 @@ func (s *Stream) takenLocked(n int) grant {
 		return grant{}
 	}
 	var g grant
+	before := s.window
 	if s.t.scarce && s.t.account.Pressure(ledger.Bytes) {
 		s.shrinkLocked()
 	} else {
@@ -235,7 +236,8 @@ func (s *Stream) takenLocked(n int) grant {
 		since := s.growLocked()
 		g.unhurried = !first && !s.t.scarce && since > 2*max(s.t.rtt.Load(), int64(2*lateLimit))
 	}
-	g.n = s.window - s.recvWindow - s.buffered - s.inFlight
+	// Not what the window leaves: the rest of a frame that has begun is neither in recvWindow nor here.
+	g.n = s.owed - s.inFlight + s.window - before
 	s.recvWindow += g.n
 	s.owed = s.inFlight
 	return g
@@ -259,7 +261,7 @@ func (s *Stream) growLocked() (since int64) {
 
 // shrinkLocked keeps back half of what would be given back, down to what a stream begins with then: others want it, too.
 func (s *Stream) shrinkLocked() {
-	less := min((s.window-s.recvWindow-s.buffered-s.inFlight)/2, s.window-max(scarceWindow, s.t.base), int(s.charged))
+	less := min((s.owed-s.inFlight)/2, s.window-max(scarceWindow, s.t.base), int(s.charged))
 	if less <= 0 {
 		return
 	}
