@@ -65,7 +65,7 @@ type moment struct {
 }
 
 type machineTotals struct {
-	busy, steal time.Duration
+	idle, steal time.Duration
 	switches    uint64
 	kernel      int64
 }
@@ -98,8 +98,9 @@ func look(watch []Process) (moment, error) {
 
 // between is the difference of two looks.
 func between(a, b moment) Result {
+	idle, steal, cpus := b.machine.idle-a.machine.idle, b.machine.steal-a.machine.steal, runtime.NumCPU()
 	out := Result{Elapsed: b.at.Sub(a.at), Machine: Machine{
-		CPUs: runtime.NumCPU(), Busy: b.machine.busy - a.machine.busy, Steal: b.machine.steal - a.machine.steal,
+		CPUs: cpus, Busy: max(0, time.Duration(cpus)*b.at.Sub(a.at)-idle-steal), Steal: steal,
 		Switches: b.machine.switches - a.machine.switches, Kernel: b.machine.kernel - a.machine.kernel,
 	}}
 	for i, p := range b.procs {
@@ -126,7 +127,9 @@ func lookMachine() (t machineTotals, err error) {
 	if _, err := fmt.Sscanf(string(b), "cpu %d %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &iowait, &irq, &softirq, &steal); err != nil {
 		return t, fmt.Errorf("read /proc/stat: %w", err)
 	}
-	t.busy, t.steal = time.Duration(user+nice+system+irq+softirq)*tick, time.Duration(steal)*tick
+	// Idle time is counted by a clock. User and system are who ran when the kernel ticked: work that begins with a timer, and
+	// ends before the next tick, is in none of them.
+	t.idle, t.steal = time.Duration(idle+iowait)*tick, time.Duration(steal)*tick
 	if _, after, ok := strings.Cut(string(b), "\nctxt "); ok {
 		t.switches = number(after)
 	}
