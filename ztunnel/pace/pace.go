@@ -4,7 +4,7 @@
 // thread is woken, none spins, and nothing moves between caches. A proxy that
 // fits on one is a fifth cheaper and faster there. One that does not fit must
 // have more at once. So a Pacer begins with one, doubles while the processors
-// are full or many goroutines wait for them, and halves when the load has fitted on
+// are busy and goroutines wait for them, and halves when the load has fitted on
 // half of them for a while:
 //
 //	CPU alarm ──► look: CPU used, goroutines that waited ──► more at once
@@ -118,7 +118,7 @@ func (p *Pacer) Run(ctx context.Context) error {
 			return nil
 		}
 		if p.control.procs > 1 {
-			timer.Reset(hold / 2) // an idle process gives back what it has, too
+			timer.Reset(hold / 4) // an idle process gives back what it has, too
 		}
 		select {
 		case <-bell.Ring():
