@@ -277,7 +277,12 @@ func sweep(dir string, ours func(name string) bool) error {
 		if ours(e.Name()) {
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		pin := filepath.Join(dir, e.Name())
+		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+			_ = l.Detach() // at once: without its pin the kernel does it some time later. Of an interface that is gone it is
+			_ = l.Close()
+		}
+		if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("unpin %s of another version: %w", e.Name(), err)
 		}
 	}
