@@ -115,19 +115,26 @@ func TestEarlyBytesAreSentAgainOnlyOnThePeersWord(t *testing.T) {
 	}
 }
 
+// dialToSilence returns a dialer with a tunnel that was heard of just now, to a peer that says nothing any more.
+func dialToSilence(t *testing.T) (*Dialer, Key) {
+	t.Helper()
+	d, k := dialTo(t, DialerConfig{}, pingAnswerer(1, false))
+	warm, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = warm.Close() })
+	return d, k
+}
+
 // Nor are they when the peer falls silent. Where there is somebody else the connection fails early: its application may
 // ask again.
 func TestEarlyBytesToASilentPeer(t *testing.T) {
 	for elsewhere, after := range map[bool]time.Duration{true: Silence, false: 10 * time.Second} {
 		bubble(t, func(t *testing.T) {
-			d, k := dialTo(t, DialerConfig{}, pingAnswerer(1, false))
-			warm, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1"})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer warm.Close()
+			d, k := dialToSilence(t)
 			begin := time.Now()
-			_, _, err = d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: func() bool { return elsewhere }, Early: saying("hello")})
+			_, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: func() bool { return elsewhere }, Early: saying("hello")})
 			de, ok := errors.AsType[*DialError](err)
 			if !ok || de.Gone() || de.Refused() || !de.Timeout() || errors.Is(err, ErrUncertain) != elsewhere || time.Since(begin) != after {
 				t.Errorf("elsewhere %v: connect: %v after %v, want %v", elsewhere, err, time.Since(begin), after)
@@ -140,16 +147,11 @@ func TestEarlyBytesToASilentPeer(t *testing.T) {
 // Nor when it leaves, and falls silent: that it is dead now does not say that it was then.
 func TestEarlyBytesOfAPeerThatLeaves(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		d, k := dialTo(t, DialerConfig{}, pingAnswerer(1, false))
-		warm, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer warm.Close()
+		d, k := dialToSilence(t)
 		begin := time.Now()
 		left := time.AfterFunc(time.Second/2, func() { d.Gone(func(Key) bool { return true }) })
 		defer left.Stop()
-		_, _, err = d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: always, Early: saying("hello")})
+		_, _, err := d.Connect(t.Context(), k, ConnectRequest{Authority: "a:1", Elsewhere: always, Early: saying("hello")})
 		de, ok := errors.AsType[*DialError](err)
 		if !ok || de.Gone() || de.Refused() || !de.Timeout() || time.Since(begin) != Silence {
 			t.Errorf("connect: %v after %v", err, time.Since(begin))

@@ -73,8 +73,8 @@ func newTestServer(t *testing.T, cfg ServerConfig) *testServer {
 	return ts
 }
 
-// greet completes the preface and checks what the server announces.
-func (ts *testServer) greet() {
+// hello sends the preface and returns the server's SETTINGS, which are not acknowledged.
+func (ts *testServer) hello() *http2.SettingsFrame {
 	ts.t.Helper()
 	_, _ = io.WriteString(ts.conn, http2.ClientPreface)
 	ts.ok(ts.WriteSettings())
@@ -82,6 +82,13 @@ func (ts *testServer) greet() {
 	if !ok {
 		ts.t.Fatal("first frame is not SETTINGS")
 	}
+	return sf
+}
+
+// greet completes the preface and checks what the server announces.
+func (ts *testServer) greet() {
+	ts.t.Helper()
+	sf := ts.hello()
 	for id, want := range map[http2.SettingID]uint32{
 		http2.SettingHeaderTableSize: 0, http2.SettingMaxConcurrentStreams: 200, http2.SettingMaxFrameSize: 1 << 20,
 		http2.SettingMaxHeaderListSize: 64 << 10, http2.SettingInitialWindowSize: 64 << 10, http2.SettingEnableConnectProtocol: 1,

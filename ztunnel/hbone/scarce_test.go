@@ -20,19 +20,6 @@ func scarceAccount(memory int64) *ledger.Account {
 	return l.Pod("a")
 }
 
-// hurry is greet without what it checks, up to our SETTINGS, which are not acknowledged.
-func (ts *testServer) hurry() (initial uint32) {
-	ts.t.Helper()
-	_, _ = io.WriteString(ts.conn, http2.ClientPreface)
-	ts.ok(ts.WriteSettings())
-	sf, ok := ts.next("server's SETTINGS").(*http2.SettingsFrame)
-	if !ok {
-		ts.t.Fatal("first frame is not SETTINGS")
-	}
-	initial, _ = sf.Value(http2.SettingInitialWindowSize)
-	return initial
-}
-
 // data sends n bytes in frames that any peer may send.
 func (ts *testServer) data(id uint32, n int, end bool) {
 	ts.t.Helper()
@@ -64,7 +51,7 @@ func TestScarceWindows(t *testing.T) {
 			_ = s.Close()
 		}})
 		ts.raw.SetBuffer(1 << 20)
-		if got := ts.hurry(); got != base {
+		if got, _ := ts.hello().Value(http2.SettingInitialWindowSize); got != base {
 			t.Errorf("SETTINGS promise %d, want %d", got, base)
 		}
 		return ts, streams, acct

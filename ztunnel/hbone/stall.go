@@ -36,7 +36,7 @@ func (o *outlet) write(p *parcel, wait bool) error {
 type waitingSet struct {
 	mu      sync.Mutex
 	first   *outlet // guarded by mu
-	looking bool    // guarded by mu
+	looking bool    // guarded by mu: a timer is set
 }
 
 var waiting waitingSet
@@ -58,7 +58,7 @@ func (w *waitingSet) add(o *outlet) {
 	w.first = o
 	if !w.looking {
 		w.looking = true
-		go w.look()
+		time.AfterFunc(stallTime, w.look)
 	}
 }
 
@@ -87,15 +87,8 @@ func (w *waitingSet) unlinkLocked(o *outlet) {
 	at.prev, at.next = nil, nil
 }
 
-// look runs while anybody waits.
+// look asks those that it sees again, and comes again while others are left.
 func (w *waitingSet) look() {
-	for w.sweep() {
-		time.Sleep(stallTime)
-	}
-}
-
-// sweep asks those that it sees again, and reports whether others are left; with none, looking has ended.
-func (w *waitingSet) sweep() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for o := w.first; o != nil; {
@@ -108,8 +101,9 @@ func (w *waitingSet) sweep() bool {
 		o.place.seen = true
 		o = next
 	}
-	w.looking = w.first != nil
-	return w.looking
+	if w.looking = w.first != nil; w.looking {
+		time.AfterFunc(stallTime, w.look)
+	}
 }
 
 // past is a deadline that has passed.

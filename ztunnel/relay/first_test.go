@@ -12,10 +12,7 @@ import (
 // What a has said before it was joined comes first, and waits for b as the rest of the upload does: the other direction
 // runs meanwhile.
 func TestStartAfter(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		a, b pair
-	}{{"splice", tcpPair, tcpPair}, {"buffered", memPair, memPair}, {"mixed", tcpPair, memPair}} {
+	for _, tt := range ways {
 		t.Run(tt.name, func(t *testing.T) {
 			client, a := tt.a(t)
 			server, b := tt.b(t)

@@ -53,12 +53,15 @@ func memPair(*testing.T) (Conn, Conn) {
 	return a, b
 }
 
-// each runs a test over every way to copy: one suite, all implementations.
+// ways are those to copy: one suite, all implementations.
+var ways = []struct {
+	name string
+	a, b pair
+}{{"splice", tcpPair, tcpPair}, {"buffered", memPair, memPair}, {"mixed", tcpPair, memPair}}
+
+// each runs a test over every way to copy.
 func each(t *testing.T, f func(t *testing.T, client, server Conn, st *Stats, join func() error)) {
-	for _, tt := range []struct {
-		name string
-		a, b pair
-	}{{"splice", tcpPair, tcpPair}, {"buffered", memPair, memPair}, {"mixed", tcpPair, memPair}} {
+	for _, tt := range ways {
 		t.Run(tt.name, func(t *testing.T) {
 			client, a := tt.a(t)
 			server, b := tt.b(t)
